@@ -1,0 +1,45 @@
+/* Errors have two tiers.
+
+   A mistake of the user or of the machine ends the program with ONE line: what, where, what to do.
+   Anything made from model text or data never comes here: those functions return a value, the
+   caller counts it, and the run goes on.
+
+       die_input    exit code 2   the input is wrong (option, file, checkpoint, run directory)
+       die_machine  exit code 1   the machine failed (memory, disk, device)
+
+   Both print "train: error: " + the message + newline to stderr, after restoring the console line.
+   Neither returns. */
+#ifndef LLMC_CHECK_H
+#define LLMC_CHECK_H
+
+#include <stddef.h>
+#include <stdio.h>
+
+_Noreturn void die_input(const char *format, ...) __attribute__((format(printf, 1, 2)));
+_Noreturn void die_machine(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* One line "train: warning: ..." on stderr; the run goes on. */
+void warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Host memory that is there or the program ends (die_machine naming what was asked for).
+   check_alloc zeroes. The caller frees with free(). */
+void *check_alloc(size_t count, size_t size, const char *what);
+void *check_realloc(void *pointer, size_t count, size_t size, const char *what);
+char *check_strdup(const char *text);
+
+/* snprintf into a path buffer; die_input if it does not fit. */
+void check_path(char *out, size_t capacity, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* A file that replaces `path` whole or not at all: open a temporary name beside it, write, then
+   commit = flush + fsync + rename + fsync of the directory. Write errors (disk full, quota) end in
+   die_machine after the temporary file was removed; an unwritable place ends in die_input. */
+struct AtomicFile {
+    FILE *stream;
+    char path[4096], temporary[4096];
+};
+void atomic_open(struct AtomicFile *file, const char *path);
+void atomic_write(struct AtomicFile *file, const void *data, size_t bytes);
+void atomic_commit(struct AtomicFile *file);
+
+#endif

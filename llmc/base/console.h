@@ -1,0 +1,19 @@
+/* What a person sees. On a terminal: a table line per step, a progress line with the time left.
+   Not a terminal: plain lines, a step line every so often, nothing overwritten. --quiet: errors only. */
+#ifndef LLMC_CONSOLE_H
+#define LLMC_CONSOLE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+void console_open(bool quiet);
+/* A printf-like line of the log (stdout), followed by a newline; nothing when quiet. */
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Redraws the progress line "what 120/300 [#####....] 0:42 left"; nothing unless on a terminal. */
+void console_progress(const char *what, int64_t done, int64_t total, double seconds_left);
+/* Removes the progress line (before any other output; called by say, warn, die). */
+void console_clear(void);
+/* Seconds as 0:42, 12:03, 1:02:03 in a static buffer. */
+const char *console_time(double seconds);
+
+#endif

@@ -1,0 +1,57 @@
+/* Options are one table (options.c): name, type, range, default, help. The parser, --help,
+   --config FILE.json and the saved RUN/config.json all read it, so they cannot disagree.
+
+   To add one: a field here, a row there. An option appears when it works. */
+#ifndef LLMC_OPTIONS_H
+#define LLMC_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#define OPTION_TEXT 1024
+
+struct Options {
+    /* what to learn */
+    char task[OPTION_TEXT], model[OPTION_TEXT];
+    int64_t layers, channels, heads, context;   /* 0 = the named model's */
+    bool untied;
+    /* how */
+    char objective[OPTION_TEXT];
+    char entropy_control[OPTION_TEXT];   /* "" = the objective's; likewise the axes below */
+    char advantage[OPTION_TEXT], aggregation[OPTION_TEXT], overlong[OPTION_TEXT], kl[OPTION_TEXT];
+    double clip_low, clip_high;          /* NaN = the objective's */
+    double kl_coef;
+    int64_t steps, warm_start, warm_batch, prompts, group, minibatches, epochs;
+    double lr, warm_lr, weight_decay, grad_clip, beta1, beta2;
+    int64_t lr_warmup;
+    double temperature;
+    int64_t max_tokens;                  /* 0 = the task's */
+    /* evaluation */
+    int64_t eval_every, eval_prompts, eval_samples;
+    bool eval_only;
+    char score[OPTION_TEXT];
+    /* the run */
+    char run[OPTION_TEXT];
+    bool overwrite;
+    char resume[OPTION_TEXT];
+    int64_t save_every, keep;
+    bool save_rollouts;
+    /* the machine */
+    char backend[OPTION_TEXT];
+    int64_t seed, threads, decode_rows, micro_tokens;   /* 0 = chosen by the program */
+    bool dry_run, quiet, help;
+};
+
+/* Defaults, then --config FILE in its place on the line, then the line. die_input for anything
+   unknown (suggesting the nearest name), out of range, or without its value. --help prints and
+   exits 0. */
+void options_parse(struct Options *options, int argc, char **argv);
+/* --help's text: every option with its default and range. */
+void options_help(FILE *out);
+/* All options as JSON, atomically; read back by --config. */
+void options_save(const struct Options *options, const char *path);
+/* Was it set on the line or in a config file (rather than left at its default)? */
+bool options_given(const struct Options *options, const char *name);
+
+#endif

@@ -1,0 +1,59 @@
+/* Checkpoints are Hugging Face directories that from_pretrained reads as they are, plus what training
+   needs to go on (doc/formats.md):
+
+       RUN/checkpoints/step_000100/
+           model.safetensors  config.json  vocab.json merges.txt tokenizer_config.json
+           optimizer.safetensors   exp_avg.NAME, exp_avg_sq.NAME (float32)
+           trainer_state.json      step, ordinals, controller, settings
+       RUN/checkpoints/latest      a text file with the directory's name, moved into place last
+
+   A checkpoint is written under a temporary name, synced, renamed; only then does `latest` move, and
+   only then are old ones removed. So a kill at any moment leaves a complete latest one. */
+#ifndef LLMC_CHECKPOINT_H
+#define LLMC_CHECKPOINT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "model.h"
+#include "io/tokenizer.h"
+
+/* Everything of a run that is not a tensor. Plain data: saved and restored field by field through
+   one table in checkpoint.c. */
+struct TrainerState {
+    int64_t step;                 /* RL steps completed */
+    int64_t warm_step;            /* supervised steps completed */
+    int64_t optimizer_step;
+    int64_t group_ordinal;        /* next global draw ordinal */
+    int64_t demonstration_ordinal;
+    int64_t update_ordinal;
+    int64_t num_tokens;           /* trained on so far */
+    int64_t skipped_in_a_row;
+    double entropy_initial, entropy_target, entropy_cumulative, entropy_integral;
+    int64_t entropy_rollouts, entropy_steps_at_bound;
+    double entropy_error_at_bound;
+    double zeta, clip_high, entropy_coef, repo_d_beta;
+    /* settings that must not differ for a bitwise resume; a difference is said, not refused */
+    int64_t seed, threads, micro_tokens;
+    char dtype[8], backend[16], blas[32];
+    char task[64];
+};
+
+/* Reads DIR/config.json into `config`: NULL or one sentence saying what is wrong. */
+const char *checkpoint_config(const char *directory, struct ModelConfig *config);
+/* Loads weights (both names with and without "transformer."); die_input on any misfit, naming file,
+   tensor, and what was expected. */
+void checkpoint_load_weights(const char *directory, const struct Model *model,
+                             struct Weights *weights);
+/* Moments and state; die_input likewise. */
+void checkpoint_load_optimizer(const char *directory, const struct Model *model, float *m, float *v);
+void checkpoint_load_state(const char *directory, struct TrainerState *state);
+
+/* Writes one checkpoint; keep = how many to leave (0 = all). m, v NULL: weights only. Returns with
+   `latest` pointing at it. */
+void checkpoint_save(const char *run_directory, const struct Model *model,
+                     const struct Weights *weights, const float *m, const float *v,
+                     const struct Tokenizer *tokenizer, const struct TrainerState *state, int keep);
+/* The directory `latest` names, complete; false: there is none. */
+bool checkpoint_latest(const char *run_directory, char *out, size_t capacity);
+
+#endif

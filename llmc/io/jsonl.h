@@ -1,0 +1,36 @@
+/* JSON lines out: one flat object per line, written whole (one write call), numbers with enough
+   digits to come back exactly. Non-finite numbers become null. Reading JSON is cJSON's job. */
+#ifndef LLMC_JSONL_H
+#define LLMC_JSONL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+struct Jsonl {
+    FILE *stream;
+    char path[4096];
+    char *line;       /* the object being built */
+    size_t length, capacity;
+};
+
+/* Opens for appending; die_input if it cannot. */
+void jsonl_open(struct Jsonl *out, const char *path);
+void jsonl_begin(struct Jsonl *out);
+void jsonl_number(struct Jsonl *out, const char *key, double value);   /* float32 precision: %.9g */
+void jsonl_double(struct Jsonl *out, const char *key, double value);   /* %.17g */
+void jsonl_integer(struct Jsonl *out, const char *key, int64_t value);
+void jsonl_boolean(struct Jsonl *out, const char *key, bool value);
+void jsonl_string(struct Jsonl *out, const char *key, const char *value, size_t length);
+void jsonl_integers(struct Jsonl *out, const char *key, const int *values, int count);
+void jsonl_numbers(struct Jsonl *out, const char *key, const float *values, int count);
+/* Ends the object and hands the line to the kernel; die_machine if the disk refuses it. */
+void jsonl_end(struct Jsonl *out);
+void jsonl_close(struct Jsonl *out);
+
+/* Keeps only the lines of a log whose integer `key` is <= last (and lines without it), atomically:
+   a resumed run must not log a step twice. A torn last line is dropped. Missing file: nothing. */
+void jsonl_cut(const char *path, const char *key, int64_t last);
+
+#endif

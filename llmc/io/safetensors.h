@@ -1,0 +1,50 @@
+/* safetensors: 8-byte little-endian header length, a JSON header, raw tensors.
+   Format: https://github.com/huggingface/safetensors (see doc/formats.md).
+
+   Reading is total: a hostile file (header length past the end, overlapping or out-of-range
+   offsets, overflowing shapes, wrong types) gives an error text, never a crash. */
+#ifndef LLMC_SAFETENSORS_H
+#define LLMC_SAFETENSORS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum SafetensorsType { ST_F32, ST_F16, ST_BF16, ST_F64, ST_I64, ST_I32, ST_OTHER };
+
+struct SafetensorsEntry {
+    char name[128];
+    enum SafetensorsType type;
+    int num_dims;
+    int64_t shape[4];
+    size_t count;              /* product of the shape */
+    size_t begin, end;         /* bytes in the data section */
+};
+
+struct Safetensors {
+    char path[4096];
+    const unsigned char *map;  /* the whole file, memory-mapped */
+    size_t map_bytes;
+    const unsigned char *data; /* data section */
+    struct SafetensorsEntry *entries;
+    int count;
+};
+
+/* Opens and checks the whole header. Returns NULL, or one sentence with what is wrong (static
+   storage) in which case nothing is left open. */
+const char *safetensors_open(struct Safetensors *file, const char *path);
+const struct SafetensorsEntry *safetensors_find(const struct Safetensors *file, const char *name);
+/* Elements [first, first + n) converted to float32; entry must be F32, F16, BF16 or F64. */
+void safetensors_read(const struct Safetensors *file, const struct SafetensorsEntry *entry,
+                      float *out, size_t first, size_t n);
+void safetensors_close(struct Safetensors *file);
+
+/* Writing: describe all tensors, then give their data in the same order, then commit.
+   Uses AtomicFile; ends the program as that does. Only float32 and bf16/fp16 raw bytes. */
+struct SafetensorsWriter;
+struct SafetensorsWriter *safetensors_create(const char *path);
+void safetensors_describe(struct SafetensorsWriter *writer, const char *name,
+                          enum SafetensorsType type, int num_dims, const int64_t *shape);
+void safetensors_write(struct SafetensorsWriter *writer, const void *data, size_t bytes);
+void safetensors_commit(struct SafetensorsWriter *writer);   /* checks that all bytes came; frees */
+
+#endif

@@ -1,0 +1,123 @@
+/* The transformer. A family is a row of a table (GPT-2 first): a config reader, and a table of
+   tensors with one row per tensor (Hugging Face name, shape, initialiser, decay), from which the flat
+   buffers, the initialisation, the checkpoint and the optimizer's ranges all follow.
+
+   Weights, gradients and moments are flat buffers in the same layer-major table order:
+
+       | wte | wpe | layer 0: ln_1 w b, attn w b, proj w b, ln_2 w b, fc w b, proj w b | layer 1 ... | ln_f w b | (head) |
+
+   Weights are separate from activations, so a reference model is a second struct Weights. */
+#ifndef LLMC_MODEL_H
+#define LLMC_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "arena.h"
+#include "ops.h"
+
+struct ModelConfig {
+    char family[16];   /* row of the families table: "gpt2" */
+    int L, NH, NKV, C, HS, F, V, Vp, max_T;
+    bool tied;         /* the head is wte */
+};
+
+/* One tensor. Offsets and counts are in elements of the flat buffers. */
+struct Tensor {
+    char name[80];     /* Hugging Face name, e.g. transformer.h.0.attn.c_attn.weight */
+    int shape[2];      /* as the kernels read it: [rows, columns], or [n, 0] */
+    int rows_saved;    /* rows in a file: V where shape[0] is Vp, else shape[0] */
+    bool transposed;   /* the file holds [columns, rows] (GPT-2's Conv1D) */
+    bool decay;        /* weight decay applies */
+    bool trainable;
+    float init_std;    /* normal(0, init_std); 0 with init_value */
+    float init_value;  /* constant */
+    size_t offset, count;
+};
+
+/* Pointers of one layer into a flat buffer; const floatX * for weights, float * for gradients.
+   (one list, two types: LAYER_TENSORS in model.c) */
+struct Model {
+    struct ModelConfig config;
+    struct Tensor *tensors;
+    int num_tensors;
+    size_t num_parameters;   /* elements of a flat buffer, padding included */
+    size_t num_real_parameters;
+    const struct Ops *ops;
+};
+
+struct Weights {
+    floatX *data;            /* [num_parameters] */
+};
+
+/* A packed batch. N tokens in B rows, no padding; row b is [row_start[b], row_start[b+1]).
+   position restarts at 0 in each row. */
+struct Batch {
+    int N, B, max_T, n;
+    int *token, *position, *row_start;   /* backend; [N], [N], [B+1] */
+    int *row, *target;                   /* backend; [n]: tokens with loss: hidden state, next token */
+};
+
+struct Activations;      /* forward's memory for N tokens; opaque, in model.c */
+struct DecodeState;      /* decode's memory for R rows and its cache; opaque, in model.c */
+
+/* Sizes by name: "tiny" (L3 C64 NH4 T16), "gpt2" (124M), "gpt2-medium" (355M), "gpt2-large" (774M),
+   "gpt2-xl" (1558M). Returns false for an unknown name. V, Vp of `config` are left to the caller. */
+bool model_config_named(struct ModelConfig *config, const char *name);
+/* Space-separated names, for messages. */
+const char *model_config_names(void);
+/* NULL if the config can be run, else one sentence saying what is wrong (static storage). */
+const char *model_config_problem(const struct ModelConfig *config);
+
+/* Builds the tensor table. The config must have no problem. */
+struct Model *model_build(const struct ModelConfig *config, const struct Ops *ops);
+void model_free(struct Model *model);
+/* The table, one line per tensor. */
+void model_print(const struct Model *model, FILE *out);
+
+/* Initial weights, drawn on the host (RNG_INIT, tensor index): the same on every backend up to
+   rounding. Padding rows are zero. */
+void model_initialise(const struct Model *model, struct Weights *weights, uint64_t seed);
+/* Ranges for ops->adamw over all trainable tensors; host array, caller frees. */
+struct AdamwRange *model_adamw_ranges(const struct Model *model, float weight_decay, int *count);
+
+/* Reserves forward and backward memory for up to N tokens in up to B rows, head_rows with loss. */
+struct Activations *activations_reserve(const struct Model *model, struct Arena *arena, int N,
+                                        int B, int max_T);
+void activations_free(struct Activations *activations);
+
+/* Returns the final hidden states E [N,C] (after the last norm), valid until the next forward.
+   attention_entropy: backend [L,NH,N] or NULL. */
+floatX *model_forward(const struct Model *model, const struct Weights *weights,
+                      struct Activations *activations, const struct Batch *batch,
+                      float *attention_entropy, void *workspace);
+/* Where the head writes dE [N,C] before model_backward. */
+floatX *model_hidden_gradient(struct Activations *activations);
+/* grads [num_parameters] float, +=. Uses the activations of the last forward. */
+void model_backward(const struct Model *model, const struct Weights *weights,
+                    struct Activations *activations, const struct Batch *batch, float *grads,
+                    void *workspace);
+
+/* The head's weight [Vp,C] and gradient, tied or not. */
+const floatX *model_head_weight(const struct Model *model, const struct Weights *weights);
+float *model_head_gradient(const struct Model *model, float *grads);
+
+/* Decode memory: R rows a step (prefill included), caches as given. Packed weights included. */
+struct DecodeState *decode_reserve(const struct Model *model, struct Arena *arena, int R,
+                                   int prompt_slots, int prompt_capacity, int tail_slots,
+                                   int tail_capacity);
+void decode_free(struct DecodeState *state);
+/* Packs the weights; call after every update, before the first step. */
+void decode_load_weights(const struct Model *model, struct DecodeState *state,
+                         const struct Weights *weights);
+/* One step of R rows (R <= the reserved): returns the final hidden states [R,C]. */
+floatX *model_decode(const struct Model *model, const struct Weights *weights,
+                     struct DecodeState *state, const struct DecodeRows *rows, int R,
+                     void *workspace);
+/* The packed head weight for ops->head_sample. */
+const void *decode_head_weight(const struct DecodeState *state);
+
+/* Floating-point operations of one training token (forward and backward, head included, attention at
+   mean context T/2): 6 per weight of a product, as the field counts for MFU. */
+double model_flops_per_token(const struct Model *model, int T);
+
+#endif

@@ -1,0 +1,256 @@
+/* THE CONTRACT. Every operation the engine needs from a machine is one slot of struct Ops.
+
+   A backend fills all slots: llmc/kernels/X.c is the readable CPU definition, llmc/kernels/X.cu
+   the CUDA version; both define static functions named like their slot. ops.c lists the slots by
+   name, so that a forgotten one is named at start.
+
+   Rules that hold for every slot
+     order        outputs, inputs, weights, sizes; a dx is the gradient of the loss by x
+     shapes       in brackets, row-major, the last index contiguous. B rows (sequences), T positions,
+                  C channels, L layers, NH query heads, NKV key-value heads, HS head size (C = NH*HS),
+                  F hidden width of the MLP, V vocabulary, Vp padded vocabulary, N tokens (rows of a
+                  packed batch), R rows of a decode step, QKV = (NH + 2*NKV) * HS
+     elements     floatX is the backend's storage type (precision.h); float is float32 everywhere
+     memory       pointers are the backend's (ops->alloc) unless the comment says "host".
+                  Nothing is owned: a slot reads and writes what it is given and keeps no pointer
+     execution    every slot enqueues on the backend's one compute stream and returns. Only
+                  download, sync, and the head slots (they fill host arrays) wait; asynchronous
+                  errors surface there
+     errors       a failing device ends the program (die_machine); numbers are never errors
+     gradients    "=" overwrites, "+=" accumulates; weight gradients are float32 and always "+="
+     workspace    scratch of at least workspace_size() bytes; contents undefined before and after
+     repeatable   the same call on the same machine gives the same bits
+
+   Sources: GPT-2 (Radford et al. 2019), layer norm 1607.06450, AdamW 1711.05101,
+   online softmax 1805.02867, FlashAttention 2205.14135, Cut Cross-Entropy 2411.09009. */
+#ifndef LLMC_OPS_H
+#define LLMC_OPS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include "base/precision.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The largest sizes a workspace must serve. */
+struct OpsShape {
+    int N, C, F, NH, NKV, HS, V, Vp;
+    int max_T;      /* longest row of a packed batch */
+    int R;          /* rows of a decode step, prefill included */
+    int max_length; /* longest prompt + completion a decode row attends to */
+};
+
+/* Per-token results of the head, HOST arrays [n]. Any pointer but logp may be NULL. p is the softmax
+   over the V real columns at the given temperature; logs are natural, entropies in nats. */
+struct HeadStats {
+    float *logp;     /* log p_y */
+    float *entropy;  /* H = -sum_j p_j log p_j, from the centred moment (doc/head.md) */
+    float *q;        /* Q = sum_j p_j^2 */
+    float *r;        /* R = sum_j p_j^2 log p_j */
+};
+
+/* The objective's word in the middle of the head: given the statistics of rows
+   [first_row, first_row + rows) (host arrays, indexed from 0 at first_row), write
+   dlogp[i] = dJ/dlogp and dentropy[i] = dJ/dH of the minimised J. Signed. Called in row order,
+   exactly once per row, on the calling thread. */
+typedef void (*HeadUpstream)(void *context, int first_row, int rows, const struct HeadStats *stats,
+                             float *dlogp, float *dentropy);
+
+/* What a decode step knows of each of its R rows; device arrays [R]. A row is one token that enters
+   the network. Prompt tokens and completion tokens follow one rule: with k = position,
+       k <  prompt_length   its key and value go to the prompt segment at k, and it attends to
+                            prompt[0..k]
+       k >= prompt_length   they go to the row's tail at k - prompt_length, and it attends to
+                            prompt[0..prompt_length) and tail[0..k - prompt_length]
+   Rows of one step may belong to one prompt (prefill): all keys are written before any is read. */
+struct DecodeRows {
+    int *token;          /* input token */
+    int *position;       /* absolute position k, counted from the first prompt token */
+    int *prompt_slot;    /* which prompt segment of the cache */
+    int *prompt_length;
+    int *tail_slot;      /* which tail of the cache (unused while k < prompt_length) */
+    uint32_t *ordinal;   /* RNG counter words: global draw ordinal of the group ... */
+    uint32_t *sample;    /* ... and the sample's index within the group */
+};
+
+/* The decode cache in two segments, shared by all rows of a group, and each row's own tail:
+
+       prompt [L][prompt_slots][2][NKV][prompt_capacity][HS]     0 = key, 1 = value
+       tail   [L][tail_slots  ][2][NKV][tail_capacity  ][HS]                                  */
+struct KvCache {
+    floatX *prompt, *tail;
+    int L, NKV, HS, prompt_slots, prompt_capacity, tail_slots, tail_capacity;
+};
+
+/* A contiguous range of the flat parameter buffer with one weight decay. */
+struct AdamwRange {
+    size_t begin, end;
+    float weight_decay;
+};
+
+struct AdamwStep {
+    float learning_rate, beta1, beta2, epsilon;
+    float grad_scale;   /* multiplies every gradient: clipping, and 1 / loss scale */
+    int64_t step;       /* counted from 1, for bias correction */
+    uint64_t seed;      /* stochastic rounding, where floatX is narrower than float */
+};
+
+struct Ops {
+    const char *name;     /* "cpu", "cuda", ... */
+    const char *dtype;    /* "fp32", "bf16", "fp16": what floatX is */
+    size_t element_size;  /* sizeof(floatX) */
+
+    /* ---- memory, order and conversion ---------------------------------------------------- */
+
+    /* bytes of backend memory, aligned to 256, contents undefined; ends the program when there are
+       none left, saying how much was asked for. */
+    void *(*alloc)(size_t bytes);
+    void (*free)(void *memory);
+    void (*upload)(void *out, const void *host, size_t bytes);   /* the host may reuse `host` at once */
+    void (*download)(void *host, const void *in, size_t bytes);  /* waits */
+    void (*copy)(void *out, const void *in, size_t bytes);       /* backend to backend, no overlap */
+    void (*fill_zero)(void *out, size_t bytes);
+    void (*sync)(void);                                          /* waits for everything enqueued */
+    /* Order between the compute stream and the communication stream; event is in [0, 64). */
+    void (*event_record)(int event);
+    void (*event_wait)(int event);
+    void (*to_float)(float *out, const floatX *in, size_t n);    /* both backend memory */
+    void (*from_float)(floatX *out, const float *in, size_t n);  /* rounds to nearest even */
+    /* Scratch bytes that serve every slot below at every size up to `shape`. */
+    size_t (*workspace_size)(const struct OpsShape *shape);
+
+    /* ---- the transformer, on packed rows: N tokens, B rows, row b is [row_start[b], row_start[b+1])  */
+
+    /* x[n] = wte[token[n]] + wpe[position[n]]
+       x [N,C] = ; token, position [N]; wte [Vp,C]; wpe [max_T,C] */
+    void (*embedding_forward)(floatX *x, const int *token, const int *position, const floatX *wte,
+                              const floatX *wpe, int N, int C);
+    /* dwte [Vp,C] +=, dwpe [max_T,C] +=; dx [N,C]. The order of the sum is fixed by n. */
+    void (*embedding_backward)(float *dwte, float *dwpe, const floatX *dx, const int *token,
+                               const int *position, int N, int C, void *workspace);
+
+    /* Layer norm over C, epsilon 1e-5: out = (x - mean) * rstd * weight + bias
+       out [N,C] =; mean, rstd [N] =; x [N,C]; weight, bias [C] */
+    void (*norm_forward)(floatX *out, float *mean, float *rstd, const floatX *x,
+                         const floatX *weight, const floatX *bias, int N, int C);
+    /* The residual stream: sum = x + delta, then the norm of sum. sum [N,C] = (may be x). */
+    void (*norm_residual_forward)(floatX *sum, floatX *out, float *mean, float *rstd,
+                                  const floatX *x, const floatX *delta, const floatX *weight,
+                                  const floatX *bias, int N, int C);
+    /* dx [N,C] += ; dweight, dbias [C] +=; dout, x [N,C]. dx accumulates because the residual
+       stream goes on beside the norm. */
+    void (*norm_backward)(floatX *dx, float *dweight, float *dbias, const floatX *dout,
+                          const floatX *x, const floatX *weight, const float *mean,
+                          const float *rstd, int N, int C, void *workspace);
+
+    /* out = x w^T + bias.   out [N,OC] =; x [N,C]; w [OC,C]; bias [OC] or NULL */
+    void (*matmul_forward)(floatX *out, const floatX *x, const floatX *w, const floatX *bias, int N,
+                           int C, int OC);
+    /* dx [N,C] = dout w (NULL: not wanted); dw [OC,C] += dout^T x; dbias [OC] += (NULL: no bias) */
+    void (*matmul_backward)(floatX *dx, float *dw, float *dbias, const floatX *dout,
+                            const floatX *x, const floatX *w, int N, int C, int OC,
+                            void *workspace);
+
+    /* The feed-forward block: pre = x w1^T + b1, act = gelu(pre), out = act w2^T + b2, with GPT-2's
+       tanh form of GELU (1606.08415). out [N,C] =; pre, act [N,F] =; x [N,C]; w1 [F,C]; w2 [C,F] */
+    void (*mlp_forward)(floatX *out, floatX *pre, floatX *act, const floatX *x, const floatX *w1,
+                        const floatX *b1, const floatX *w2, const floatX *b2, int N, int C, int F);
+    /* dx [N,C] =; dw1 [F,C], db1 [F], dw2 [C,F], db2 [C] +=; dpre [N,F] is scratch */
+    void (*mlp_backward)(floatX *dx, float *dw1, float *db1, float *dw2, float *db2, floatX *dpre,
+                         const floatX *dout, const floatX *x, const floatX *pre, const floatX *act,
+                         const floatX *w1, const floatX *w2, int N, int C, int F, void *workspace);
+
+    /* Causal softmax attention inside each row, scale 1/sqrt(HS). qkv [N,QKV] holds, per token, the
+       NH query heads, then the NKV key heads, then the NKV value heads; query head h reads
+       key-value head h / (NH / NKV).
+       out [N,NH*HS] =; lse [NH,N] = log-sum-exp of the scaled scores; entropy [NH,N] = the entropy
+       (nats) of each attention row (2303.06296), or NULL; row_start [B+1]; max_T >= longest row */
+    void (*attention_forward)(floatX *out, float *lse, float *entropy, const floatX *qkv,
+                              const int *row_start, int B, int N, int max_T, int NH, int NKV,
+                              int HS, void *workspace);
+    /* dqkv [N,QKV] =; dout, out [N,NH*HS]; probabilities are formed again from lse */
+    void (*attention_backward)(floatX *dqkv, const floatX *dout, const floatX *out,
+                               const floatX *qkv, const float *lse, const int *row_start, int B,
+                               int N, int max_T, int NH, int NKV, int HS, void *workspace);
+
+    /* ---- the head: E [N,D] hidden states, W [Vp,D] head weight -------------------------------- */
+
+    /* Statistics of the n tokens whose hidden state is E[row[i]] and whose next token is target[i].
+       stats: host arrays [n]; row, target [n] backend memory. z = E W^T * inv_temperature over the V
+       real columns. Scoring only: never more than a tile of logits exists. */
+    void (*head_forward)(const struct HeadStats *stats, const floatX *E, const floatX *W,
+                         const int *row, const int *target, int n, int D, int V, int Vp,
+                         float inv_temperature, void *workspace);
+    /* The one-pass gradient, 6 NVD: forms the logits of a chunk of rows once, asks `upstream` for
+       the coefficients, and adds both gradient products. stats as above, may be all NULL but then
+       upstream still sees logp, entropy, q and r of the chunk.
+       dE [N,D] = (rows not listed become 0); dW [Vp,D] += (padding untouched). A row whose two
+       coefficients are 0 contributes exactly 0. */
+    void (*head_forward_backward)(const struct HeadStats *stats, floatX *dE, float *dW,
+                                  const floatX *E, const floatX *W, const int *row,
+                                  const int *target, int N, int n, int D, int V, int Vp,
+                                  float inv_temperature, HeadUpstream upstream, void *context,
+                                  void *workspace);
+
+    /* ---- decoding: R rows, one token each; a row's bits never depend on the other rows ---------- */
+
+    /* Bytes of w [OC,C] in the layout matmul_decode reads, and the packing, once per update. */
+    size_t (*matmul_packed_size)(int C, int OC);
+    void (*matmul_pack)(void *packed, const floatX *w, int C, int OC);
+    /* out [R,OC] = x w^T + bias, then GELU if gelu is not 0; x [R,C]; bias [OC] or NULL */
+    void (*matmul_decode)(floatX *out, const floatX *x, const void *packed, const floatX *bias,
+                          int R, int C, int OC, int gelu);
+    /* Writes each row's key and value into its segment of layer `layer`, then attends.
+       out [R,NH*HS] =; qkv [R,QKV] */
+    void (*attention_decode)(floatX *out, const floatX *qkv, const struct KvCache *cache,
+                             const struct DecodeRows *rows, int layer, int R, int NH,
+                             void *workspace);
+    /* Draws token[i] ~ softmax(E W^T * inv_temperature) by the Gumbel-max rule: the largest
+       z_v - log(-log u_v), u_v from rng.h with purpose-key `key` and the row's counter words,
+       where the position word is position[i] + 1 (the drawn token's own). Ties take the smaller v.
+       inv_temperature 0 means greedy: the largest logit, with statistics at temperature 1.
+       token, logp, entropy [R] = backend memory; E [R,D]; packed = W through matmul_pack(D, Vp). */
+    void (*head_sample)(int *token, float *logp, float *entropy, const floatX *E,
+                        const void *packed, const struct DecodeRows *rows, const uint32_t key[2],
+                        int R, int D, int V, int Vp, float inv_temperature, void *workspace);
+    /* The drawn token becomes the next input: rows->token = token, rows->position += 1. */
+    void (*decode_advance)(const struct DecodeRows *rows, const int *token, int R);
+
+    /* ---- the update -------------------------------------------------------------------------- */
+
+    /* out[0] = sum of squares of x [n], accumulated in double or better; out: backend memory. Inf or
+       NaN in x makes it non-finite. */
+    void (*sum_of_squares)(double *out, const float *x, size_t n, void *workspace);
+    /* One AdamW step on elements [begin, end) of the flat buffers (decoupled decay; ranges: host
+       array, sorted, disjoint; elements outside every range are left alone). master: float32
+       weights kept beside a narrower floatX, or NULL. w, master, m, v updated; g read. */
+    void (*adamw)(floatX *w, float *master, float *m, float *v, const float *g,
+                  const struct AdamwRange *ranges, int num_ranges, size_t begin, size_t end,
+                  const struct AdamwStep *step);
+
+    /* ---- communication over ranks; float32; with one rank each is the identity ------------------ */
+
+    void (*all_reduce)(float *x, size_t n);                           /* sum, in place */
+    void (*reduce_scatter)(float *out, const float *in, size_t each); /* in [ranks*each] */
+    void (*all_gather)(void *out, const void *in, size_t bytes_each); /* out [ranks*bytes_each] */
+    void (*broadcast)(void *x, size_t bytes, int root);
+};
+
+/* The backend called `name` ("auto" or "cpu"), complete: every slot was checked to be filled. Lives
+   until exit; die_input for an unknown name, naming the known ones. */
+const struct Ops *ops_open(const char *name);
+
+/* Names every empty slot in `out` (comma separated); returns how many there are. */
+int ops_missing(const struct Ops *ops, char *out, size_t capacity);
+
+/* The address of element `index` of x: the only host arithmetic on backend pointers. */
+static inline floatX *ops_at(const struct Ops *ops, const floatX *x, size_t index) {
+    return (floatX *)((char *)(uintptr_t)x + index * ops->element_size);
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif

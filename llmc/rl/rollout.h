@@ -1,0 +1,58 @@
+/* Rollouts: prompts to completions with their log-probabilities and exact entropies.
+
+   Generation is batched and continuous: a finished row leaves and a waiting sample takes its place.
+   The prompt enters the network once per group; its keys and values are shared by the group's rows.
+
+       waiting samples (group 0: s0 s1 .. | group 1: ...)
+              |  prefill the prompt if its segment is not loaded
+              v
+       row slots  [ tail 0 | tail 1 | ... ]   one token each per step -> end-of-text or max_tokens -> out
+
+   A sample's tokens and numbers depend on (weights, seed, purpose, ordinal, sample index) only; not
+   on the number of rows, the order of arrival or its neighbours, bit for bit. */
+#ifndef LLMC_ROLLOUT_H
+#define LLMC_ROLLOUT_H
+
+#include "../model.h"
+#include "../base/rng.h"
+
+/* What to generate. Host arrays, owned by the caller. */
+struct RolloutRequest {
+    int num_prompts, group;        /* num_prompts * group completions */
+    const int *prompt_token;       /* flat */
+    const int *prompt_start;       /* [num_prompts + 1] */
+    const uint32_t *ordinal;       /* [num_prompts] global draw ordinal of each group */
+    uint64_t seed;
+    enum RngPurpose purpose;
+    float temperature;             /* 0 = greedy */
+    int max_tokens, end_of_text;
+};
+
+/* The result: completion i = prompt * group + sample. Host memory, owned; grows as needed and is
+   reused by the next call. Zero-initialise before first use. */
+struct Rollout {
+    int count;                /* completions */
+    int *start;               /* [count + 1] into the flat arrays */
+    int *token;               /* end-of-text included where it was drawn */
+    float *logp, *entropy;    /* of each drawn token, at the temperature */
+    unsigned char *ended;     /* [count] 1: end-of-text was drawn; 0: cut at max_tokens */
+    long steps, prefill_tokens, decoded_tokens;
+    size_t capacity_tokens;
+    int capacity_count;
+};
+
+struct Sampler;   /* the decode state, its row arrays on both sides; opaque */
+
+/* rows: completions decoded at once; max_prompt, max_tokens: longest of each. */
+struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, int rows,
+                                int max_prompt, int max_tokens);
+/* Call after every weight update. */
+void sampler_load_weights(struct Sampler *sampler, const struct Weights *weights);
+void sampler_generate(struct Sampler *sampler, const struct Weights *weights,
+                      const struct RolloutRequest *request, struct Rollout *out, void *workspace);
+void sampler_free(struct Sampler *sampler);
+void rollout_free(struct Rollout *rollout);
+/* The OpsShape rows a sampler needs (R and max_length), for workspace_size. */
+int sampler_step_rows(int rows, int max_prompt);
+
+#endif

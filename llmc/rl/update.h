@@ -1,0 +1,66 @@
+/* One optimizer step on one minibatch: pack sequences into micro-batches, forward, the head with the
+   objective in its middle, backward, sum over ranks, clip, AdamW. Warm start, language-model loss
+   and every RL objective take this one path. */
+#ifndef LLMC_UPDATE_H
+#define LLMC_UPDATE_H
+
+#include "../model.h"
+#include "objectives.h"
+
+/* Sequences to learn from. Host arrays. A sequence is prompt + completion; loss_mask[t] = 1 where
+   token t is predicted with loss (t >= 1 within its sequence). logp_old etc. are per token with loss
+   of the WHOLE set, in order; per-sequence arrays are [count]. */
+struct TrainingSet {
+    int count;
+    const int *start;               /* [count + 1] into token, loss_mask */
+    const int *token;
+    const unsigned char *loss_mask;
+    const int *loss_start;          /* [count + 1] into logp_old, logp_ref */
+    const float *logp_old, *logp_ref;   /* or NULL */
+    const float *advantage;         /* or NULL (ce) */
+    const unsigned char *active;    /* or NULL: all */
+};
+
+struct OptimizerOptions {
+    float beta1, beta2, epsilon, weight_decay, grad_clip;  /* grad_clip 0 = off */
+};
+
+struct Trainer;   /* weights, gradients, moments, activations, batch arrays; opaque, update.c */
+
+struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena, int micro_tokens,
+                                int max_sequences, int max_length,
+                                const struct OptimizerOptions *optimizer, uint64_t seed);
+void trainer_free(struct Trainer *trainer);
+struct Weights *trainer_weights(struct Trainer *trainer);
+/* Flat buffers for the checkpoint: backend memory [num_parameters]. */
+float *trainer_moment1(struct Trainer *trainer);
+float *trainer_moment2(struct Trainer *trainer);
+float *trainer_gradients(struct Trainer *trainer);
+int64_t trainer_step(const struct Trainer *trainer);            /* optimizer steps done */
+void trainer_set_step(struct Trainer *trainer, int64_t step);
+void *trainer_workspace(struct Trainer *trainer);
+
+struct UpdateResult {
+    double grad_norm;         /* before clipping, over all ranks */
+    bool skipped;             /* a non-finite loss or gradient: nothing was updated */
+    const char *bad_tensor;   /* first tensor with a non-finite gradient, when skipped */
+    int micro_batches;
+    long tokens;              /* that entered the network */
+};
+
+/* The minibatch is the sequences of `set` listed in pick[0..num_pick). `batch_template` carries what
+   does not depend on the pick (control, logp_dtype, seed, ordinal); max_tokens is for the
+   aggregation `constant`. stats are added to. */
+struct UpdateResult trainer_update(struct Trainer *trainer, const struct Objective *objective,
+                                   const struct TrainingSet *set, const int *pick, int num_pick,
+                                   const struct ObjectiveBatch *batch_template, int max_tokens,
+                                   float temperature, float learning_rate,
+                                   struct ObjectiveStats *stats);
+
+/* Scores every token with loss of the listed sequences, in order: arrays over those tokens, any but
+   logp may be NULL. Uses `weights` (the policy's or a reference's). */
+void trainer_score(struct Trainer *trainer, const struct Weights *weights,
+                   const struct TrainingSet *set, const int *pick, int num_pick, float temperature,
+                   const struct HeadStats *out);
+
+#endif
