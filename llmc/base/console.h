@@ -1,5 +1,6 @@
 /* What a person sees. On a terminal: a table line per step, a progress line with the time left.
-   Not a terminal: plain lines, a step line every so often, nothing overwritten. --quiet: errors only. */
+   Not a terminal: plain lines, a step line every so often, nothing overwritten.
+   --quiet: errors only. */
 #ifndef LLMC_CONSOLE_H
 #define LLMC_CONSOLE_H
 
@@ -7,6 +8,7 @@
 #include <stdint.h>
 
 void console_open(bool quiet);
+bool console_quiet(void);
 /* A printf-like line of the log (stdout), followed by a newline; nothing when quiet. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Redraws the progress line "what 120/300 [#####....] 0:42 left"; nothing unless on a terminal. */

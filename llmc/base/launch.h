@@ -5,15 +5,18 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* OpenBLAS chooses its kernels when it is loaded, and a version older than the processor chooses
-   badly (0.3.21 runs Haswell kernels on a Zen 5: half the speed). Where the processor has AVX-512 and
-   OpenBLAS did not pick kernels that use it, this runs the program again with
-   OPENBLAS_CORETYPE=SKYLAKEX. Call first in main; returns if nothing is to be done or exec fails. */
-void launch_with_best_blas(char **argv);
+/* OpenMP threads that wait for each other spin by default, for milliseconds: right on an idle
+   machine, ruinous on a shared one, where the thread waited for may not be running (measured: 5x
+   slower with other work on the same cores). The runtime reads its settings when it is loaded, so
+   this runs the program again with short spins. What the environment already says (GOMP_SPINCOUNT,
+   KMP_BLOCKTIME, OMP_WAIT_POLICY) stands. Call first in main; returns if nothing is to be done or
+   exec fails. */
+void launch_with_patient_threads(char **argv);
 /* The kernels OpenBLAS uses now, e.g. "SkylakeX". */
 const char *launch_blas_name(void);
 
-/* Sets the OpenMP thread count: n, or with n = 0 the processors this process may use. Returns it. */
+/* Sets the OpenMP thread count: n, or with n = 0 the processors this process may use (its affinity,
+   and its control group's quota). Returns it. */
 int launch_threads(int64_t n);
 
 /* SIGINT and SIGTERM ask the loop to stop after its step; a second SIGINT ends at once. */

@@ -10,18 +10,28 @@
 #include <stdio.h>
 
 #define OPTION_TEXT 1024
+#define OPTION_LIMIT 96   /* rows the table may have */
 
 struct Options {
     /* what to learn */
-    char task[OPTION_TEXT], model[OPTION_TEXT];
+    char task[OPTION_TEXT], tasks[OPTION_TEXT], model[OPTION_TEXT];
     int64_t layers, channels, heads, context;   /* 0 = the named model's */
     bool untied;
     /* how */
     char objective[OPTION_TEXT];
     char entropy_control[OPTION_TEXT];   /* "" = the objective's; likewise the axes below */
-    char advantage[OPTION_TEXT], aggregation[OPTION_TEXT], overlong[OPTION_TEXT], kl[OPTION_TEXT];
-    double clip_low, clip_high;          /* NaN = the objective's */
-    double kl_coef;
+    char advantage[OPTION_TEXT], ratio[OPTION_TEXT], surrogate[OPTION_TEXT];
+    char aggregation[OPTION_TEXT], overlong[OPTION_TEXT], kl[OPTION_TEXT], filter[OPTION_TEXT];
+    double clip_low, clip_high, dual_clip, kl_coef;      /* NaN = the objective's */
+    int64_t filter_rounds;
+    char logp_dtype[OPTION_TEXT];
+    /* entropy */
+    char scale[OPTION_TEXT], controller[OPTION_TEXT];    /* "" = by the task; the preset's */
+    double entropy_target, entropy_target_ratio;         /* NaN = the scale's preset, likewise: */
+    double zeta_start, zeta_min, zeta_max;
+    double clip_high_min, clip_high_max, clip_high_step, entropy_coef;
+    bool repo_d_signed;
+    int64_t entropy_push_tokens, attention_entropy_every;
     int64_t steps, warm_start, warm_batch, prompts, group, minibatches, epochs;
     double lr, warm_lr, weight_decay, grad_clip, beta1, beta2;
     int64_t lr_warmup;
@@ -41,6 +51,7 @@ struct Options {
     char backend[OPTION_TEXT];
     int64_t seed, threads, decode_rows, micro_tokens;   /* 0 = chosen by the program */
     bool dry_run, quiet, help;
+    bool given[OPTION_LIMIT];            /* by row of the table: what options_given answers from */
 };
 
 /* Defaults, then --config FILE in its place on the line, then the line. die_input for anything

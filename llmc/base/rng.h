@@ -42,8 +42,9 @@ static inline void philox(uint32_t out[4], const uint32_t counter[4], const uint
 /* key[2] of a purpose: the 64-bit seed is folded so that every bit of it counts. */
 void rng_key(uint32_t key[2], uint64_t seed, enum RngPurpose purpose);
 
-/* A uniform number strictly inside (0, 1): (bits + 1/2) / 2^24 from the upper 24 bits. */
-static inline float rng_uniform(uint32_t bits) { return ((float)(bits >> 8) + 0.5f) * 0x1p-24f; }
+/* A uniform number strictly inside (0, 1): (bits + 1/2) / 2^23 from the upper 23 bits. A 24th would
+   leave no place for the half in a float's significand, and the largest would round to 1. */
+static inline float rng_uniform(uint32_t bits) { return ((float)(bits >> 9) + 0.5f) * 0x1p-23f; }
 
 /* A sequence of draws for host code that needs an unknown number of them (a task drawing digits, a
    shuffle). Its whole state is the counter, so it too starts anywhere. */

@@ -1,6 +1,6 @@
 /* Characters to token ids and back, for the built-in tasks: one id per character of the task's
-   alphabet, then <|endoftext|>. Saved as vocab.json + merges.txt with no merges + tokenizer_config.json,
-   which Hugging Face's GPT2Tokenizer reads as it is. */
+   alphabet, then <|endoftext|>. Saved as vocab.json + merges.txt with no merges +
+   tokenizer_config.json, which Hugging Face's GPT2Tokenizer reads as it is. */
 #ifndef LLMC_TOKENIZER_H
 #define LLMC_TOKENIZER_H
 
@@ -22,8 +22,8 @@ int tokenizer_decode(const struct Tokenizer *tokenizer, const int *ids, int coun
                      size_t capacity);
 /* Writes the three files into the directory. */
 void tokenizer_save(const struct Tokenizer *tokenizer, const char *directory, int max_length);
-/* Reads vocab.json; NULL or one sentence saying what is wrong (also for a vocabulary that is not one
-   id per character: those need byte-pair merges, which this reader does not do). */
+/* Reads vocab.json; NULL or one sentence saying what is wrong (also for a vocabulary that is not
+   one id per character: those need byte-pair merges, which this reader does not do). */
 const char *tokenizer_load(struct Tokenizer *tokenizer, const char *directory);
 
 #endif

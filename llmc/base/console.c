@@ -1,0 +1,67 @@
+#include "console.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+static bool quiet, on_terminal, progress_drawn;
+
+void console_open(bool be_quiet) {
+    quiet = be_quiet;
+    on_terminal = !quiet && isatty(STDOUT_FILENO);
+    progress_drawn = false;
+}
+
+bool console_quiet(void) { return quiet; }
+
+void say(const char *format, ...) {
+    if (quiet) return;
+    console_clear();
+    va_list arguments;
+    va_start(arguments, format);
+    vprintf(format, arguments);
+    va_end(arguments);
+    putchar('\n');
+    fflush(stdout);   /* through a pipe, lines appear as they are said */
+}
+
+/* Columns of the terminal; a line as wide as the terminal would wrap and could not be redrawn. */
+static int terminal_columns(void) {
+    struct winsize size;
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+void console_progress(const char *what, int64_t done, int64_t total, double seconds_left) {
+    enum { BAR = 30 };
+    if (!on_terminal || total <= 0) return;
+    double part = fmin(fmax((double)done / (double)total, 0), 1);
+    char bar[BAR + 1];
+    memset(bar, '.', BAR);
+    memset(bar, '#', (size_t)(part * BAR));
+    bar[BAR] = 0;
+    char line[256];
+    snprintf(line, sizeof line, "%s %lld/%lld [%s] %s left", what, (long long)done,
+             (long long)total, bar, console_time(seconds_left));
+    printf("\r%.*s\033[K", terminal_columns() - 1, line);   /* \033[K: clear the rest of the line */
+    fflush(stdout);
+    progress_drawn = true;
+}
+
+void console_clear(void) {
+    if (!progress_drawn) return;
+    fputs("\r\033[K", stdout);
+    fflush(stdout);
+    progress_drawn = false;
+}
+
+const char *console_time(double seconds) {
+    static char text[32];
+    if (!(seconds >= 0 && seconds < 1e9)) return "?:??";
+    int whole = (int)lround(seconds), hours = whole / 3600, minutes = whole / 60 % 60;
+    if (hours) snprintf(text, sizeof text, "%d:%02d:%02d", hours, minutes, whole % 60);
+    else snprintf(text, sizeof text, "%d:%02d", minutes, whole % 60);
+    return text;
+}
