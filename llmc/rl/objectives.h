@@ -48,12 +48,22 @@ enum Scope objective_scope(const struct Objective *objective);
 /* "grpo: zscore advantage, token ratio, clip 0.8..1.2, ...": one line for the log. */
 void objective_describe(const struct Objective *objective, char *out, int capacity);
 
-/* Values of an axis by name, for options: returns the enum value or -1. axis: "advantage",
-   "aggregation", "entropy-control", "kl", "overlong". names: space-separated, for messages. */
+/* Values of an axis by name, for options: returns the enum value or -1. axis: "advantage", "ratio",
+   "surrogate", "aggregation", "entropy-control", "kl", "overlong". names: space-separated, for
+   messages; NULL for an unknown axis. */
 int objective_axis_value(const char *axis, const char *name);
 const char *objective_axis_names(const char *axis);
+/* The name of a value, copied into out, which it returns. */
+const char *objective_axis_word(const char *axis, int value, char out[32]);
 
-/* ---- per rollout batch: rewards to advantages -------------------------------------------------- */
+/* NULL, or what is wrong with this group size (an error: every advantage but `none` needs two). */
+const char *objective_check_group(const struct Objective *objective, int group_size);
+/* NULL, or why this combination of axes would do nothing or make no sense (an error). */
+const char *objective_check_axes(const struct Objective *objective);
+/* NULL, or what does nothing with so few updates per rollout (a warning at start). */
+const char *objective_check_updates(const struct Objective *objective, int updates_per_rollout);
+
+/* ---- per rollout batch: rewards to advantages ----------------------------------------------- */
 
 /* One rollout batch; completion i belongs to group i / group_size. Host arrays [count]. */
 struct RewardBatch {
@@ -67,12 +77,13 @@ struct RewardBatch {
    completions); returns how many are kept. [count / group_size] */
 int objective_filter_groups(const struct RewardBatch *batch, unsigned char *keep);
 /* advantage[i] and active[i]: 0 = the completion gives no gradient and leaves the denominators
-   (unscored, a group with fewer than two scored, or truncated under overlong mask). The overlong
-   penalty is applied here, after the filter. */
+   (unscored, a group with fewer than two scored, or truncated under overlong mask). A masked
+   completion still counts in its group's mean. Rule `none` compares nothing: one scored is enough,
+   and equal rewards keep their value. The overlong penalty is applied here, after the filter. */
 void objective_advantages(const struct Objective *objective, const struct RewardBatch *batch,
                           float *advantage, unsigned char *active);
 
-/* ---- per minibatch: weights and coefficients ---------------------------------------------------- */
+/* ---- per minibatch: weights and coefficients ------------------------------------------------ */
 
 /* w_t of one minibatch (an optimizer step over all ranks), equal for all tokens of a sequence.
    length[i] counts tokens with loss; active[i] as above; max_tokens is for `constant`.
@@ -111,16 +122,18 @@ struct ObjectiveBatch {
     float *sequence_ratio;          /* [num_sequences] mean of l - l_old; scope sequence */
     unsigned char *selected;        /* [num_tokens] clip_cov / kl_cov; scope batch */
 };
-/* Fills sequence_ratio or selected where the scope asks for it; else does nothing. */
+/* Fills sequence_ratio (ratio level sequence) and selected (clip_cov, kl_cov) where the scope is
+   not token; else does nothing. Over ranks the covariance is that of the rank's own share. */
 void objective_prepare(const struct Objective *objective, struct ObjectiveBatch *batch);
 
-#define CLIP_BUCKETS 6   /* old probability in [0,1e-3) [1e-3,1e-2) [1e-2,.1) [.1,.5) [.5,.9) [.9,1] */
+/* Old probability in [0,1e-3) [1e-3,1e-2) [1e-2,.1) [.1,.5) [.5,.9) [.9,1]. */
+#define CLIP_BUCKETS 6
 
 /* Sums over tokens with w_t != 0, in double; divide by `tokens` (or weights) to log. Add-only, so
    micro-batches and ranks may be summed. Zero-initialise. */
 struct ObjectiveStats {
     double tokens;
-    double loss;                    /* sum w_t f_t: the minimised J, KL and entropy terms included */
+    double loss;                    /* sum w_t f_t: the minimised J, KL and entropy included */
     double policy_loss;             /* without them */
     double kl;                      /* sum of the k3 estimate, when there is a reference */
     double ratio, logp, entropy;    /* sums */
@@ -129,8 +142,8 @@ struct ObjectiveStats {
            bucket_clipped_high[CLIP_BUCKETS];
     double adv, adv_logp, logp_sq, adv_sq;           /* for Cov(A, l) */
     double push_raw, push_effective;                 /* predicted entropy push, section 2 */
-    double old_difference, old_difference_max;       /* |l - l_old| */
-    double non_finite;                               /* tokens dropped because l or H is not finite */
+    double old_difference, old_difference_max;       /* |l - l_old|, rounded to logp_dtype */
+    double non_finite;                               /* dropped: l, H or a coefficient not finite */
 };
 void objective_stats_add(struct ObjectiveStats *sum, const struct ObjectiveStats *more);
 
