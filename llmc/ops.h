@@ -101,6 +101,7 @@ struct Ops {
     const char *name;     /* "cpu", "cuda", ... */
     const char *dtype;    /* "fp32", "bf16", "fp16": what floatX is */
     size_t element_size;  /* sizeof(floatX) */
+    int vocabulary_multiple;  /* the head wants Vp to be a multiple of this */
 
     /* ---- memory, order and conversion ---------------------------------------------------- */
 

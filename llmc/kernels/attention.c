@@ -1,0 +1,331 @@
+/* Causal softmax attention inside each row of a packed batch, and in the decode cache.
+
+       s_ij = q_i k_j / sqrt(HS), j <= i,    lse_i = log sum_j exp s_ij,   p_ij = exp(s_ij - lse_i)
+       out_i = sum_j p_ij v_j,               H_i = lse_i - sum_j p_ij s_ij
+
+   Training, as in FlashAttention (2205.14135), keeps lse and forms p again in backward:
+       dp_ij = dout_i v_j,     delta_i = sum_j p_ij dp_ij = dout_i out_i
+       ds_ij = p_ij (dp_ij - delta_i)
+       dq_i = sum_j ds_ij k_j / sqrt(HS),    dk_j = sum_i ds_ij q_i / sqrt(HS)
+       dv_j = sum_i p_ij dout_i
+
+   64 queries at a time against every key they may see, so that a block is a few matrix products and
+   its scores stay in the second cache level:
+
+       queries  0..63   [##]
+               64..127  [####]        only the last 64 x 64 square of a block has a masked half
+              128..191  [######]
+
+   Scores lie with the queries side by side, [keys][64], so that maxima and sums over keys are taken
+   for 16 queries at once, and a short row costs no more than its numbers. Short rows need no code
+   of their own: OpenBLAS has kernels for small products (0.1 us for 10 x 10). */
+#include <float.h>
+#include "cpu.h"
+
+#define BLOCK 64 /* queries of a block */
+#define MASKED (-FLT_MAX / 4) /* the score of a later key: so low that p is 0, and 0 times it too */
+
+/* One head of one row: where its vectors lie in qkv, from the row's first token on. */
+struct Head {
+    size_t q, k, v;
+};
+
+static struct Head head_of(int start, int h, int NH, int NKV, int HS) {
+    size_t row = (size_t)start * (size_t)((NH + 2 * NKV) * HS);
+    size_t group = (size_t)(h / (NH / NKV));
+    return (struct Head){row + (size_t)h * HS, row + (NH + group) * HS,
+                         row + (NH + NKV + group) * HS};
+}
+
+/* The scores s [keys][BLOCK] of queries t, t + 1, .. become exp(s - max of the query); scale
+   [BLOCK] makes probabilities of them. Columns beyond `queries` are garbage and stay so. */
+static void softmax_block(float *s, float *scale, float *lse, float *entropy, int t, int queries) {
+    float max[BLOCK], sum[BLOCK] = {0}, moment[BLOCK] = {0};
+    const int keys = t + queries, lanes = (queries + 15) / 16 * 16;
+    for (int i = 0; i < BLOCK; i++) max[i] = MASKED;
+    for (int j = 0; j < keys; j++) {
+        const float *row = s + (size_t)j * BLOCK;
+        #pragma omp simd
+        for (int i = 0; i < lanes; i++) {
+            float score = t + i < j ? MASKED : row[i];
+            max[i] = score > max[i] ? score : max[i];
+        }
+    }
+    for (int j = 0; j < keys; j++) {
+        float *row = s + (size_t)j * BLOCK;
+        #pragma omp simd
+        for (int i = 0; i < lanes; i++) {
+            float centred = (t + i < j ? MASKED : row[i]) - max[i], e = vm_exp(centred);
+            sum[i] += e;
+            moment[i] += e * centred;
+            row[i] = e;
+        }
+    }
+    #pragma omp simd
+    for (int i = 0; i < lanes; i++) {
+        float log_sum = vm_log(sum[i]);
+        scale[i] = 1.0f / sum[i];
+        max[i] += log_sum;
+        moment[i] = log_sum - moment[i] * scale[i];
+    }
+    memcpy(lse, max, (size_t)queries * sizeof *lse);
+    if (entropy) memcpy(entropy, moment, (size_t)queries * sizeof *entropy);
+}
+
+/* Scratch of the calling thread: two blocks of scores. */
+static float *thread_scores(void *workspace, int max_T) {
+    return (float *)workspace + (size_t)omp_get_thread_num() * 2 * BLOCK * max_T;
+}
+
+static void attention_forward(floatX *out, float *lse, float *entropy, const floatX *qkv,
+                              const int *row_start, int B, int N, int max_T, int NH, int NKV,
+                              int HS, void *workspace) {
+    const int QKV = (NH + 2 * NKV) * HS, C = NH * HS;
+    const float root = 1.0f / sqrtf((float)HS);
+    #pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int b = 0; b < B; b++) {
+        for (int h = 0; h < NH; h++) {
+            float *s = thread_scores(workspace, max_T), scale[BLOCK];
+            int start = row_start[b], T = row_start[b + 1] - start;
+            struct Head head = head_of(start, h, NH, NKV, HS);
+            for (int t = 0; t < T; t += BLOCK) {
+                int queries = min_int(BLOCK, T - t), keys = t + queries;
+                size_t first = (size_t)start + t, index = (size_t)h * N + first;
+                floatX *out_t = out + first * C + (size_t)h * HS;
+                gemm_nt(s, BLOCK, qkv + head.k, QKV, qkv + head.q + (size_t)t * QKV, QKV, keys,
+                        queries, HS, root, 0.0f);
+                softmax_block(s, scale, lse + index, entropy ? entropy + index : NULL, t, queries);
+                gemm_tn(out_t, C, s, BLOCK, qkv + head.v, QKV, queries, HS, keys, 1.0f, 0.0f);
+                for (int i = 0; i < queries; i++)
+                    for (int c = 0; c < HS; c++) out_t[(size_t)i * C + c] *= scale[i];
+            }
+        }
+    }
+}
+
+/* Scores s become p, and dp becomes ds; both [keys][BLOCK]. */
+static void softmax_backward_block(float *s, float *dp, const float *lse, const float *delta,
+                                   int t, int queries) {
+    const int keys = t + queries, lanes = (queries + 15) / 16 * 16;
+    for (int j = 0; j < keys; j++) {
+        float *row = s + (size_t)j * BLOCK, *drow = dp + (size_t)j * BLOCK;
+        #pragma omp simd
+        for (int i = 0; i < lanes; i++) {
+            float p = vm_exp((t + i < j ? MASKED : row[i]) - lse[i]);
+            row[i] = p;
+            drow[i] = p * (drow[i] - delta[i]);
+        }
+    }
+}
+
+/* The blocks of one query head: dq is written, dk and dv are added to. s: two blocks of scores. */
+static void backward_head(floatX *dqkv, float *s, float *dp, const floatX *dout, const floatX *out,
+                          const floatX *qkv, const float *lse, const struct Head *head, int T,
+                          int QKV, int C, int HS) {
+    const float root = 1.0f / sqrtf((float)HS);
+    for (int t = 0; t < T; t += BLOCK) {
+        int queries = min_int(BLOCK, T - t), keys = t + queries;
+        size_t q = head->q + (size_t)t * QKV, at = (size_t)t * C;
+        float delta[BLOCK] = {0}, lse_t[BLOCK] = {0};
+        gemm_nt(s, BLOCK, qkv + head->k, QKV, qkv + q, QKV, keys, queries, HS, root, 0.0f);
+        gemm_nt(dp, BLOCK, qkv + head->v, QKV, dout + at, C, keys, queries, HS, 1.0f, 0.0f);
+        for (int i = 0; i < queries; i++)
+            delta[i] = vm_dot(dout + at + (size_t)i * C, out + at + (size_t)i * C, HS);
+        memcpy(lse_t, lse + t, (size_t)queries * sizeof *lse);
+        softmax_backward_block(s, dp, lse_t, delta, t, queries);
+        gemm_tn(dqkv + q, QKV, dp, BLOCK, qkv + head->k, QKV, queries, HS, keys, root, 0.0f);
+        gemm_nn(dqkv + head->k, QKV, dp, BLOCK, qkv + q, QKV, keys, HS, queries, root, 1.0f);
+        gemm_nn(dqkv + head->v, QKV, s, BLOCK, dout + at, C, keys, HS, queries, 1.0f, 1.0f);
+    }
+}
+
+/* One turn of the loop owns a key-value head of a row, and takes its query heads in order. */
+static void attention_backward(floatX *dqkv, const floatX *dout, const floatX *out,
+                               const floatX *qkv, const float *lse, const int *row_start, int B,
+                               int N, int max_T, int NH, int NKV, int HS, void *workspace) {
+    const int QKV = (NH + 2 * NKV) * HS, C = NH * HS, group = NH / NKV;
+    #pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int b = 0; b < B; b++) {
+        for (int g = 0; g < NKV; g++) {
+            float *s = thread_scores(workspace, max_T), *dp = s + (size_t)BLOCK * max_T;
+            int start = row_start[b], T = row_start[b + 1] - start;
+            struct Head head = head_of(start, g * group, NH, NKV, HS);
+            for (int t = 0; t < T; t++) {
+                memset(dqkv + head.k + (size_t)t * QKV, 0, (size_t)HS * sizeof *dqkv);
+                memset(dqkv + head.v + (size_t)t * QKV, 0, (size_t)HS * sizeof *dqkv);
+            }
+            for (int h = g * group; h < (g + 1) * group; h++) {
+                size_t at = (size_t)start * C + (size_t)h * HS;
+                head.q = head_of(start, h, NH, NKV, HS).q;
+                backward_head(dqkv, s, dp, dout + at, out + at, qkv,
+                              lse + (size_t)h * N + start, &head, T, QKV, C, HS);
+            }
+        }
+    }
+}
+
+/* ---- decoding ---------------------------------------------------------------------------- */
+
+/* Each row's arithmetic is its own: no product is shared with another row, and every sum has an
+   order that depends on the row's position only. What rows of one prompt share is the cache: up to
+   ROWS of them go through it together, chunk by chunk, so that a chunk is read once from memory. */
+#define CHUNK 64 /* keys: with their values 32 KB at HS 64, what the first cache level holds */
+#define ROWS 8
+
+/* Online softmax (1805.02867): the maximum and the sum so far; out is the sum of exp(s - max) v. */
+struct Running {
+    float max, sum;
+};
+
+/* s [count] = q . k_j; four keys at a time, for a sum of lanes takes longer than its products. */
+static void score_keys(float *s, const float *q, const float *k, int count, int HS) {
+    int j = 0, whole = HS / 16 * 16;
+    for (; j + 4 <= count; j += 4) {
+        const float *key = k + (size_t)j * HS;
+        Lanes sum[4] = {{0}}, a, b;
+        for (int i = 0; i < whole; i += 16) {
+            memcpy(&a, q + i, sizeof a);
+            #pragma GCC unroll 4
+            for (int u = 0; u < 4; u++) {
+                memcpy(&b, key + u * HS + i, sizeof b);
+                sum[u] += a * b;
+            }
+        }
+        #pragma GCC unroll 4
+        for (int u = 0; u < 4; u++) s[j + u] = lanes_sum(&sum[u]);
+        for (int i = whole; i < HS; i++)
+            for (int u = 0; u < 4; u++) s[j + u] += q[i] * key[u * HS + i];
+    }
+    for (; j < count; j++) s[j] = vm_dot(q, k + (size_t)j * HS, HS);
+}
+
+/* out [HS] += sum_j p_j v_j, four values to a pass over out. */
+static void add_values(float *restrict out, const float *restrict p, const float *restrict v,
+                       int count, int HS) {
+    int j = 0;
+    for (; j + 4 <= count; j += 4) {
+        const float *a = v + (size_t)j * HS, *b = a + HS, *c = b + HS, *d = c + HS;
+        for (int i = 0; i < HS; i++)
+            out[i] += p[j] * a[i] + p[j + 1] * b[i] + p[j + 2] * c[i] + p[j + 3] * d[i];
+    }
+    for (; j < count; j++)
+        for (int i = 0; i < HS; i++) out[i] += p[j] * v[(size_t)j * HS + i];
+}
+
+/* One query attends to `count` <= CHUNK more keys and values [count,HS]. */
+static void attend(float *out, struct Running *running, const float *q, const float *k,
+                   const float *v, int count, int HS) {
+    const float scale = 1.0f / sqrtf((float)HS);
+    float s[CHUNK], max = running->max;
+    score_keys(s, q, k, count, HS);
+    for (int j = 0; j < count; j++) s[j] *= scale;
+    max = fmaxf(max, vm_max(s, count));
+    for (int j = 0; j < count; j++) s[j] = vm_exp(s[j] - max);
+    float shrink = vm_exp(running->max - max);
+    running->sum = running->sum * shrink + vm_sum(s, count);
+    running->max = max;
+    for (int i = 0; i < HS; i++) out[i] *= shrink;
+    add_values(out, s, v, count, HS);
+}
+
+/* One head's keys [capacity,HS] and values [capacity,HS] in a segment of the cache. */
+struct Segment {
+    floatX *k, *v;
+};
+
+static struct Segment prompt_segment(const struct KvCache *c, int layer, int slot, int g) {
+    size_t head = (size_t)c->prompt_capacity * c->HS;
+    floatX *k = c->prompt + (((size_t)layer * c->prompt_slots + slot) * 2 * c->NKV + g) * head;
+    return (struct Segment){k, k + c->NKV * head};
+}
+
+static struct Segment tail_segment(const struct KvCache *c, int layer, int slot, int g) {
+    size_t head = (size_t)c->tail_capacity * c->HS;
+    floatX *k = c->tail + (((size_t)layer * c->tail_slots + slot) * 2 * c->NKV + g) * head;
+    return (struct Segment){k, k + c->NKV * head};
+}
+
+/* Row r's new key and value go to their place, head by head. */
+static void store_row(const struct KvCache *cache, const floatX *qkv,
+                      const struct DecodeRows *rows, int layer, int r, int NH) {
+    const int HS = cache->HS, NKV = cache->NKV, P = rows->prompt_length[r];
+    const floatX *k = qkv + ((size_t)r * (NH + 2 * NKV) + NH) * HS, *v = k + NKV * HS;
+    int at = rows->position[r];
+    for (int g = 0; g < NKV; g++) {
+        struct Segment segment = at < P ? prompt_segment(cache, layer, rows->prompt_slot[r], g)
+                                        : tail_segment(cache, layer, rows->tail_slot[r], g);
+        size_t offset = (size_t)(at < P ? at : at - P) * HS;
+        memcpy(segment.k + offset, k + (size_t)g * HS, (size_t)HS * sizeof *k);
+        memcpy(segment.v + offset, v + (size_t)g * HS, (size_t)HS * sizeof *v);
+    }
+}
+
+/* Query head h of rows [first, last), at most ROWS, which share a prompt segment. */
+static void decode_rows(floatX *out, const floatX *qkv, const struct KvCache *cache,
+                        const struct DecodeRows *rows, int layer, int first, int last, int h,
+                        int NH) {
+    const int HS = cache->HS, NKV = cache->NKV, g = h / (NH / NKV), rest = last - first;
+    const size_t stride = (size_t)(NH + 2 * NKV) * HS, C = (size_t)NH * HS;
+    const int *position = rows->position + first, *P = rows->prompt_length + first;
+    struct Running running[ROWS];
+    int longest = 0;
+    qkv += first * stride + (size_t)h * HS;
+    out += first * C + (size_t)h * HS;
+    for (int r = 0; r < rest; r++) {
+        running[r] = (struct Running){-INFINITY, 0};
+        memset(out + r * C, 0, (size_t)HS * sizeof *out);
+        longest = max_int(longest, min_int(position[r] + 1, P[r]));
+    }
+    struct Segment prompt = prompt_segment(cache, layer, rows->prompt_slot[first], g);
+    for (int j = 0; j < longest; j += CHUNK)
+        for (int r = 0; r < rest; r++) {
+            int count = min_int(CHUNK, min_int(position[r] + 1, P[r]) - j);
+            size_t at = (size_t)j * HS;
+            if (count > 0)
+                attend(out + r * C, &running[r], qkv + r * stride, prompt.k + at, prompt.v + at,
+                       count, HS);
+        }
+    for (int r = 0; r < rest; r++) {
+        for (int j = 0; j <= position[r] - P[r]; j += CHUNK) {
+            struct Segment tail = tail_segment(cache, layer, rows->tail_slot[first + r], g);
+            int count = min_int(CHUNK, position[r] - P[r] + 1 - j);
+            size_t at = (size_t)j * HS;
+            attend(out + r * C, &running[r], qkv + r * stride, tail.k + at, tail.v + at, count, HS);
+        }
+        float scale = 1.0f / running[r].sum;
+        for (int i = 0; i < HS; i++) out[r * C + i] *= scale;
+    }
+}
+
+static void attention_decode(floatX *out, const floatX *qkv, const struct KvCache *cache,
+                             const struct DecodeRows *rows, int layer, int R, int NH,
+                             void *workspace) {
+    (void)workspace;
+    #pragma omp parallel
+    {
+        #pragma omp for schedule(static)
+        for (int r = 0; r < R; r++) store_row(cache, qkv, rows, layer, r, NH);
+        #pragma omp for collapse(2) schedule(dynamic)
+        for (int h = 0; h < NH; h++) {
+            for (int r = 0; r < R; r += ROWS) {
+                int end = min_int(r + ROWS, R);
+                for (int first = r, last; first < end; first = last) {
+                    last = first + 1;
+                    while (last < end && rows->prompt_slot[last] == rows->prompt_slot[first])
+                        last++;
+                    decode_rows(out, qkv, cache, rows, layer, first, last, h, NH);
+                }
+            }
+        }
+    }
+}
+
+size_t cpu_attention_workspace(const struct OpsShape *shape) {
+    return (size_t)omp_get_max_threads() * 2 * BLOCK * shape->max_T * sizeof(float);
+}
+
+void cpu_attention(struct Ops *ops) {
+    ops->attention_forward = attention_forward;
+    ops->attention_backward = attention_backward;
+    ops->attention_decode = attention_decode;
+}

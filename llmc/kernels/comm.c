@@ -1,0 +1,22 @@
+/* Communication over ranks. The CPU backend has one rank, so that every sum has one term: each
+   operation is the identity, and the two with separate buffers copy. */
+#include "cpu.h"
+
+static void all_reduce(float *x, size_t n) { (void)x, (void)n; }
+
+static void reduce_scatter(float *out, const float *in, size_t each) {
+    memmove(out, in, each * sizeof *out);
+}
+
+static void all_gather(void *out, const void *in, size_t bytes_each) {
+    memmove(out, in, bytes_each);
+}
+
+static void broadcast(void *x, size_t bytes, int root) { (void)x, (void)bytes, (void)root; }
+
+void cpu_comm(struct Ops *ops) {
+    ops->all_reduce = all_reduce;
+    ops->reduce_scatter = reduce_scatter;
+    ops->all_gather = all_gather;
+    ops->broadcast = broadcast;
+}

@@ -1,0 +1,257 @@
+/* The head: per-token log-probability, entropy and their gradients, without the N x V logits.
+
+   With z = E W^T / temperature over the V columns and y the target, row_state.h gives lse, H, Q and
+   R of each row; logp = z_y - lse. From the objective's a = dJ/dlogp and b = dJ/dH the gradient of J
+   by the logits is
+
+       dz = p (k0 + k1 log p) + a 1[y],   k0 = -a - b H,  k1 = -b,  log p = z - m - ln s
+
+   and dE = dz W, dW = dz^T E (times 1 / temperature). Autograd forms the logits twice (8 NVD flop in
+   all): it wants the loss before it goes backward. Here the objective is a callback in the middle,
+   so a chunk's logits are formed once: 6 NVD.
+
+       rows of a chunk  x  tiles of the vocabulary          for each chunk
+            | tile 0 | tile 1 | ... |                       1  logits and statistics, tile by tile
+            |        |        |     |                       2  merge; ask the objective
+       tiles are stored one after another,                  3  dz in place, dE = dz W
+       each [rows][stride]                                  4  dW += dz^T E
+
+   The partition into tiles and the order of every sum depend on sizes only, so no result depends on
+   the number of threads, and work can go to whichever thread is free. A chunk must be long, because
+   each of its three products reads or writes all of W. */
+#include "cpu.h"
+#include "row_state.h"
+
+enum {
+    TILE = 512,             /* vocabulary columns formed and reduced while in the second cache */
+    BLOCK = 256,            /* rows of a work item */
+    CHUNK = 256,            /* rows whose logits exist at once, and where V is small more: */
+    CHUNK_LOGITS = 1 << 20, /* as many as have this number of logits, up to */
+    CHUNK_MOST = 4096,
+    PARTS = 8               /* sums of dE that run side by side, added in order */
+};
+
+/* A chunk's sizes and its place in the workspace. */
+struct Chunk {
+    int rows, D, V, tiles, parts, stride;
+    float *hidden;           /* [rows,D] gathered rows of E */
+    float *logits;           /* [tiles][rows][stride], or [BLOCK][stride] for each thread */
+    struct RowState *states; /* [tiles][rows] */
+    float *dhidden;          /* [parts][rows,D] */
+    struct HeadStats stats;  /* [rows] each, and so the following */
+    float *target_logit, *maximum, *log_s, *dlogp, *dentropy;
+    const int *target;
+};
+
+static int count_tiles(int V) { return (V + TILE - 1) / TILE; }
+
+static int chunk_rows(int n, int V) {
+    int rows = min_int(CHUNK_MOST, CHUNK_LOGITS / V / BLOCK * BLOCK);
+    return min_int(n, max_int(CHUNK, rows));
+}
+
+/* The next `count` elements of `size` bytes of the workspace, aligned; NULL while only measuring. */
+static void *take(char *workspace, size_t *offset, size_t count, size_t size) {
+    void *place = workspace ? workspace + *offset : NULL;
+    *offset += (count * size + 255) / 256 * 256;
+    return place;
+}
+
+/* Lays a chunk out in the workspace (NULL: only measures); returns its bytes. backward: every tile of
+   logits is kept. */
+static size_t chunk_open(struct Chunk *c, char *workspace, int rows, int D, int V, bool backward) {
+    size_t offset = 0, tiles = count_tiles(V);
+    *c = (struct Chunk){.rows = rows, .D = D, .V = V, .tiles = tiles};
+    c->parts = min_int(PARTS, tiles);
+    /* whole vectors; not a power of two, or the rows of a tile would share cache sets */
+    c->stride = min_int(TILE, (V + 15) / 16 * 16) + 16;
+    size_t kept = backward ? tiles * rows : (size_t)BLOCK * omp_get_max_threads();
+    size_t parts = backward ? c->parts : 0;
+    c->hidden = take(workspace, &offset, (size_t)rows * D, sizeof(float));
+    c->logits = take(workspace, &offset, kept * c->stride, sizeof(float));
+    c->states = take(workspace, &offset, tiles * rows, sizeof *c->states);
+    c->dhidden = take(workspace, &offset, parts * rows * D, sizeof(float));
+    float **arrays[] = {&c->stats.logp, &c->stats.entropy, &c->stats.q, &c->stats.r,
+                        &c->target_logit, &c->maximum, &c->log_s, &c->dlogp,
+                        &c->dentropy};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        *arrays[i] = take(workspace, &offset, rows, sizeof(float));
+    return offset;
+}
+
+static int tile_columns(const struct Chunk *c, int tile) {
+    return min_int(TILE, c->V - tile * TILE);
+}
+
+static float *tile_row(const struct Chunk *c, int tile, int row) {
+    return c->logits + ((size_t)tile * c->rows + row) * c->stride;
+}
+
+/* Logits and states of rows [first, first + rows) in one tile; z is where the first row goes. */
+static void tile_forward(struct Chunk *c, float *z, const float *W, int tile, int first, int rows,
+                         float inv_temperature) {
+    int D = c->D, column = tile * TILE, columns = tile_columns(c, tile);
+    gemm_nt(z, c->stride, c->hidden + (size_t)first * D, D, W + (size_t)column * D, D, rows,
+            columns, D, inv_temperature, 0);
+    for (int i = first; i < first + rows; i++, z += c->stride) {
+        c->states[(size_t)tile * c->rows + i] = row_state(z, columns);
+        int y = c->target[i] - column;
+        if (y >= 0 && y < columns) c->target_logit[i] = z[y];
+    }
+}
+
+/* Merges row i's states in tile order and says what the objective sees. */
+static void finish_row(struct Chunk *c, int i) {
+    struct RowState state = c->states[i];
+    for (int t = 1; t < c->tiles; t++)
+        state = row_state_merge(state, c->states[(size_t)t * c->rows + i]);
+    float log_s = vm_log(state.s), inverse = 1.0f / state.s;
+    /* m and ln s stay apart: at m = 1e4 their sum, lse, would be rounded to 1e-3 */
+    c->maximum[i] = state.m, c->log_s[i] = log_s;
+    c->stats.logp[i] = (c->target_logit[i] - state.m) - log_s;
+    c->stats.entropy[i] = log_s - state.w * inverse;
+    c->stats.q[i] = state.q * inverse * inverse;
+    c->stats.r[i] = (state.r - state.q * log_s) * inverse * inverse;
+}
+
+/* Statistics of a chunk. keep: every tile of logits stays; otherwise each thread has one. */
+static void chunk_forward(struct Chunk *c, const float *E, const float *W, const int *row,
+                          float inv_temperature, bool keep) {
+    int blocks = (c->rows + BLOCK - 1) / BLOCK;
+    #pragma omp parallel
+    {
+        #pragma omp for schedule(static)
+        for (int i = 0; i < c->rows; i++)
+            memcpy(c->hidden + (size_t)i * c->D, E + (size_t)row[i] * c->D, c->D * sizeof *E);
+        #pragma omp for collapse(2) schedule(dynamic)
+        for (int t = 0; t < c->tiles; t++)
+            for (int b = 0; b < blocks; b++) {
+                int first = b * BLOCK, rows = min_int(BLOCK, c->rows - first);
+                float *z = keep ? tile_row(c, t, first)
+                                : c->logits + (size_t)omp_get_thread_num() * BLOCK * c->stride;
+                tile_forward(c, z, W, t, first, rows, inv_temperature);
+            }
+        #pragma omp for schedule(static)
+        for (int i = 0; i < c->rows; i++) finish_row(c, i);
+    }
+}
+
+/* dz in place of the logits of rows [first, first + rows) of one tile. */
+static void tile_dlogits(struct Chunk *c, int tile, int first, int rows, float inv_temperature) {
+    int columns = tile_columns(c, tile);
+    for (int i = first; i < first + rows; i++) {
+        float *z = tile_row(c, tile, i), a = c->dlogp[i], b = c->dentropy[i];
+        if (a == 0 && b == 0) { /* exactly 0, also where p is not finite */
+            memset(z, 0, columns * sizeof *z);
+            continue;
+        }
+        float m = c->maximum[i], log_s = c->log_s[i];
+        float k0 = (-a - b * c->stats.entropy[i]) * inv_temperature, k1 = -b * inv_temperature;
+        #pragma omp simd
+        for (int j = 0; j < columns; j++) {
+            float logp = (z[j] - m) - log_s;
+            z[j] = vm_exp(logp) * (k0 + k1 * logp);
+        }
+        int y = c->target[i] - tile * TILE;
+        if (y >= 0 && y < columns) z[y] += a * inv_temperature;
+    }
+}
+
+/* dz of a block of rows over one part of the vocabulary, and this part's sum of dE. */
+static void part_backward(struct Chunk *c, const float *W, int block, int part,
+                          float inv_temperature) {
+    int D = c->D, first = block * BLOCK, rows = min_int(BLOCK, c->rows - first), begin, end;
+    float *dhidden = c->dhidden + ((size_t)part * c->rows + first) * D;
+    split_range(&begin, &end, c->tiles, 1, part, c->parts);
+    for (int t = begin; t < end; t++) {
+        tile_dlogits(c, t, first, rows, inv_temperature);
+        gemm_nn(dhidden, D, tile_row(c, t, first), c->stride, W + (size_t)t * TILE * D, D, rows,
+                D, tile_columns(c, t), 1, t > begin);
+    }
+}
+
+/* dE and dW of a chunk whose coefficients are known. */
+static void chunk_backward(struct Chunk *c, float *dE, float *dW, const float *W, const int *row,
+                           float inv_temperature) {
+    int D = c->D, blocks = (c->rows + BLOCK - 1) / BLOCK;
+    #pragma omp parallel
+    {
+        #pragma omp for collapse(2) schedule(dynamic)
+        for (int b = 0; b < blocks; b++)
+            for (int part = 0; part < c->parts; part++)
+                part_backward(c, W, b, part, inv_temperature);
+        #pragma omp for schedule(dynamic) nowait
+        for (int t = 0; t < c->tiles; t++)
+            gemm_tn(dW + (size_t)t * TILE * D, D, tile_row(c, t, 0), c->stride, c->hidden, D,
+                    tile_columns(c, t), D, c->rows, 1, 1);
+        #pragma omp for schedule(static)
+        for (int i = 0; i < c->rows; i++) {
+            float *to = dE + (size_t)row[i] * D;
+            for (int part = 0; part < c->parts; part++)
+                for (int k = 0; k < D; k++)
+                    to[k] += c->dhidden[((size_t)part * c->rows + i) * D + k];
+        }
+    }
+}
+
+/* Copies a chunk's statistics to the caller's arrays, those that are wanted. */
+static void store_stats(const struct HeadStats *stats, const struct Chunk *c, int first) {
+    size_t bytes = c->rows * sizeof(float);
+    if (stats->logp) memcpy(stats->logp + first, c->stats.logp, bytes);
+    if (stats->entropy) memcpy(stats->entropy + first, c->stats.entropy, bytes);
+    if (stats->q) memcpy(stats->q + first, c->stats.q, bytes);
+    if (stats->r) memcpy(stats->r + first, c->stats.r, bytes);
+}
+
+static void head_forward(const struct HeadStats *stats, const floatX *E, const floatX *W,
+                         const int *row, const int *target, int n, int D, int V, int Vp,
+                         float inv_temperature, void *workspace) {
+    (void)Vp;
+    int most = chunk_rows(n, V);
+    for (int first = 0; first < n; first += most) {
+        struct Chunk c;
+        chunk_open(&c, workspace, min_int(most, n - first), D, V, false);
+        c.target = target + first;
+        chunk_forward(&c, E, W, row + first, inv_temperature, false);
+        store_stats(stats, &c, first);
+    }
+}
+
+static void head_forward_backward(const struct HeadStats *stats, floatX *dE, float *dW,
+                                  const floatX *E, const floatX *W, const int *row,
+                                  const int *target, int N, int n, int D, int V, int Vp,
+                                  float inv_temperature, HeadUpstream upstream, void *context,
+                                  void *workspace) {
+    (void)Vp;
+    int most = chunk_rows(n, V);
+    memset(dE, 0, (size_t)N * D * sizeof *dE);
+    for (int first = 0; first < n; first += most) {
+        struct Chunk c;
+        chunk_open(&c, workspace, min_int(most, n - first), D, V, true);
+        c.target = target + first;
+        chunk_forward(&c, E, W, row + first, inv_temperature, true);
+        store_stats(stats, &c, first);
+        upstream(context, first, c.rows, &c.stats, c.dlogp, c.dentropy);
+        chunk_backward(&c, dE, dW, W, row + first, inv_temperature);
+    }
+}
+
+/* A smaller vocabulary may need more, because its chunks are longer; beyond CHUNK_LOGITS / CHUNK
+   columns they no longer shrink, and only the largest counts. */
+size_t cpu_head_workspace(const struct OpsShape *shape) {
+    size_t most = 0;
+    for (int V = shape->V; V > 0; V = min_int(V - 1, CHUNK_LOGITS / CHUNK)) {
+        struct Chunk c;
+        int rows = chunk_rows(shape->N, V);
+        size_t training = chunk_open(&c, NULL, rows, shape->C, V, true);
+        size_t scoring = chunk_open(&c, NULL, rows, shape->C, V, false);
+        if (training > most) most = training;
+        if (scoring > most) most = scoring;
+    }
+    return most;
+}
+
+void cpu_head(struct Ops *ops) {
+    ops->head_forward = head_forward;
+    ops->head_forward_backward = head_forward_backward;
+}

@@ -1,0 +1,77 @@
+/* What the CPU backend is, and its memory, order and conversion. Backend memory is host memory and
+   every slot is done when it returns, so order needs nothing; floatX is float, so conversion is a
+   copy. */
+#include "cpu.h"
+#include <stdlib.h>
+#include <sys/mman.h>
+
+/* Large blocks lie on 2 MiB borders and ask for huge pages: a training step touches gigabytes, and
+   with 4 KiB pages a good part of its time goes into address translation. */
+#define HUGE_PAGE ((size_t)1 << 21)
+/* Bytes copied per turn of a parallel loop: one core alone does not reach the memory's speed. */
+#define COPY_BLOCK ((size_t)1 << 20)
+
+static void *alloc(size_t bytes) {
+    void *memory = NULL;
+    bool huge = bytes >= 2 * HUGE_PAGE;
+    if (posix_memalign(&memory, huge ? HUGE_PAGE : 256, bytes ? bytes : 1) != 0)
+        die_machine("out of memory: %.1f MB asked for; use a smaller model or fewer rows",
+                    (double)bytes / 1e6);
+    if (huge) madvise(memory, bytes, MADV_HUGEPAGE); /* advice: without it only slower */
+    return memory;
+}
+
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+static void copy(void *out, const void *in, size_t bytes) {
+    #pragma omp parallel for schedule(static) if (bytes > COPY_BLOCK)
+    for (size_t i = 0; i < bytes; i += COPY_BLOCK)
+        memcpy((char *)out + i, (const char *)in + i, smaller(bytes - i, COPY_BLOCK));
+}
+
+static void upload(void *out, const void *host, size_t bytes) { copy(out, host, bytes); }
+static void download(void *host, const void *in, size_t bytes) { copy(host, in, bytes); }
+
+static void fill_zero(void *out, size_t bytes) {
+    #pragma omp parallel for schedule(static) if (bytes > COPY_BLOCK)
+    for (size_t i = 0; i < bytes; i += COPY_BLOCK)
+        memset((char *)out + i, 0, smaller(bytes - i, COPY_BLOCK));
+}
+
+static void sync_compute(void) {}
+static void event_record(int event) { (void)event; }
+static void event_wait(int event) { (void)event; }
+
+static void to_float(float *out, const floatX *in, size_t n) { copy(out, in, n * sizeof *out); }
+static void from_float(floatX *out, const float *in, size_t n) { copy(out, in, n * sizeof *out); }
+
+static size_t workspace_size(const struct OpsShape *shape) {
+    size_t (*const needs[])(const struct OpsShape *) = {
+        cpu_embedding_workspace, cpu_norm_workspace, cpu_matmul_workspace, cpu_mlp_workspace,
+        cpu_attention_workspace, cpu_head_workspace, cpu_sample_workspace, cpu_adamw_workspace};
+    size_t largest = 0;
+    for (size_t i = 0; i < sizeof needs / sizeof *needs; i++) {
+        size_t bytes = needs[i](shape);
+        if (bytes > largest) largest = bytes;
+    }
+    return largest;
+}
+
+void cpu_memory(struct Ops *ops) {
+    ops->name = "cpu";
+    ops->dtype = "fp32";
+    ops->element_size = sizeof(floatX);
+    ops->vocabulary_multiple = 1;
+    ops->alloc = alloc;
+    ops->free = free;
+    ops->upload = upload;
+    ops->download = download;
+    ops->copy = copy;
+    ops->fill_zero = fill_zero;
+    ops->sync = sync_compute;
+    ops->event_record = event_record;
+    ops->event_wait = event_wait;
+    ops->to_float = to_float;
+    ops->from_float = from_float;
+    ops->workspace_size = workspace_size;
+}

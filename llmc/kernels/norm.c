@@ -1,0 +1,110 @@
+/* Layer norm (1607.06450) of each row over its C channels.
+
+       mean = 1/C sum x,  rstd = 1 / sqrt(1/C sum (x - mean)^2 + 1e-5)
+       h = (x - mean) rstd,  out = h weight + bias
+
+   Backward, with g = dout weight (elementwise) and averages over the row:
+       dx += rstd (g - <g> - h <g h>),  dweight += sum_n dout h,  dbias += sum_n dout             */
+#include "cpu.h"
+
+#define EPSILON 1e-5f
+
+/* One row, which stays in the first cache level for its four passes. The sums have a fixed order:
+   decoding uses this slot too, and a row's bits must be its own. */
+static void normalise_row(floatX *out, float *mean, float *rstd, const floatX *x,
+                          const floatX *weight, const floatX *bias, int C) {
+    float m = vm_sum(x, C) / (float)C;
+    for (int c = 0; c < C; c++) out[c] = x[c] - m;
+    float r = 1.0f / sqrtf(vm_dot(out, out, C) / (float)C + EPSILON);
+    for (int c = 0; c < C; c++) out[c] = out[c] * r * weight[c] + bias[c];
+    *mean = m;
+    *rstd = r;
+}
+
+static void norm_forward(floatX *out, float *mean, float *rstd, const floatX *x,
+                         const floatX *weight, const floatX *bias, int N, int C) {
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++) {
+        size_t row = (size_t)n * C;
+        normalise_row(out + row, &mean[n], &rstd[n], x + row, weight, bias, C);
+    }
+}
+
+static void norm_residual_forward(floatX *sum, floatX *out, float *mean, float *rstd,
+                                  const floatX *x, const floatX *delta, const floatX *weight,
+                                  const floatX *bias, int N, int C) {
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++) {
+        size_t row = (size_t)n * C;
+        for (int c = 0; c < C; c++) sum[row + c] = x[row + c] + delta[row + c];
+        normalise_row(out + row, &mean[n], &rstd[n], sum + row, weight, bias, C);
+    }
+}
+
+/* Rows are cut into at most this many parts, each with its own sums of dweight and dbias, added in
+   order: so neither order nor bits depend on the number of threads. */
+#define PARTS 64
+#define ROWS_PER_PART 16
+
+static int part_count(int N) { return min_int(PARTS, (N + ROWS_PER_PART - 1) / ROWS_PER_PART); }
+
+/* dx of one row, and its addition to the sums of its part. */
+static void backward_row(floatX *dx, float *dweight, float *dbias, const floatX *dout,
+                         const floatX *x, const floatX *weight, float mean, float rstd, int C) {
+    float sum_g = 0, sum_gh = 0;
+    #pragma omp simd reduction(+ : sum_g, sum_gh)
+    for (int c = 0; c < C; c++) {
+        float h = (x[c] - mean) * rstd, g = dout[c] * weight[c];
+        sum_g += g;
+        sum_gh += g * h;
+        dweight[c] += dout[c] * h;
+        dbias[c] += dout[c];
+    }
+    float mean_g = sum_g / (float)C, mean_gh = sum_gh / (float)C;
+    #pragma omp simd
+    for (int c = 0; c < C; c++) {
+        float h = (x[c] - mean) * rstd, g = dout[c] * weight[c];
+        dx[c] += rstd * (g - mean_g - h * mean_gh);
+    }
+}
+
+static void norm_backward(floatX *dx, float *dweight, float *dbias, const floatX *dout,
+                          const floatX *x, const floatX *weight, const float *mean,
+                          const float *rstd, int N, int C, void *workspace) {
+    float *sums = workspace; /* [parts][2][C] */
+    int parts = part_count(N);
+    #pragma omp parallel
+    {
+        #pragma omp for schedule(static)
+        for (int part = 0; part < parts; part++) {
+            float *sum = sums + (size_t)part * 2 * C;
+            int begin, end;
+            split_range(&begin, &end, N, 1, part, parts);
+            memset(sum, 0, 2 * (size_t)C * sizeof *sum);
+            for (int n = begin; n < end; n++) {
+                size_t row = (size_t)n * C;
+                backward_row(dx + row, sum, sum + C, dout + row, x + row, weight, mean[n], rstd[n],
+                             C);
+            }
+        }
+        int begin, end;
+        split_thread(&begin, &end, C, 16);
+        for (int part = 0; part < parts; part++) {
+            const float *sum = sums + (size_t)part * 2 * C;
+            for (int c = begin; c < end; c++) {
+                dweight[c] += sum[c];
+                dbias[c] += sum[C + c];
+            }
+        }
+    }
+}
+
+size_t cpu_norm_workspace(const struct OpsShape *shape) {
+    return (size_t)part_count(shape->N) * 2 * shape->C * sizeof(float);
+}
+
+void cpu_norm(struct Ops *ops) {
+    ops->norm_forward = norm_forward;
+    ops->norm_residual_forward = norm_residual_forward;
+    ops->norm_backward = norm_backward;
+}

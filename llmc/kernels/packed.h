@@ -1,0 +1,29 @@
+/* The product every decode operation is made of: a few rows times 32 columns of a packed weight.
+   Its layout, with OC columns in blocks of 32 and C the summed index:
+
+       packed [ceil(OC / 32)][C][32]     zeros beyond OC; a block is one contiguous stream
+
+   Each output element is ONE chain of fused multiply-adds over k = 0 .. C-1, whatever the number of
+   rows. So a row's bits depend on that row and the weights only. */
+#ifndef LLMC_KERNELS_PACKED_H
+#define LLMC_KERNELS_PACKED_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { PACKED_COLUMNS = 32, PACKED_ROWS = 13 };
+
+/* out [rows,32] = x [rows,C] times one block [C,32]; rows in 1 .. PACKED_ROWS; ldo, ldx row strides.
+   block is aligned to 64 bytes. */
+void packed_product(float *out, int ldo, const float *x, int ldx, const float *block, int rows,
+                    int C);
+
+/* `rows` rows are cut into as few parts of at most PACKED_ROWS as possible, and as even as possible
+   (14 rows: 7 + 7; a part of a single row would cost a pass like any other). How many, and where
+   one begins: */
+static inline int packed_row_parts(int rows) { return (rows + PACKED_ROWS - 1) / PACKED_ROWS; }
+static inline int packed_first_row(int rows, int part) {
+    return (int)((int64_t)rows * part / packed_row_parts(rows));
+}
+
+#endif

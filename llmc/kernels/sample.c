@@ -1,0 +1,178 @@
+/* Drawing the next token, without the R x V logits.
+
+   Gumbel-max: the v with the largest z_v - log(-log u_v) is a draw from softmax(z) (z = E W^T /
+   temperature). Noise belongs to (v, position, sample, ordinal), not to a place in a batch, so the
+   maximum may be taken piece by piece, and its piece's log-sum-exp on the way:
+
+       (tile of the vocabulary, group of rows) -> a partial draw per row -> merged in tile order
+
+   Within a tile the race is run without its outer logarithm: with x_v = -log u_v (exponentially
+   distributed) the winner is the v with the largest e^(z_v - m) / x_v.
+
+   Products are those of packed.h, the partition depends on V only, and a row is merged by itself: a
+   row's draw, log-probability and entropy have the same bits in any batch. */
+#include "cpu.h"
+#include "packed.h"
+#include "row_state.h"
+#include "../base/rng.h"
+
+enum {
+    TILE = 512,              /* vocabulary columns whose logits exist at once */
+    BLOCKS = TILE / PACKED_COLUMNS,
+    GROUP_PARTS = 4,         /* so many row parts of packed.h pass a weight block together */
+    GROUP = GROUP_PARTS * PACKED_ROWS,
+    LANES = 8                /* Philox counters side by side */
+};
+
+/* What one tile says of one row. */
+struct Draw {
+    struct RowState state;
+    float score; /* of the winner: z - log(-log u), or z when greedy */
+    float logit; /* z of the winner */
+    int token;
+};
+
+typedef uint64_t vec8u __attribute__((vector_size(64), may_alias));
+
+/* bits [>= n, rounded up to 32] = the random words of vocabulary indices first .. first + n - 1:
+   philox() of rng.h for LANES counters at a time. A lane has 64 bits because the products have; what
+   is left in its upper half between the rounds does no harm. */
+static void fill_words(uint32_t *bits, int n, int first, const uint32_t counter[3],
+                       const uint32_t key[2]) {
+    const vec8u low = (vec8u){0} + 0xffffffffu, lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    for (int v = 0; v < n; v += 4 * LANES) {
+        vec8u c0 = lane + (uint64_t)(first + v) / 4, c1 = (vec8u){0} + counter[0];
+        vec8u c2 = (vec8u){0} + counter[1], c3 = (vec8u){0} + counter[2];
+        uint32_t k0 = key[0], k1 = key[1];
+        for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+            vec8u a = (c0 & low) * 0xD2511F53u, b = (c2 & low) * 0xCD9E8D57u;
+            c0 = (b >> 32) ^ c1 ^ k0;
+            c1 = b;
+            c2 = (a >> 32) ^ c3 ^ k1;
+            c3 = a;
+        }
+        vec8u words01 = (c0 & low) | c1 << 32, words23 = (c2 & low) | c3 << 32;
+        vec8u *out = (vec8u *)(bits + v);
+        out[0] = __builtin_shufflevector(words01, words23, 0, 8, 1, 9, 2, 10, 3, 11);
+        out[1] = __builtin_shufflevector(words01, words23, 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+}
+
+/* race [n] = e^(z - m) / -log u. u is (bits + 1/2) / 2^24, whose largest value is 1 in float32: the
+   exponential then takes its exact value, 2^-25. */
+static void run_race(float *race, const float *z, const uint32_t *bits, float m, int n) {
+    #pragma omp simd
+    for (int j = 0; j < n; j++) {
+        float x = -vm_log(rng_uniform(bits[j]));
+        race[j] = vm_exp(z[j] - m) / (x > 0x1p-25f ? x : 0x1p-25f);
+    }
+}
+
+/* Some index of x [n] always, also if all of x is NaN; the first where x equals its maximum. */
+static int find_first(const float *x, int n, float maximum) {
+    int first = n - 1;
+    #pragma omp simd reduction(min : first)
+    for (int j = 0; j < n; j++) {
+        int here = x[j] == maximum ? j : n - 1;
+        first = here < first ? here : first;
+    }
+    return first;
+}
+
+/* The draw among z [n], the logits of vocabulary indices first .. first + n - 1. */
+static struct Draw draw_from_tile(const float *z, int n, int first, const uint32_t counter[3],
+                                  const uint32_t key[2], bool greedy) {
+    struct Draw draw = {.state = row_state(z, n)};
+    int winner;
+    if (greedy) {
+        winner = find_first(z, n, draw.state.m);
+        draw.score = draw.state.m;
+    } else {
+        _Alignas(64) uint32_t bits[TILE];
+        _Alignas(64) float race[TILE];
+        fill_words(bits, n, first, counter, key);
+        run_race(race, z, bits, draw.state.m, n);
+        float best = row_maximum(race, n);
+        winner = find_first(race, n, best);
+        draw.score = draw.state.m + vm_log(best);
+    }
+    draw.logit = z[winner];
+    draw.token = first + winner;
+    return draw;
+}
+
+/* Partial draws of one tile for the rows of group `group`; draws [R][tiles]. */
+static void draw_tile(struct Draw *draws, const float *E, const float *packed,
+                      const struct DecodeRows *rows, const uint32_t key[2], int tile, int group,
+                      int R, int D, int V, float inv_temperature) {
+    _Alignas(64) float z[GROUP * TILE];
+    int tiles = (V + TILE - 1) / TILE, first = tile * TILE, columns = min_int(TILE, V - first);
+    int part = group * GROUP_PARTS, end = min_int(part + GROUP_PARTS, packed_row_parts(R));
+    int row_begin = packed_first_row(R, part), row_end = packed_first_row(R, end);
+    for (int b = 0; b * PACKED_COLUMNS < columns; b++)
+        for (int p = part; p < end; p++) {
+            int row = packed_first_row(R, p), count = packed_first_row(R, p + 1) - row;
+            packed_product(z + (row - row_begin) * TILE + b * PACKED_COLUMNS, TILE,
+                           E + (size_t)row * D, D,
+                           packed + ((size_t)first + b * PACKED_COLUMNS) * D, count, D);
+        }
+    bool greedy = inv_temperature == 0;
+    for (int i = row_begin; i < row_end; i++) {
+        float *row = z + (i - row_begin) * TILE;
+        uint32_t counter[3] = {(uint32_t)rows->position[i] + 1, rows->sample[i], rows->ordinal[i]};
+        for (int j = 0; j < columns; j++) row[j] *= greedy ? 1 : inv_temperature;
+        draws[(size_t)i * tiles + tile] = draw_from_tile(row, columns, first, counter, key, greedy);
+    }
+}
+
+/* All tiles' draws of one row [tiles] become one. */
+static struct Draw merge_draws(const struct Draw *draws, int tiles) {
+    struct Draw best = draws[0];
+    for (int t = 1; t < tiles; t++) {
+        struct RowState state = row_state_merge(best.state, draws[t].state);
+        if (draws[t].score > best.score) best = draws[t];
+        best.state = state;
+    }
+    return best;
+}
+
+static void head_sample(int *token, float *logp, float *entropy, const floatX *E,
+                        const void *packed, const struct DecodeRows *rows, const uint32_t key[2],
+                        int R, int D, int V, int Vp, float inv_temperature, void *workspace) {
+    (void)Vp;
+    struct Draw *draws = workspace;
+    int tiles = (V + TILE - 1) / TILE, parts = packed_row_parts(R);
+    int groups = (parts + GROUP_PARTS - 1) / GROUP_PARTS;
+    #pragma omp parallel
+    {
+        #pragma omp for collapse(2) schedule(dynamic)
+        for (int tile = 0; tile < tiles; tile++)
+            for (int group = 0; group < groups; group++)
+                draw_tile(draws, E, packed, rows, key, tile, group, R, D, V, inv_temperature);
+        #pragma omp for schedule(static)
+        for (int i = 0; i < R; i++) {
+            struct Draw draw = merge_draws(draws + (size_t)i * tiles, tiles);
+            float log_s = vm_log(draw.state.s);
+            token[i] = draw.token;
+            /* not logit - lse: at m = 1e4 lse would be rounded to 1e-3 */
+            logp[i] = (draw.logit - draw.state.m) - log_s;
+            entropy[i] = log_s - draw.state.w / draw.state.s;
+        }
+    }
+}
+
+static void decode_advance(const struct DecodeRows *rows, const int *token, int R) {
+    for (int i = 0; i < R; i++) {
+        rows->token[i] = token[i];
+        rows->position[i]++;
+    }
+}
+
+size_t cpu_sample_workspace(const struct OpsShape *shape) {
+    return (size_t)shape->R * ((shape->V + TILE - 1) / TILE) * sizeof(struct Draw);
+}
+
+void cpu_sample(struct Ops *ops) {
+    ops->head_sample = head_sample;
+    ops->decode_advance = decode_advance;
+}

@@ -1,0 +1,124 @@
+/* What the tests of operations share. They see a backend only through struct Ops, so the same
+   programs test every backend: the name is the first argument, "cpu" without one.
+
+   Host arrays are float; put_x rounds them to the backend's floatX and back, so that a reference in
+   double starts from the numbers that the backend sees. Outputs start as NaN, and so does the
+   workspace: whatever an operation forgets to write or reads too early shows. */
+#ifndef TEST_OPS_H
+#define TEST_OPS_H
+
+#include <stdbool.h>
+#include "test.h"
+#include "../llmc/ops.h"
+
+static const struct Ops *ops;
+
+/* Everything allocated since the last release_all. */
+static void *allocated[4096];
+static int num_allocated;
+
+static inline void *new_memory(size_t bytes) {
+    assert_true(num_allocated < 4096);
+    return allocated[num_allocated++] = ops->alloc(bytes);
+}
+
+static inline void *put_bytes(const void *host, size_t bytes) {
+    void *memory = new_memory(bytes);
+    ops->upload(memory, host, bytes);
+    return memory;
+}
+static inline int *put_ints(const int *host, size_t n) { return put_bytes(host, n * sizeof *host); }
+static inline float *put_floats(const float *host, size_t n) {
+    return put_bytes(host, n * sizeof *host);
+}
+
+/* Uploads as floatX; host then holds what was kept. */
+static inline floatX *put_x(float *host, size_t n) {
+    floatX *memory = new_memory(n * ops->element_size);
+    float *wide = put_floats(host, n);
+    ops->from_float(memory, wide, n);
+    ops->to_float(wide, memory, n);
+    ops->download(host, wide, n * sizeof *host);
+    return memory;
+}
+
+/* A floatX or float output of n elements, every byte 255: a NaN in each of the types. */
+static inline void *new_poison(size_t bytes) {
+    unsigned char *host = malloc(bytes + 1);
+    assert_non_null(host);
+    memset(host, 255, bytes);
+    void *memory = put_bytes(host, bytes);
+    free(host);
+    return memory;
+}
+static inline floatX *new_x(size_t n) { return new_poison(n * ops->element_size); }
+static inline float *new_floats(size_t n) { return new_poison(n * sizeof(float)); }
+static inline void *new_workspace(const struct OpsShape *shape) {
+    return new_poison(ops->workspace_size(shape));
+}
+
+/* Host copies; the caller frees. */
+static inline float *get_floats(const float *in, size_t n) {
+    float *host = malloc(n * sizeof *host + 1);
+    assert_non_null(host);
+    ops->download(host, in, n * sizeof *host);
+    return host;
+}
+static inline float *get_x(const floatX *in, size_t n) {
+    float *wide = new_memory(n * sizeof *wide);
+    ops->to_float(wide, in, n);
+    return get_floats(wide, n);
+}
+
+static inline void release_all(void) {
+    while (num_allocated) ops->free(allocated[--num_allocated]);
+}
+
+/* Half the distance from 1 to the next floatX: the relative error of one rounding. */
+static inline double rounding_unit(void) {
+    return strcmp(ops->dtype, "bf16") == 0   ? 0x1p-9
+           : strcmp(ops->dtype, "fp16") == 0 ? 0x1p-11
+                                             : 0x1p-24;
+}
+
+/* Bound of a relative L2 error: so many roundings to floatX one after another, and the float32
+   arithmetic between them (sums of some thousand terms lose a few units of 2^-24). */
+static inline double bound_of(double roundings) { return roundings * rounding_unit() + 1e-6; }
+
+/* Fails unless n floats of the backend are the reference to within bound; frees nothing. */
+static inline void check_floats(const char *name, const float *in, const double *reference,
+                                size_t n, double bound) {
+    float *host = get_floats(in, n);
+    ASSERT_CLOSE(name, relative_l2(host, reference, n), bound);
+    free(host);
+}
+static inline void check_x(const char *name, const floatX *in, const double *reference, size_t n,
+                           double bound) {
+    float *host = get_x(in, n);
+    ASSERT_CLOSE(name, relative_l2(host, reference, n), bound);
+    free(host);
+}
+
+static inline double *new_doubles(size_t n) {
+    double *x = calloc(n + 1, sizeof *x);
+    assert_non_null(x);
+    return x;
+}
+
+/* Central difference of loss(context) along the direction d [n] of x [n]. */
+static inline double slope_along(double *x, const double *d, size_t n,
+                                 double (*loss)(void *context), void *context) {
+    const double step = 1e-5;
+    for (size_t i = 0; i < n; i++) x[i] += step * d[i];
+    double above = loss(context);
+    for (size_t i = 0; i < n; i++) x[i] -= 2 * step * d[i];
+    double below = loss(context);
+    for (size_t i = 0; i < n; i++) x[i] += step * d[i];
+    return (above - below) / (2 * step);
+}
+
+static inline void open_backend(int argc, char **argv) {
+    ops = ops_open(argc > 1 ? argv[1] : "cpu");
+}
+
+#endif

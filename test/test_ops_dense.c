@@ -1,0 +1,541 @@
+/* Memory, the slot table, vector mathematics, and the dense operations of the transformer:
+   embedding, norm, linear layers, feed-forward block. Each against its definition in double; each backward's
+   definition against finite differences. */
+#include "test_ops.h"
+#include <omp.h>
+#include "../llmc/kernels/vmath.h"
+#include "child.h"
+
+/* ---- the table --------------------------------------------------------------------------- */
+
+static void open_unknown(void *context) { ops_open(context); }
+
+static void test_slots(void **state) {
+    (void)state;
+    char names[2048], few[12], output[512];
+    struct Ops broken = {0};
+    int slots = ops_missing(&broken, names, sizeof names);
+    assert_int_equal((size_t)slots, (sizeof broken - offsetof(struct Ops, alloc)) / sizeof(void *));
+    assert_ptr_equal(strstr(names, "alloc, free, upload"), names);
+    assert_string_equal(strrchr(names, ' '), " broadcast");
+    assert_int_equal(ops_missing(&broken, few, sizeof few), slots);
+    assert_string_equal(few, "alloc, free");
+    assert_int_equal(ops_missing(ops, names, sizeof names), 0);
+    assert_string_equal(names, "");
+    broken = *ops;
+    broken.mlp_backward = NULL;
+    assert_int_equal(ops_missing(&broken, names, sizeof names), 1);
+    assert_string_equal(names, "mlp_backward");
+    assert_ptr_equal(ops_at(ops, (floatX *)(uintptr_t)4096, 3),
+                     (floatX *)(uintptr_t)(4096 + 3 * ops->element_size));
+    assert_int_equal(run_in_child(open_unknown, "abacus", output, sizeof output), 2);
+    assert_non_null(strstr(output, "\"abacus\""));
+    assert_non_null(strstr(output, "cpu"));
+}
+
+/* ---- memory and communication ------------------------------------------------------------ */
+
+static void alloc_too_much(void *context) {
+    (void)context;
+    ops->alloc((size_t)1 << 56);
+}
+
+static void test_memory(void **state) {
+    (void)state;
+    char output[512];
+    const size_t sizes[] = {1, 255, 257, ((size_t)1 << 20) + 3, ((size_t)5 << 20) + 7};
+    for (int i = 0; i < 5; i++) {
+        unsigned char *host = malloc(sizes[i] + 1), *back = calloc(1, sizes[i] + 1);
+        for (size_t j = 0; j < sizes[i]; j++) host[j] = (unsigned char)(j * 31 + (j >> 12) + 1);
+        char *a = put_bytes(host, sizes[i]), *b = new_poison(sizes[i]);
+        assert_int_equal((uintptr_t)a % 256, 0);
+        ops->copy(b, a, sizes[i]);
+        ops->event_record(63);
+        ops->event_wait(63);
+        ops->sync();
+        ops->download(back, b, sizes[i]);
+        assert_memory_equal(back, host, sizes[i]);
+        ops->fill_zero(b, sizes[i] - 1); /* and not a byte more */
+        ops->download(back, b, sizes[i]);
+        for (size_t j = 0; j + 1 < sizes[i]; j++) assert_int_equal(back[j], 0);
+        assert_int_equal(back[sizes[i] - 1], host[sizes[i] - 1]);
+        free(host), free(back);
+        release_all();
+    }
+    ops->free(ops->alloc(0));
+    assert_int_equal(run_in_child(alloc_too_much, NULL, output, sizeof output), 1);
+    assert_non_null(strstr(output, "out of memory"));
+}
+
+static void test_conversion(void **state) {
+    (void)state;
+    const size_t n = 300001;
+    float *host = new_normal(n, 3, 1), *kept = malloc(n * sizeof *kept);
+    host[0] = INFINITY, host[1] = -0.0f, host[2] = 1 + 0x1p-9f, host[3] = NAN;
+    memcpy(kept, host, n * sizeof *kept);
+    put_x(kept, n);
+    assert_true(kept[0] == INFINITY && kept[1] == 0 && signbit(kept[1]) && isnan(kept[3]));
+    /* half-way in bf16: to even; a number of fp16 and fp32 */
+    assert_true(kept[2] == (strcmp(ops->dtype, "bf16") == 0 ? 1 : 1 + 0x1p-9f));
+    for (size_t i = 4; i < n; i++) {
+        double limit = strcmp(ops->dtype, "fp32") == 0 ? 0 : rounding_unit() * fabs(host[i]);
+        assert_true(fabs((double)kept[i] - host[i]) <= limit + 1e-7);
+    }
+    free(host), free(kept);
+    release_all();
+}
+
+/* One rank: each is the identity. */
+static void test_communication(void **state) {
+    (void)state;
+    float *host = new_normal(1000, 1, 2), *x = put_floats(host, 1000), *y = new_floats(1000);
+    float *z = new_floats(1000);
+    ops->all_reduce(x, 1000);
+    ops->broadcast(x, 4000, 0);
+    ops->reduce_scatter(y, x, 1000);
+    ops->all_gather(z, y, 4000);
+    ops->all_gather(z, z, 4000); /* in place, too */
+    float *back = get_floats(z, 1000);
+    assert_memory_equal(back, host, 4000);
+    free(host), free(back);
+    release_all();
+}
+
+/* ---- vector mathematics ------------------------------------------------------------------ */
+
+/* The error in units of the last place of the correctly rounded result. */
+static double ulps(float got, double exact) {
+    float rounded = (float)exact;
+    if (isnan(exact)) return isnan(got) ? 0 : INFINITY;
+    if (isinf(rounded) || got == rounded) return got == rounded ? 0 : INFINITY;
+    return fabs(got - exact) / (nextafterf(fabsf(rounded), INFINITY) - fabsf(rounded));
+}
+
+static void test_exp_and_log(void **state) {
+    (void)state;
+    double exp_worst = 0, log_worst = 0;
+    for (uint64_t bits = 0; bits < (uint64_t)1 << 32; bits += 1999) { /* every exponent and sign */
+        float x = vm_from_bits((uint32_t)bits);
+        double e = exp((double)x);
+        if (e < 1.7e-38) assert_true(vm_exp(x) >= 0 && vm_exp(x) < 1.71e-38f);
+        else exp_worst = fmax(exp_worst, ulps(vm_exp(x), e));
+        log_worst = fmax(log_worst, ulps(vm_log(x), log((double)x)));
+    }
+    ASSERT_CLOSE("exp, ulp", exp_worst, 1.1);
+    ASSERT_CLOSE("log, ulp", log_worst, 1.1);
+    assert_true(vm_exp(-INFINITY) == 0 && vm_exp(-1e30f) == 0 && vm_exp(0) == 1);
+    assert_true(vm_exp(INFINITY) == INFINITY && vm_exp(88.8f) == INFINITY && isnan(vm_exp(NAN)));
+    assert_true(vm_exp(88.72f) < INFINITY);
+    assert_true(vm_log(0) == -INFINITY && vm_log(1) == 0 && vm_log(INFINITY) == INFINITY);
+    assert_true(isnan(vm_log(-1)) && isnan(vm_log(NAN)) && isfinite(vm_log(0x1p-149f)));
+}
+
+static double gelu(double x) {
+    return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+}
+
+static double gelu_slope(double x) {
+    double t = tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x));
+    return 0.5 * (1 + t) +
+           0.5 * x * (1 - t * t) * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
+}
+
+static void test_gelu(void **state) {
+    (void)state;
+    for (float x = -12; x < 12; x += 0.001f) {
+        double difference = (gelu(x + 1e-5) - gelu(x - 1e-5)) / 2e-5;
+        ASSERT_CLOSE("slope in double", fabs(gelu_slope(x) - difference), 1e-8);
+        ASSERT_CLOSE("gelu", fabs(vm_gelu(x) - gelu(x)), 2e-7 * fabs(x) + 1e-12);
+        ASSERT_CLOSE("gelu'", fabs(vm_gelu_gradient(x) - gelu_slope(x)), 4e-7);
+    }
+    assert_true(vm_gelu(-1e30f) == 0 && vm_gelu(1e30f) == 1e30f && vm_gelu(INFINITY) == INFINITY);
+    assert_true(fabsf(vm_gelu_gradient(-1e30f)) < 1e-30f && vm_gelu_gradient(1e30f) == 1);
+    assert_true(isnan(vm_gelu(NAN)) && isnan(vm_gelu_gradient(NAN)));
+}
+
+static void test_sums(void **state) {
+    (void)state;
+    float *a = new_normal(1000, 1, 3), *b = new_normal(1000, 1, 4);
+    for (int n = 0; n < 1000; n += n < 40 ? 1 : 61) {
+        double dot = 0, sum = 0, max = -INFINITY;
+        for (int i = 0; i < n; i++) dot += (double)a[i] * b[i], sum += a[i], max = fmax(max, a[i]);
+        ASSERT_CLOSE("dot", fabs(vm_dot(a, b, n) - dot), 1e-5);
+        ASSERT_CLOSE("sum", fabs(vm_sum(a, n) - sum), 1e-5);
+        assert_true(vm_max(a, n) == max);
+    }
+    free(a), free(b);
+}
+
+/* ---- references in double ---------------------------------------------------------------- */
+
+static double *widen(const float *x, size_t n) {
+    double *out = new_doubles(n);
+    for (size_t i = 0; i < n; i++) out[i] = x[i];
+    return out;
+}
+
+static void add(double *x, const double *y, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] += y[i];
+}
+
+/* out = x w^T + b */
+static void linear(double *out, const double *x, const double *w, const double *b, int N, int C,
+                   int OC) {
+    for (int n = 0; n < N; n++)
+        for (int o = 0; o < OC; o++) {
+            double sum = b ? b[o] : 0;
+            for (int c = 0; c < C; c++) sum += x[(size_t)n * C + c] * w[(size_t)o * C + c];
+            out[(size_t)n * OC + o] = sum;
+        }
+}
+
+/* dx =, dw +=, db += (any may be NULL) */
+static void linear_backward(double *dx, double *dw, double *db, const double *dout,
+                            const double *x, const double *w, int N, int C, int OC) {
+    if (dx) memset(dx, 0, (size_t)N * C * sizeof *dx);
+    for (int n = 0; n < N; n++)
+        for (int o = 0; o < OC; o++) {
+            double d = dout[(size_t)n * OC + o];
+            if (db) db[o] += d;
+            for (int c = 0; c < C; c++) {
+                if (dx) dx[(size_t)n * C + c] += d * w[(size_t)o * C + c];
+                dw[(size_t)o * C + c] += d * x[(size_t)n * C + c];
+            }
+        }
+}
+
+static void norm(double *out, double *mean, double *rstd, const double *x, const double *w,
+                 const double *b, int N, int C) {
+    for (int n = 0; n < N; n++, x += C, out += C) {
+        double m = 0, v = 0;
+        for (int c = 0; c < C; c++) m += x[c] / C;
+        for (int c = 0; c < C; c++) v += (x[c] - m) * (x[c] - m) / C;
+        mean[n] = m;
+        rstd[n] = 1 / sqrt(v + 1e-5);
+        for (int c = 0; c < C; c++) out[c] = (x[c] - m) * rstd[n] * w[c] + b[c];
+    }
+}
+
+/* all += */
+static void norm_backward(double *dx, double *dw, double *db, const double *dout, const double *x,
+                          const double *w, const double *mean, const double *rstd, int N, int C) {
+    for (int n = 0; n < N; n++, dx += C, dout += C, x += C) {
+        double g = 0, gh = 0;
+        for (int c = 0; c < C; c++) {
+            double h = (x[c] - mean[n]) * rstd[n];
+            g += dout[c] * w[c] / C;
+            gh += dout[c] * w[c] * h / C;
+            dw[c] += dout[c] * h;
+            db[c] += dout[c];
+        }
+        for (int c = 0; c < C; c++)
+            dx[c] += rstd[n] * (dout[c] * w[c] - g - (x[c] - mean[n]) * rstd[n] * gh);
+    }
+}
+
+/* Everything a feed-forward block or a norm has, for the check of their references. */
+struct Dense {
+    int N, C, F;
+    double *x, *w1, *b1, *w2, *b2, *dout;      /* inputs */
+    double *pre, *act, *out, *mean, *rstd;     /* forward */
+    double *dx, *dw1, *db1, *dw2, *db2, *dpre; /* backward */
+};
+
+static void mlp(struct Dense *d) {
+    linear(d->pre, d->x, d->w1, d->b1, d->N, d->C, d->F);
+    for (int i = 0; i < d->N * d->F; i++) d->act[i] = gelu(d->pre[i]);
+    linear(d->out, d->act, d->w2, d->b2, d->N, d->F, d->C);
+}
+
+static void mlp_backward(struct Dense *d) {
+    linear_backward(d->dpre, d->dw2, d->db2, d->dout, d->act, d->w2, d->N, d->F, d->C);
+    for (int i = 0; i < d->N * d->F; i++) d->dpre[i] *= gelu_slope(d->pre[i]);
+    linear_backward(d->dx, d->dw1, d->db1, d->dpre, d->x, d->w1, d->N, d->C, d->F);
+}
+
+static double loss_of_out(const struct Dense *d) {
+    double sum = 0;
+    for (int i = 0; i < d->N * d->C; i++) sum += d->out[i] * d->dout[i];
+    return sum;
+}
+static double mlp_loss(void *context) {
+    mlp(context);
+    return loss_of_out(context);
+}
+static double norm_loss(void *context) {
+    struct Dense *d = context;
+    norm(d->out, d->mean, d->rstd, d->x, d->w1, d->b1, d->N, d->C);
+    return loss_of_out(d);
+}
+
+static void check_slopes(const char *name, double *x, const double *dx, size_t n,
+                         double (*loss)(void *), struct Dense *d) {
+    double one = 1;
+    for (size_t i = 0; i < n; i++)
+        ASSERT_CLOSE(name, fabs(slope_along(&x[i], &one, 1, loss, d) - dx[i]), 1e-8);
+}
+
+static void test_references_by_differences(void **state) {
+    (void)state;
+    enum { N = 3, C = 5, F = 7 };
+    double memory[17][N * C * F] = {{0}};
+    float host[C * F];
+    for (int i = 0; i < 6; i++) {
+        fill_normal(host, C * F, 1, 10 + (uint64_t)i);
+        for (int j = 0; j < C * F; j++) memory[i][j] = host[j];
+    }
+    struct Dense d = {N, C, F, memory[0], memory[1], memory[2], memory[3], memory[4], memory[5],
+                      memory[6], memory[7], memory[8], memory[9], memory[10], memory[11],
+                      memory[12], memory[13], memory[14], memory[15], memory[16]};
+    mlp(&d);
+    mlp_backward(&d);
+    check_slopes("mlp dx", d.x, d.dx, N * C, mlp_loss, &d);
+    check_slopes("mlp dw1", d.w1, d.dw1, F * C, mlp_loss, &d);
+    check_slopes("mlp db1", d.b1, d.db1, F, mlp_loss, &d);
+    check_slopes("mlp dw2", d.w2, d.dw2, C * F, mlp_loss, &d);
+    check_slopes("mlp db2", d.b2, d.db2, C, mlp_loss, &d);
+    memset(memory[11], 0, 4 * sizeof memory[0]);
+    norm_loss(&d);
+    norm_backward(d.dx, d.dw1, d.db1, d.dout, d.x, d.w1, d.mean, d.rstd, N, C);
+    check_slopes("norm dx", d.x, d.dx, N * C, norm_loss, &d);
+    check_slopes("norm dw", d.w1, d.dw1, C, norm_loss, &d);
+    check_slopes("norm db", d.b1, d.db1, C, norm_loss, &d);
+}
+
+/* ---- embedding --------------------------------------------------------------------------- */
+
+static void check_embedding(int N, int C) {
+    enum { V = 37, T = 11 };
+    int *token = malloc((size_t)N * sizeof *token);
+    int *position = malloc((size_t)N * sizeof *position);
+    for (int n = 0; n < N; n++) token[n] = n % 3 ? (n * 7 + n / 5) % V : V - 1, position[n] = n % T;
+    size_t nc = (size_t)N * C;
+    float *wte0 = new_normal(V * (size_t)C, 1, 20), *wpe0 = new_normal(T * (size_t)C, 1, 21);
+    float *dx0 = new_normal(nc, 1, 22), *dwte0 = new_normal(V * (size_t)C, 1, 23);
+    float *dwpe0 = new_normal(T * (size_t)C, 1, 24);
+    floatX *wte = put_x(wte0, V * (size_t)C), *wpe = put_x(wpe0, T * (size_t)C), *x = new_x(nc);
+    floatX *dx = put_x(dx0, nc);
+    float *dwte = put_floats(dwte0, V * (size_t)C), *dwpe = put_floats(dwpe0, T * (size_t)C);
+    int *tokens = put_ints(token, N), *positions = put_ints(position, N);
+    double *x_d = new_doubles(nc), *dwte_d = widen(dwte0, V * (size_t)C);
+    double *dwpe_d = widen(dwpe0, T * (size_t)C);
+    for (int n = 0; n < N; n++)
+        for (int c = 0; c < C; c++) {
+            x_d[(size_t)n * C + c] = (double)wte0[token[n] * C + c] + wpe0[position[n] * C + c];
+            dwte_d[token[n] * C + c] += dx0[(size_t)n * C + c];
+            dwpe_d[position[n] * C + c] += dx0[(size_t)n * C + c];
+        }
+    struct OpsShape shape = {.N = N, .C = C, .F = C, .NH = 1, .NKV = 1, .HS = C, .V = V, .Vp = V,
+                             .max_T = T, .R = 1, .max_length = T};
+    ops->embedding_forward(x, tokens, positions, wte, wpe, N, C);
+    ops->embedding_backward(dwte, dwpe, dx, tokens, positions, N, C, new_workspace(&shape));
+    check_x("x", x, x_d, nc, bound_of(1));
+    check_floats("dwte", dwte, dwte_d, V * (size_t)C, 1e-6);
+    check_floats("dwpe", dwpe, dwpe_d, T * (size_t)C, 1e-6);
+    free(token), free(position), free(wte0), free(wpe0), free(dx0), free(dwte0), free(dwpe0);
+    free(x_d), free(dwte_d), free(dwpe_d);
+    release_all();
+}
+
+static void test_embedding(void **state) {
+    (void)state;
+    check_embedding(1, 5);
+    check_embedding(70, 64);
+    check_embedding(1001, 131);
+}
+
+/* ---- norm -------------------------------------------------------------------------------- */
+
+/* offset: the mean is far from 0, where a variance formed as <x^2> - <x>^2 loses its digits. */
+static void check_norm(int N, int C, float offset) {
+    size_t nc = (size_t)N * C;
+    float *x0 = new_normal(nc, 2, 30), *delta0 = new_normal(nc, 1, 31), *w0 = new_normal(C, 1, 32);
+    float *b0 = new_normal(C, 1, 33), *dout0 = new_normal(nc, 1, 34), *dx0 = new_normal(nc, 1, 35);
+    float *dw0 = new_normal(C, 1, 36), *db0 = new_normal(C, 1, 37);
+    for (size_t i = 0; i < nc; i++) x0[i] += offset;
+    floatX *x = put_x(x0, nc), *delta = put_x(delta0, nc), *w = put_x(w0, C), *b = put_x(b0, C);
+    floatX *dout = put_x(dout0, nc), *dx = put_x(dx0, nc), *out = new_x(nc), *sum = new_x(nc);
+    float *mean = new_floats(N), *rstd = new_floats(N), *dw = put_floats(dw0, C);
+    float *db = put_floats(db0, C);
+    double *x_d = widen(x0, nc), *delta_d = widen(delta0, nc), *w_d = widen(w0, C);
+    double *b_d = widen(b0, C), *dout_d = widen(dout0, nc), *dx_d = widen(dx0, nc);
+    double *dw_d = widen(dw0, C), *db_d = widen(db0, C), *out_d = new_doubles(nc);
+    double *mean_d = new_doubles(N), *rstd_d = new_doubles(N);
+    struct OpsShape shape = {.N = N, .C = C, .F = C, .NH = 1, .NKV = 1, .HS = C, .V = 1, .Vp = 1,
+                             .max_T = N, .R = 1, .max_length = N};
+    double wide = offset ? 1e-4 : 0; /* x - mean loses the digits of offset / deviation */
+
+    ops->norm_forward(out, mean, rstd, x, w, b, N, C);
+    norm(out_d, mean_d, rstd_d, x_d, w_d, b_d, N, C);
+    check_x("norm out", out, out_d, nc, bound_of(1) + wide);
+    check_floats("mean", mean, mean_d, N, 1e-6);
+    check_floats("rstd", rstd, rstd_d, N, 1e-6 + wide);
+    norm_backward(dx_d, dw_d, db_d, dout_d, x_d, w_d, mean_d, rstd_d, N, C);
+    ops->norm_backward(dx, dw, db, dout, x, w, mean, rstd, N, C, new_workspace(&shape));
+    check_x("norm dx", dx, dx_d, nc, bound_of(1) + wide);
+    check_floats("norm dw", dw, dw_d, C, 1e-6 + wide);
+    check_floats("norm db", db, db_d, C, 1e-6);
+
+    add(x_d, delta_d, nc);
+    ops->norm_residual_forward(sum, out, mean, rstd, x, delta, w, b, N, C);
+    ops->norm_residual_forward(x, out, mean, rstd, x, delta, w, b, N, C); /* in place */
+    check_x("sum", sum, x_d, nc, bound_of(1));
+    check_x("sum in place", x, x_d, nc, bound_of(1));
+    norm(out_d, mean_d, rstd_d, x_d, w_d, b_d, N, C);
+    check_x("residual norm out", out, out_d, nc, bound_of(2) + wide);
+    free(x0), free(delta0), free(w0), free(b0), free(dout0), free(dx0), free(dw0), free(db0);
+    free(x_d), free(delta_d), free(w_d), free(b_d), free(dout_d), free(dx_d), free(dw_d);
+    free(db_d), free(out_d), free(mean_d), free(rstd_d);
+    release_all();
+}
+
+static void test_norm(void **state) {
+    (void)state;
+    check_norm(1, 16, 0);
+    check_norm(7, 5, 0);
+    check_norm(130, 771, 0);
+    check_norm(1100, 96, 0); /* more rows than one part of the reduction has */
+    if (strcmp(ops->dtype, "fp32") == 0) check_norm(9, 300, 1000);
+}
+
+/* A decode step uses the norm, so a row's bits must not depend on its neighbours or its place. */
+static void test_norm_row_by_row(void **state) {
+    (void)state;
+    enum { N = 65, C = 77 };
+    float *x0 = new_normal(N * C, 1, 38), *w0 = new_normal(C, 1, 39);
+    floatX *x = put_x(x0, N * C), *w = put_x(w0, C), *out = new_x(N * C), *one = new_x(C);
+    float *mean = new_floats(N), *rstd = new_floats(N);
+    ops->norm_forward(out, mean, rstd, x, w, w, N, C);
+    float *all = get_x(out, N * C);
+    for (int n = 0; n < N; n++) {
+        ops->norm_forward(one, mean, rstd, ops_at(ops, x, (size_t)n * C), w, w, 1, C);
+        float *row = get_x(one, C);
+        assert_memory_equal(row, all + n * C, C * sizeof *row);
+        free(row);
+    }
+    free(x0), free(w0), free(all);
+    release_all();
+}
+
+/* ---- linear layers ----------------------------------------------------------------------- */
+
+static void check_matmul(int N, int C, int OC, bool with_bias, bool with_dx) {
+    size_t nx = (size_t)N * C, no = (size_t)N * OC, nw = (size_t)OC * C;
+    float *x0 = new_normal(nx, 1, 40), *w0 = new_normal(nw, 1, 41), *b0 = new_normal(OC, 3, 42);
+    float *dout0 = new_normal(no, 1, 43), *dw0 = new_normal(nw, 5, 44);
+    float *db0 = new_normal(OC, 5, 45);
+    floatX *x = put_x(x0, nx), *w = put_x(w0, nw), *b = put_x(b0, OC), *dout = put_x(dout0, no);
+    floatX *out = new_x(no), *dx = new_x(nx), *out2 = new_x(no);
+    float *dw = put_floats(dw0, nw), *db = put_floats(db0, OC), *dw2 = put_floats(dw0, nw);
+    double *x_d = widen(x0, nx), *w_d = widen(w0, nw), *b_d = widen(b0, OC);
+    double *dout_d = widen(dout0, no), *dw_d = widen(dw0, nw), *db_d = widen(db0, OC);
+    double *out_d = new_doubles(no), *dx_d = new_doubles(nx);
+    struct OpsShape shape = {.N = N, .C = C > OC ? C : OC, .F = C > OC ? C : OC, .NH = 1, .NKV = 1,
+                             .HS = 1, .V = 1, .Vp = 1, .max_T = N, .R = 1, .max_length = N};
+    void *workspace = new_workspace(&shape);
+
+    ops->matmul_forward(out, x, w, with_bias ? b : NULL, N, C, OC);
+    ops->matmul_forward(out2, x, w, with_bias ? b : NULL, N, C, OC);
+    ops->matmul_backward(with_dx ? dx : NULL, dw, with_bias ? db : NULL, dout, x, w, N, C, OC,
+                         workspace);
+    ops->matmul_backward(NULL, dw2, NULL, dout, x, w, N, C, OC, workspace);
+    linear(out_d, x_d, w_d, with_bias ? b_d : NULL, N, C, OC);
+    linear_backward(with_dx ? dx_d : NULL, dw_d, with_bias ? db_d : NULL, dout_d, x_d, w_d, N, C,
+                    OC);
+    check_x("out", out, out_d, no, bound_of(1));
+    if (with_dx) check_x("dx", dx, dx_d, nx, bound_of(1));
+    check_floats("dw", dw, dw_d, nw, 1e-6);
+    check_floats("db", db, db_d, OC, 1e-6);
+    float *first = get_x(out, no), *second = get_x(out2, no);
+    assert_memory_equal(first, second, no * sizeof *first);
+    float *once = get_floats(dw, nw), *twice = get_floats(dw2, nw);
+    assert_memory_equal(once, twice, nw * sizeof *once);
+    free(first), free(second), free(once), free(twice);
+    free(x0), free(w0), free(b0), free(dout0), free(dw0), free(db0);
+    free(x_d), free(w_d), free(b_d), free(dout_d), free(dw_d), free(db_d), free(out_d), free(dx_d);
+    release_all();
+}
+
+/* Tall, wide and ragged; every way threads can divide a result. */
+static void test_matmul(void **state) {
+    (void)state;
+    const int sizes[][3] = {{1, 1, 1}, {1, 33, 70}, {2, 64, 3}, {37, 21, 600}, {601, 48, 17},
+                            {133, 259, 197}};
+    int threads = omp_get_max_threads();
+    for (int t = 1; t <= 6; t++) {
+        omp_set_num_threads(t);
+        for (int i = 0; i < 6; i++)
+            check_matmul(sizes[i][0], sizes[i][1], sizes[i][2], (i + t) % 3 > 0, (i + t) % 4 > 0);
+    }
+    omp_set_num_threads(threads);
+}
+
+/* ---- the feed-forward block -------------------------------------------------------------- */
+
+static void check_mlp(int N, int C, int F) {
+    size_t nc = (size_t)N * C, nf = (size_t)N * F, cf = (size_t)C * F;
+    float *x0 = new_normal(nc, 1, 50), *w10 = new_normal(cf, 0.3f, 51), *b10 = new_normal(F, 1, 52);
+    float *w20 = new_normal(cf, 0.3f, 53), *b20 = new_normal(C, 1, 54);
+    float *dout0 = new_normal(nc, 1, 55), *g0 = new_normal(2 * cf + F + C, 2, 56);
+    floatX *x = put_x(x0, nc), *w1 = put_x(w10, cf), *b1 = put_x(b10, F), *w2 = put_x(w20, cf);
+    floatX *b2 = put_x(b20, C), *dout = put_x(dout0, nc), *out = new_x(nc), *pre = new_x(nf);
+    floatX *act = new_x(nf), *dx = new_x(nc), *dpre = new_x(nf);
+    float *dw1 = put_floats(g0, cf), *dw2 = put_floats(g0 + cf, cf);
+    float *db1 = put_floats(g0 + 2 * cf, F), *db2 = put_floats(g0 + 2 * cf + F, C);
+    double *g = widen(g0, 2 * cf + F + C);
+    struct Dense d = {N, C, F, widen(x0, nc), widen(w10, cf), widen(b10, F), widen(w20, cf),
+                      widen(b20, C), widen(dout0, nc), new_doubles(nf), new_doubles(nf),
+                      new_doubles(nc), NULL, NULL, new_doubles(nc), g, g + 2 * cf, g + cf,
+                      g + 2 * cf + F, new_doubles(nf)};
+    struct OpsShape shape = {.N = N, .C = C, .F = F, .NH = 1, .NKV = 1, .HS = C, .V = 1, .Vp = 1,
+                             .max_T = N, .R = 1, .max_length = N};
+    ops->mlp_forward(out, pre, act, x, w1, b1, w2, b2, N, C, F);
+    ops->mlp_backward(dx, dw1, db1, dw2, db2, dpre, dout, x, pre, act, w1, w2, N, C, F,
+                      new_workspace(&shape));
+    mlp(&d);
+    mlp_backward(&d);
+    check_x("pre", pre, d.pre, nf, bound_of(1));
+    check_x("act", act, d.act, nf, bound_of(2));
+    check_x("mlp out", out, d.out, nc, bound_of(4));
+    check_x("mlp dx", dx, d.dx, nc, bound_of(5));
+    check_floats("dw1", dw1, d.dw1, cf, bound_of(4));
+    check_floats("db1", db1, d.db1, F, bound_of(4));
+    check_floats("dw2", dw2, d.dw2, cf, bound_of(4));
+    check_floats("db2", db2, d.db2, C, bound_of(4));
+    free(x0), free(w10), free(b10), free(w20), free(b20), free(dout0), free(g0), free(g);
+    free(d.x), free(d.w1), free(d.b1), free(d.w2), free(d.b2), free(d.dout), free(d.pre);
+    free(d.act), free(d.out), free(d.dx), free(d.dpre);
+    release_all();
+}
+
+static void test_mlp(void **state) {
+    (void)state;
+    int threads = omp_get_max_threads();
+    for (int t = 1; t <= 4; t++) {
+        omp_set_num_threads(t);
+        check_mlp(1, 8, 32);
+        check_mlp(259, 33, 131);
+        check_mlp(19, 70, 517);
+    }
+    omp_set_num_threads(threads);
+}
+
+int main(int argc, char **argv) {
+    open_backend(argc, argv);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_slots),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_conversion),
+        cmocka_unit_test(test_communication),
+        cmocka_unit_test(test_exp_and_log),
+        cmocka_unit_test(test_gelu),
+        cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_references_by_differences),
+        cmocka_unit_test(test_embedding),
+        cmocka_unit_test(test_norm),
+        cmocka_unit_test(test_norm_row_by_row),
+        cmocka_unit_test(test_matmul),
+        cmocka_unit_test(test_mlp),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
