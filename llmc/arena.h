@@ -5,7 +5,7 @@
        arena_print(&arena, stdout);         the ledger: a line per group, largest buffers by name
        arena_commit(&arena, ops);           one ops->alloc; every &x now points into it
 
-       | qkv | att | ... | grads | m | v | kv prompt | kv tail | workspace |   256-byte aligned       */
+       | qkv | att | ... | grads | m | v | kv prompt | kv tail | workspace |  256-byte aligned */
 #ifndef LLMC_ARENA_H
 #define LLMC_ARENA_H
 

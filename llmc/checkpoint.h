@@ -1,5 +1,5 @@
-/* Checkpoints are Hugging Face directories that from_pretrained reads as they are, plus what training
-   needs to go on (doc/formats.md):
+/* Checkpoints are Hugging Face directories that from_pretrained reads as they are, plus what
+   training needs to go on (doc/formats.md):
 
        RUN/checkpoints/step_000100/
            model.safetensors  config.json  vocab.json merges.txt tokenizer_config.json
@@ -7,8 +7,8 @@
            trainer_state.json      step, ordinals, controller, settings
        RUN/checkpoints/latest      a text file with the directory's name, moved into place last
 
-   A checkpoint is written under a temporary name, synced, renamed; only then does `latest` move, and
-   only then are old ones removed. So a kill at any moment leaves a complete latest one. */
+   A checkpoint is written under a temporary name, synced, renamed; only then does `latest` move,
+   and only then are old ones removed. So a kill at any moment leaves a complete latest one. */
 #ifndef LLMC_CHECKPOINT_H
 #define LLMC_CHECKPOINT_H
 
@@ -28,9 +28,10 @@ struct TrainerState {
     int64_t update_ordinal;
     int64_t num_tokens;           /* trained on so far */
     int64_t skipped_in_a_row;
+    int64_t phases_begun;         /* tasks of --tasks that were started */
     double entropy_initial, entropy_target, entropy_cumulative, entropy_integral;
     int64_t entropy_rollouts, entropy_steps_at_bound;
-    double entropy_error_at_bound;
+    double entropy_error_at_bound, entropy_bonus;
     double zeta, clip_high, entropy_coef, repo_d_beta;
     /* settings that must not differ for a bitwise resume; a difference is said, not refused */
     int64_t seed, threads, micro_tokens;
@@ -45,7 +46,8 @@ const char *checkpoint_config(const char *directory, struct ModelConfig *config)
 void checkpoint_load_weights(const char *directory, const struct Model *model,
                              struct Weights *weights);
 /* Moments and state; die_input likewise. */
-void checkpoint_load_optimizer(const char *directory, const struct Model *model, float *m, float *v);
+void checkpoint_load_optimizer(const char *directory, const struct Model *model, float *m,
+                               float *v);
 void checkpoint_load_state(const char *directory, struct TrainerState *state);
 
 /* Writes one checkpoint; keep = how many to leave (0 = all). m, v NULL: weights only. Returns with
@@ -55,5 +57,9 @@ void checkpoint_save(const char *run_directory, const struct Model *model,
                      const struct Tokenizer *tokenizer, const struct TrainerState *state, int keep);
 /* The directory `latest` names, complete; false: there is none. */
 bool checkpoint_latest(const char *run_directory, char *out, size_t capacity);
+/* Removes every checkpoint of a run, `latest` first; for a fresh start in its place. */
+void checkpoint_remove_all(const char *run_directory);
+/* The run under `parent` whose `latest` moved last; false: there is none. */
+bool checkpoint_newest_run(const char *parent, char *out, size_t capacity);
 
 #endif

@@ -1,10 +1,11 @@
 /* The transformer. A family is a row of a table (GPT-2 first): a config reader, and a table of
-   tensors with one row per tensor (Hugging Face name, shape, initialiser, decay), from which the flat
-   buffers, the initialisation, the checkpoint and the optimizer's ranges all follow.
+   tensors with one row per tensor (Hugging Face name, shape, initialiser, decay), from which the
+   flat buffers, the initialisation, the checkpoint and the optimizer's ranges all follow.
 
    Weights, gradients and moments are flat buffers in the same layer-major table order:
 
-       | wte | wpe | layer 0: ln_1 w b, attn w b, proj w b, ln_2 w b, fc w b, proj w b | layer 1 ... | ln_f w b | (head) |
+       | wte | wpe | layer 0: ln_1 w b, attn w b, proj w b, ln_2 w b, fc w b, proj w b |
+       | layer 1 ... | ln_f w b | (head) |
 
    Weights are separate from activations, so a reference model is a second struct Weights. */
 #ifndef LLMC_MODEL_H
@@ -31,16 +32,28 @@ struct Tensor {
     bool trainable;
     float init_std;    /* normal(0, init_std); 0 with init_value */
     float init_value;  /* constant */
-    size_t offset, count;
+    size_t offset, count, saved;   /* saved: count without padding rows */
 };
 
-/* Pointers of one layer into a flat buffer; const floatX * for weights, float * for gradients.
-   (one list, two types: LAYER_TENSORS in model.c) */
+/* The tensors by the names the passes use. One list serves three structs: offsets in elements
+   (here), pointers to weights and pointers to gradients (transformer.c). */
+#define LAYER_TENSORS(X)                                                                      \
+    X(ln_1_weight) X(ln_1_bias) X(qkv_weight) X(qkv_bias) X(proj_weight) X(proj_bias)         \
+    X(ln_2_weight) X(ln_2_bias) X(fc_weight) X(fc_bias) X(fc_proj_weight) X(fc_proj_bias)
+#define GLOBAL_TENSORS(X) X(wte) X(wpe) X(ln_f_weight) X(ln_f_bias) X(head)
+
+#define X(name) size_t name;
+struct LayerOffsets { LAYER_TENSORS(X) };
+struct GlobalOffsets { GLOBAL_TENSORS(X) };   /* head is wte where they are tied */
+#undef X
+
 struct Model {
     struct ModelConfig config;
     struct Tensor *tensors;
+    struct LayerOffsets *layers;   /* [L] */
+    struct GlobalOffsets globals;
     int num_tensors;
-    size_t num_parameters;   /* elements of a flat buffer, padding included */
+    size_t num_parameters;   /* elements of a flat buffer, padding included (it is always zero) */
     size_t num_real_parameters;
     const struct Ops *ops;
 };
@@ -54,25 +67,35 @@ struct Weights {
 struct Batch {
     int N, B, max_T, n;
     int *token, *position, *row_start;   /* backend; [N], [N], [B+1] */
-    int *row, *target;                   /* backend; [n]: tokens with loss: hidden state, next token */
+    int *row, *target;                   /* backend; [n]: a token with loss, its next token */
 };
 
-struct Activations;      /* forward's memory for N tokens; opaque, in model.c */
-struct DecodeState;      /* decode's memory for R rows and its cache; opaque, in model.c */
+struct Activations;      /* forward's memory for N tokens; opaque, in transformer.c */
+struct DecodeState;      /* decode's memory for R rows and its cache; opaque, in transformer.c */
+struct cJSON;
 
 /* Sizes by name: "tiny" (L3 C64 NH4 T16), "gpt2" (124M), "gpt2-medium" (355M), "gpt2-large" (774M),
-   "gpt2-xl" (1558M). Returns false for an unknown name. V, Vp of `config` are left to the caller. */
+   "gpt2-xl" (1558M). Returns false for an unknown name. V and Vp are left to the caller. */
 bool model_config_named(struct ModelConfig *config, const char *name);
 /* Space-separated names, for messages. */
 const char *model_config_names(void);
 /* NULL if the config can be run, else one sentence saying what is wrong (static storage). */
 const char *model_config_problem(const struct ModelConfig *config);
+/* A Hugging Face config.json. Reading chooses the family by its model_type; Vp becomes V, for the
+   caller to pad; NULL or one sentence saying what is wrong. Writing adds all that from_pretrained
+   needs. */
+const char *model_config_read(struct ModelConfig *config, const struct cJSON *json);
+void model_config_write(struct cJSON *json, const struct ModelConfig *config, int end_of_text);
 
 /* Builds the tensor table. The config must have no problem. */
 struct Model *model_build(const struct ModelConfig *config, const struct Ops *ops);
 void model_free(struct Model *model);
 /* The table, one line per tensor. */
 void model_print(const struct Model *model, FILE *out);
+
+/* Host floats to elements of the backend and back, in slices through a small backend buffer. */
+void elements_upload(const struct Ops *ops, floatX *out, const float *host, size_t n);
+void elements_download(const struct Ops *ops, float *host, const floatX *in, size_t n);
 
 /* Initial weights, drawn on the host (RNG_INIT, tensor index): the same on every backend up to
    rounding. Padding rows are zero. */
@@ -116,8 +139,8 @@ floatX *model_decode(const struct Model *model, const struct Weights *weights,
 /* The packed head weight for ops->head_sample. */
 const void *decode_head_weight(const struct DecodeState *state);
 
-/* Floating-point operations of one training token (forward and backward, head included, attention at
-   mean context T/2): 6 per weight of a product, as the field counts for MFU. */
+/* Floating-point operations of one training token (forward and backward, head included, attention
+   at mean context T/2): 6 per weight of a product, as the field counts for MFU. */
 double model_flops_per_token(const struct Model *model, int T);
 
 #endif

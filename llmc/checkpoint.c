@@ -1,0 +1,647 @@
+#include "checkpoint.h"
+
+#include <cjson/cJSON.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "base/check.h"
+#include "io/safetensors.h"
+
+#define PATH_SIZE 4096
+#define MOST_JSON_BYTES ((size_t)16 << 20)
+/* Elements on the host at a time; a matrix that is transposed in the file comes whole. */
+#define SLICE ((size_t)1 << 20)
+#define BLOCK 32
+
+/* ---- JSON files ----------------------------------------------------------------------------- */
+
+/* The parsed file, for cJSON_Delete, or NULL and a sentence in *problem. */
+static cJSON *json_read(const char *path, const char **problem) {
+    FILE *stream = fopen(path, "r");
+    if (stream == NULL) {
+        *problem = strerror(errno);
+        return NULL;
+    }
+    char *text = NULL;
+    size_t length = 0, got;
+    do {
+        text = check_realloc(text, length + 65536, 1, "a JSON file");
+        got = fread(text + length, 1, 65536, stream);
+        length += got;
+    } while (got > 0 && length < MOST_JSON_BYTES);
+    *problem = NULL;
+    if (ferror(stream)) *problem = "cannot be read";
+    if (length >= MOST_JSON_BYTES) *problem = "is too large";
+    fclose(stream);
+
+    cJSON *json = NULL;
+    if (*problem == NULL) {
+        const char *end = NULL;
+        json = cJSON_ParseWithLengthOpts(text, length, &end, false);
+        while (json != NULL && end < text + length && strchr(" \t\r\n", *end) != NULL) end++;
+        if (!cJSON_IsObject(json) || end != text + length) {
+            *problem = "is not one JSON object; the file may be cut short";
+            cJSON_Delete(json);
+            json = NULL;
+        }
+    }
+    free(text);
+    return json;
+}
+
+/* Writes the object and deletes it. */
+static void json_save(cJSON *json, const char *path) {
+    char *text = cJSON_Print(json);
+    if (text == NULL) die_machine("out of memory while writing %s", path);
+    struct AtomicFile file;
+    atomic_open(&file, path);
+    atomic_write(&file, text, strlen(text));
+    atomic_write(&file, "\n", 1);
+    atomic_commit(&file);
+    cJSON_free(text);
+    cJSON_Delete(json);
+}
+
+const char *checkpoint_config(const char *directory, struct ModelConfig *config) {
+    static char sentence[PATH_SIZE + 400];
+    char path[PATH_SIZE];
+    const char *problem;
+    check_path(path, sizeof path, "%s/config.json", directory);
+    cJSON *json = json_read(path, &problem);
+    if (json != NULL) problem = model_config_read(config, json);
+    cJSON_Delete(json);
+    if (problem == NULL) return NULL;
+    snprintf(sentence, sizeof sentence, "%s: %s", path, problem);
+    return sentence;
+}
+
+/* ---- the run's state: one table ------------------------------------------------------------- */
+
+enum FieldType { FIELD_INTEGER, FIELD_DOUBLE, FIELD_TEXT };
+
+#define FIELD(type, name) \
+    {#name, type, offsetof(struct TrainerState, name), sizeof(((struct TrainerState *)0)->name)}
+#define INTEGER(name) FIELD(FIELD_INTEGER, name)
+#define DOUBLE(name) FIELD(FIELD_DOUBLE, name)
+#define TEXT(name) FIELD(FIELD_TEXT, name)
+
+static const struct StateField {
+    const char *name;
+    enum FieldType type;
+    size_t offset, size;
+} state_fields[] = {
+    INTEGER(step), INTEGER(warm_step), INTEGER(optimizer_step), INTEGER(group_ordinal),
+    INTEGER(demonstration_ordinal), INTEGER(update_ordinal), INTEGER(num_tokens),
+    INTEGER(skipped_in_a_row), INTEGER(phases_begun), DOUBLE(entropy_initial), DOUBLE(entropy_target),
+    DOUBLE(entropy_cumulative), DOUBLE(entropy_integral), INTEGER(entropy_rollouts),
+    INTEGER(entropy_steps_at_bound), DOUBLE(entropy_error_at_bound), DOUBLE(entropy_bonus), DOUBLE(zeta),
+    DOUBLE(clip_high), DOUBLE(entropy_coef), DOUBLE(repo_d_beta), INTEGER(seed),
+    INTEGER(threads), INTEGER(micro_tokens), TEXT(dtype), TEXT(backend), TEXT(blas), TEXT(task),
+};
+#define NUM_STATE_FIELDS (sizeof state_fields / sizeof state_fields[0])
+
+/* JSON readers hold numbers as doubles, so an integer past 2^53 goes as a string, as do the values
+   JSON has no number for. %.17g brings every finite double back exactly. */
+static void state_add_field(cJSON *json, const struct StateField *field, const void *value) {
+    char text[40];
+    if (field->type == FIELD_TEXT) {
+        cJSON_AddStringToObject(json, field->name, value);
+        return;
+    }
+    bool as_number;
+    if (field->type == FIELD_INTEGER) {
+        int64_t integer = *(const int64_t *)value;
+        as_number = integer >= -((int64_t)1 << 53) && integer <= (int64_t)1 << 53;
+        snprintf(text, sizeof text, "%lld", (long long)integer);
+    } else {
+        as_number = isfinite(*(const double *)value);
+        snprintf(text, sizeof text, "%.17g", *(const double *)value);
+    }
+    if (as_number) cJSON_AddRawToObject(json, field->name, text);
+    else cJSON_AddStringToObject(json, field->name, text);
+}
+
+/* False if the item is missing or of the wrong kind. */
+static bool state_read_field(const cJSON *item, const struct StateField *field, void *value) {
+    const char *text = cJSON_GetStringValue(item);
+    if (field->type == FIELD_TEXT) {
+        if (text == NULL || strlen(text) >= field->size) return false;
+        memcpy(value, text, strlen(text) + 1);
+        return true;
+    }
+    if (text == NULL && !cJSON_IsNumber(item)) return false;
+    char *end = NULL;
+    errno = 0;
+    if (field->type == FIELD_DOUBLE) {
+        *(double *)value = text ? strtod(text, &end) : item->valuedouble;
+    } else if (text != NULL) {
+        *(int64_t *)value = strtoll(text, &end, 10);
+    } else {
+        double number = item->valuedouble;
+        if (!(fabs(number) <= 0x1p53) || number != floor(number)) return false;
+        *(int64_t *)value = (int64_t)number;
+    }
+    return text == NULL || (end != text && *end == '\0' && errno == 0);
+}
+
+static void state_save(const struct TrainerState *state, const char *path) {
+    cJSON *json = cJSON_CreateObject();
+    for (size_t i = 0; i < NUM_STATE_FIELDS; i++)
+        state_add_field(json, &state_fields[i], (const char *)state + state_fields[i].offset);
+    json_save(json, path);
+}
+
+void checkpoint_load_state(const char *directory, struct TrainerState *state) {
+    char path[PATH_SIZE];
+    const char *problem;
+    check_path(path, sizeof path, "%s/trainer_state.json", directory);
+    cJSON *json = json_read(path, &problem);
+    if (json == NULL) die_input("%s: %s", path, problem);
+    memset(state, 0, sizeof *state);
+    for (size_t i = 0; i < NUM_STATE_FIELDS; i++) {
+        const struct StateField *field = &state_fields[i];
+        static const char *const kinds[] = {"a whole number", "a number", "a short text"};
+        const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, field->name);
+        if (!state_read_field(item, field, (char *)state + field->offset))
+            die_input("%s: \"%s\" must be %s", path, field->name, kinds[field->type]);
+    }
+    cJSON_Delete(json);
+}
+
+/* ---- tensors to and from files -------------------------------------------------------------- */
+
+/* The shape in a file, turned round for a transposed one; returns the number of dimensions. */
+static int tensor_file_shape(const struct Tensor *tensor, bool transposed, int64_t shape[2]) {
+    shape[0] = transposed ? tensor->shape[1] : tensor->rows_saved;
+    shape[1] = transposed ? tensor->rows_saved : tensor->shape[1];
+    return tensor->shape[1] ? 2 : 1;
+}
+
+/* The name without the prefix that a bare GPT2Model's file leaves out. */
+static const char *short_name(const char *name) {
+    const char *prefix = "transformer.";
+    return strncmp(name, prefix, strlen(prefix)) == 0 ? name + strlen(prefix) : name;
+}
+
+/* out [columns,rows] = in [rows,columns] transposed, in blocks that fit a first-level cache. */
+static void transpose(float *out, const float *in, size_t rows, size_t columns) {
+    for (size_t r0 = 0; r0 < rows; r0 += BLOCK)
+        for (size_t c0 = 0; c0 < columns; c0 += BLOCK)
+            for (size_t r = r0; r < rows && r < r0 + BLOCK; r++)
+                for (size_t c = c0; c < columns && c < c0 + BLOCK; c++)
+                    out[c * rows + r] = in[r * columns + c];
+}
+
+/* How many of the elements that remain are handled at once. */
+static size_t piece_size(size_t remaining) { return remaining < SLICE ? remaining : SLICE; }
+
+/* Host floats for the largest piece of any tensor that is handled at once. */
+static float *new_piece(const struct Model *model) {
+    size_t most = SLICE;
+    for (int i = 0; i < model->num_tensors; i++)
+        if (model->tensors[i].transposed && model->tensors[i].count > most)
+            most = model->tensors[i].count;
+    return check_alloc(most, sizeof(float), "a piece of a checkpoint");
+}
+
+static void print_shape(char *out, size_t capacity, int num_dims, const int64_t *shape) {
+    size_t length = 0;
+    for (int i = 0; i < num_dims && length < capacity; i++)
+        length += (size_t)snprintf(out + length, capacity - length, "%s%lld", i ? ", " : "",
+                                   (long long)shape[i]);
+    if (num_dims == 0) snprintf(out, capacity, "%s", "");
+}
+
+/* The entry `prefix + tensor name` (or the short name), checked; die_input if it does not fit. */
+static const struct SafetensorsEntry *find_entry(const struct Safetensors *file, const char *prefix,
+                                                 const struct Tensor *tensor, bool transposed) {
+    char name[128];
+    snprintf(name, sizeof name, "%s%s", prefix, tensor->name);
+    const struct SafetensorsEntry *entry = safetensors_find(file, name);
+    if (entry == NULL) {
+        snprintf(name, sizeof name, "%s%s", prefix, short_name(tensor->name));
+        entry = safetensors_find(file, name);
+    }
+    int64_t shape[2];
+    char expected[64], found[128];
+    int num_dims = tensor_file_shape(tensor, transposed, shape);
+    print_shape(expected, sizeof expected, num_dims, shape);
+    if (entry == NULL)
+        die_input("%s: tensor %s%s is missing (expected shape [%s])", file->path, prefix,
+                  tensor->name, expected);
+    print_shape(found, sizeof found, entry->num_dims, entry->shape);
+    if (entry->num_dims != num_dims || memcmp(entry->shape, shape, (size_t)num_dims * 8) != 0)
+        die_input("%s: tensor %s has shape [%s], expected [%s]", file->path, name, found, expected);
+    if (entry->type != ST_F32 && entry->type != ST_F16 && entry->type != ST_BF16 &&
+        entry->type != ST_F64)
+        die_input("%s: tensor %s has elements of a type that is not read, "
+                  "expected F32, F16, BF16 or F64", file->path, name);
+    return entry;
+}
+
+/* Buffers that old GPT-2 files carry beside the weights, and the second name of a tied head. */
+static bool is_ignored(const struct Model *model, const char *name) {
+    static const char *const suffixes[] = {".attn.bias", ".attn.masked_bias"};
+    size_t length = strlen(name);
+    for (int i = 0; i < 2; i++) {
+        size_t tail = strlen(suffixes[i]);
+        if (length > tail && strcmp(name + length - tail, suffixes[i]) == 0) return true;
+    }
+    return model->config.tied && strcmp(name, "lm_head.weight") == 0;
+}
+
+/* A tensor with no place in the model means that config.json and the file do not belong together:
+   more layers, or another head. */
+static void refuse_unknown(const struct Safetensors *file, const struct Model *model) {
+    for (int e = 0; e < file->count; e++) {
+        const char *name = file->entries[e].name;
+        bool known = is_ignored(model, name);
+        for (int i = 0; i < model->num_tensors && !known; i++)
+            known = strcmp(short_name(model->tensors[i].name), short_name(name)) == 0;
+        if (!known)
+            die_input("%s: tensor %s has no place in the model that config.json describes "
+                      "(expected %d layers)", file->path, name, model->config.L);
+    }
+}
+
+static void open_tensors(struct Safetensors *file, const char *directory, const char *name) {
+    char path[PATH_SIZE];
+    check_path(path, sizeof path, "%s/%s", directory, name);
+    const char *problem = safetensors_open(file, path);
+    if (problem != NULL) die_input("%s: %s", path, problem);
+}
+
+void checkpoint_load_weights(const char *directory, const struct Model *model,
+                             struct Weights *weights) {
+    const struct Ops *ops = model->ops;
+    struct Safetensors file;
+    open_tensors(&file, directory, "model.safetensors");
+    /* Everything is checked before anything is written. */
+    for (int i = 0; i < model->num_tensors; i++)
+        find_entry(&file, "", &model->tensors[i], model->tensors[i].transposed);
+    refuse_unknown(&file, model);
+
+    float *piece = new_piece(model), *turned = new_piece(model);
+    ops->fill_zero(weights->data, model->num_parameters * ops->element_size);
+    for (int i = 0; i < model->num_tensors; i++) {
+        const struct Tensor *tensor = &model->tensors[i];
+        const struct SafetensorsEntry *entry = find_entry(&file, "", tensor, tensor->transposed);
+        if (tensor->transposed) {
+            safetensors_read(&file, entry, piece, 0, tensor->count);
+            transpose(turned, piece, (size_t)tensor->shape[1], (size_t)tensor->shape[0]);
+            elements_upload(ops, ops_at(ops, weights->data, tensor->offset), turned, tensor->count);
+            continue;
+        }
+        for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
+            size_t part = piece_size(tensor->saved - begin);
+            safetensors_read(&file, entry, piece, begin, part);
+            elements_upload(ops, ops_at(ops, weights->data, tensor->offset + begin), piece, part);
+        }
+    }
+    free(piece);
+    free(turned);
+    safetensors_close(&file);
+}
+
+static void weights_save(const struct Model *model, const struct Weights *weights,
+                         const char *path) {
+    const struct Ops *ops = model->ops;
+    struct SafetensorsWriter *writer = safetensors_create(path);
+    for (int i = 0; i < model->num_tensors; i++) {
+        const struct Tensor *tensor = &model->tensors[i];
+        int64_t shape[2];
+        int num_dims = tensor_file_shape(tensor, tensor->transposed, shape);
+        safetensors_describe(writer, tensor->name, ST_F32, num_dims, shape);
+    }
+    float *piece = new_piece(model), *turned = new_piece(model);
+    for (int i = 0; i < model->num_tensors; i++) {
+        const struct Tensor *tensor = &model->tensors[i];
+        const floatX *data = ops_at(ops, weights->data, tensor->offset);
+        if (tensor->transposed) {
+            elements_download(ops, piece, data, tensor->count);
+            transpose(turned, piece, (size_t)tensor->shape[0], (size_t)tensor->shape[1]);
+            safetensors_write(writer, turned, tensor->count * sizeof *turned);
+            continue;
+        }
+        for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
+            size_t part = piece_size(tensor->saved - begin);
+            elements_download(ops, piece, ops_at(ops, data, begin), part);
+            safetensors_write(writer, piece, part * sizeof *piece);
+        }
+    }
+    free(piece);
+    free(turned);
+    safetensors_commit(writer);
+}
+
+/* The moments are nobody else's: they keep the kernels' layout. */
+static const char *const moment_prefixes[2] = {"exp_avg.", "exp_avg_sq."};
+
+static void optimizer_save(const struct Model *model, const float *m, const float *v,
+                           const char *path) {
+    const float *moments[2] = {m, v};
+    struct SafetensorsWriter *writer = safetensors_create(path);
+    for (int which = 0; which < 2; which++)
+        for (int i = 0; i < model->num_tensors; i++) {
+            char name[128];
+            int64_t shape[2];
+            int num_dims = tensor_file_shape(&model->tensors[i], false, shape);
+            snprintf(name, sizeof name, "%s%s", moment_prefixes[which], model->tensors[i].name);
+            safetensors_describe(writer, name, ST_F32, num_dims, shape);
+        }
+    float *piece = check_alloc(SLICE, sizeof *piece, "a piece of a checkpoint");
+    for (int which = 0; which < 2; which++)
+        for (int i = 0; i < model->num_tensors; i++) {
+            const struct Tensor *tensor = &model->tensors[i];
+            const float *data = moments[which] + tensor->offset;
+            for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
+                size_t part = piece_size(tensor->saved - begin);
+                model->ops->download(piece, data + begin, part * sizeof *piece);
+                safetensors_write(writer, piece, part * sizeof *piece);
+            }
+        }
+    free(piece);
+    safetensors_commit(writer);
+}
+
+void checkpoint_load_optimizer(const char *directory, const struct Model *model, float *m,
+                               float *v) {
+    float *moments[2] = {m, v};
+    struct Safetensors file;
+    open_tensors(&file, directory, "optimizer.safetensors");
+    for (int which = 0; which < 2; which++)
+        for (int i = 0; i < model->num_tensors; i++)
+            find_entry(&file, moment_prefixes[which], &model->tensors[i], false);
+
+    float *piece = check_alloc(SLICE, sizeof *piece, "a piece of a checkpoint");
+    for (int which = 0; which < 2; which++) {
+        model->ops->fill_zero(moments[which], model->num_parameters * sizeof(float));
+        for (int i = 0; i < model->num_tensors; i++) {
+            const struct Tensor *tensor = &model->tensors[i];
+            const struct SafetensorsEntry *entry =
+                find_entry(&file, moment_prefixes[which], tensor, false);
+            for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
+                size_t part = piece_size(tensor->saved - begin);
+                safetensors_read(&file, entry, piece, begin, part);
+                model->ops->upload(moments[which] + tensor->offset + begin, piece,
+                                   part * sizeof *piece);
+            }
+        }
+    }
+    free(piece);
+    safetensors_close(&file);
+}
+
+/* ---- directories ---------------------------------------------------------------------------- */
+
+/* Names that a save uses on its way. What a killed one left under them is cleared by the next. */
+#define WRITING ".writing_"     /* not complete yet */
+#define REPLACED ".replaced_"   /* complete: the older of two saves of one step */
+#define REMOVING ".removing_"   /* not complete any more */
+
+static void create_directory(const char *path) {
+    if (mkdir(path, 0777) == 0 || errno == EEXIST) return;
+    if (errno == ENOSPC || errno == EDQUOT || errno == EIO)
+        die_machine("cannot create directory %s: %s", path, strerror(errno));
+    die_input("cannot create directory %s: %s", path, strerror(errno));
+}
+
+static void rename_path(const char *from, const char *to) {
+    if (rename(from, to) != 0)
+        die_machine("cannot rename %s to %s: %s", from, to, strerror(errno));
+}
+
+/* Contents of a file, or names in a directory, are on the disk when this returns. */
+static void sync_path(const char *path) {
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0 || fsync(descriptor) != 0)
+        die_machine("cannot write %s to the disk: %s", path, strerror(errno));
+    close(descriptor);
+}
+
+static int is_visible(const struct dirent *entry) { return entry->d_name[0] != '.'; }
+
+static int is_left_over(const struct dirent *entry) {
+    const char *name = entry->d_name;
+    return strncmp(name, WRITING, strlen(WRITING)) == 0 ||
+           strncmp(name, REPLACED, strlen(REPLACED)) == 0 ||
+           strncmp(name, REMOVING, strlen(REMOVING)) == 0;
+}
+
+/* "step_" and digits only: nothing a file could use to point elsewhere. */
+static bool is_step_name(const char *name) {
+    return strncmp(name, "step_", 5) == 0 && name[5] != '\0' && strlen(name) < 32 &&
+           strspn(name + 5, "0123456789") == strlen(name + 5);
+}
+
+static int is_step(const struct dirent *entry) { return is_step_name(entry->d_name); }
+
+static int compare_steps(const struct dirent **a, const struct dirent **b) {
+    long long x = atoll((*a)->d_name + 5), y = atoll((*b)->d_name + 5);
+    return x < y ? 1 : x > y ? -1 : 0;   /* newest first */
+}
+
+/* scandir that ends the program on failure. The caller frees the names and the list. */
+static int list_directory(const char *path, struct dirent ***names,
+                          int (*filter)(const struct dirent *),
+                          int (*compare)(const struct dirent **, const struct dirent **)) {
+    int count = scandir(path, names, filter, compare);
+    if (count < 0) die_machine("cannot list %s: %s", path, strerror(errno));
+    return count;
+}
+
+static void sync_directory(const char *directory) {
+    struct dirent **names;
+    int count = list_directory(directory, &names, is_visible, alphasort);
+    for (int i = 0; i < count; i++) {
+        char path[PATH_SIZE];
+        check_path(path, sizeof path, "%s/%s", directory, names[i]->d_name);
+        sync_path(path);
+        free(names[i]);
+    }
+    free(names);
+    sync_path(directory);
+}
+
+static int remove_one(const char *path, const struct stat *status, int type, struct FTW *walk) {
+    (void)status, (void)type, (void)walk;
+    return remove(path);
+}
+
+/* Never fatal: a directory that cannot be removed costs disk space, not the run. */
+static void remove_tree(const char *path) {
+    if (nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) != 0)
+        warn("cannot remove %s: %s", path, strerror(errno));
+}
+
+/* Removes a checkpoint so that no half of one is ever seen under its name. */
+static void remove_checkpoint(const char *checkpoints, const char *name) {
+    char path[PATH_SIZE], removing[PATH_SIZE];
+    check_path(path, sizeof path, "%s/%s", checkpoints, name);
+    check_path(removing, sizeof removing, "%s/" REMOVING "%s", checkpoints, name);
+    rename_path(path, removing);
+    remove_tree(removing);
+}
+
+/* A save over an existing step was killed between its two renames: puts the older one back. Does
+   nothing where there is nothing to put back. */
+static void restore_replaced(const char *checkpoints, const char *name) {
+    char path[PATH_SIZE], replaced[PATH_SIZE];
+    check_path(path, sizeof path, "%s/%s", checkpoints, name);
+    check_path(replaced, sizeof replaced, "%s/" REPLACED "%s", checkpoints, name);
+    if (access(path, F_OK) != 0 && access(replaced, F_OK) == 0) rename_path(replaced, path);
+}
+
+static void clear_left_overs(const char *checkpoints) {
+    struct dirent **names;
+    int count = list_directory(checkpoints, &names, is_left_over, alphasort);
+    for (int i = 0; i < count; i++) {
+        const char *name = names[i]->d_name;
+        char path[PATH_SIZE];
+        if (strncmp(name, REPLACED, strlen(REPLACED)) == 0)
+            restore_replaced(checkpoints, name + strlen(REPLACED));
+        check_path(path, sizeof path, "%s/%s", checkpoints, name);
+        if (access(path, F_OK) == 0) remove_tree(path);
+        free(names[i]);
+    }
+    free(names);
+}
+
+/* Leaves `current` and the newest others, `keep` in all. */
+static void remove_old(const char *checkpoints, const char *current, int keep) {
+    if (keep <= 0) return;
+    struct dirent **names;
+    int count = list_directory(checkpoints, &names, is_step, compare_steps), kept = 1;
+    for (int i = 0; i < count; i++) {
+        bool is_current = strcmp(names[i]->d_name, current) == 0;
+        if (!is_current && ++kept > keep) remove_checkpoint(checkpoints, names[i]->d_name);
+        free(names[i]);
+    }
+    free(names);
+}
+
+/* ---- a whole checkpoint --------------------------------------------------------------------- */
+
+/* Gives a complete, synced directory its name. Where the name is taken, the older save steps aside
+   for the instant between two renames; restore_replaced knows of that instant. */
+static void move_into_place(const char *checkpoints, const char *writing, const char *name) {
+    char path[PATH_SIZE], replaced[PATH_SIZE];
+    check_path(path, sizeof path, "%s/%s", checkpoints, name);
+    check_path(replaced, sizeof replaced, "%s/" REPLACED "%s", checkpoints, name);
+    bool taken = access(path, F_OK) == 0;
+    if (taken) rename_path(path, replaced);
+    rename_path(writing, path);
+    sync_path(checkpoints);
+    if (taken) remove_tree(replaced);
+}
+
+void checkpoint_save(const char *run_directory, const struct Model *model,
+                     const struct Weights *weights, const float *m, const float *v,
+                     const struct Tokenizer *tokenizer, const struct TrainerState *state,
+                     int keep) {
+    char checkpoints[PATH_SIZE], writing[PATH_SIZE], path[PATH_SIZE], name[32];
+    snprintf(name, sizeof name, "step_%06lld", (long long)state->step);
+    check_path(checkpoints, sizeof checkpoints, "%s/checkpoints", run_directory);
+    check_path(writing, sizeof writing, "%s/" WRITING "%s", checkpoints, name);
+    create_directory(run_directory);
+    create_directory(checkpoints);
+    clear_left_overs(checkpoints);
+    create_directory(writing);
+
+    check_path(path, sizeof path, "%s/model.safetensors", writing);
+    weights_save(model, weights, path);
+    cJSON *json = cJSON_CreateObject();
+    /* GPT-2's own vocabulary has end-of-text last, like ours. */
+    model_config_write(json, &model->config,
+                       tokenizer ? tokenizer->end_of_text : model->config.V - 1);
+    check_path(path, sizeof path, "%s/config.json", writing);
+    json_save(json, path);
+    if (tokenizer != NULL) tokenizer_save(tokenizer, writing, model->config.max_T);
+    if (m != NULL && v != NULL) {
+        check_path(path, sizeof path, "%s/optimizer.safetensors", writing);
+        optimizer_save(model, m, v, path);
+    }
+    check_path(path, sizeof path, "%s/trainer_state.json", writing);
+    state_save(state, path);
+
+    sync_directory(writing);
+    move_into_place(checkpoints, writing, name);
+    struct AtomicFile latest;
+    check_path(path, sizeof path, "%s/latest", checkpoints);
+    atomic_open(&latest, path);
+    atomic_write(&latest, name, strlen(name));
+    atomic_write(&latest, "\n", 1);
+    atomic_commit(&latest);
+    remove_old(checkpoints, name, keep);
+}
+
+bool checkpoint_latest(const char *run_directory, char *out, size_t capacity) {
+    static const char *const required[] = {"model.safetensors", "config.json",
+                                           "trainer_state.json"};
+    char checkpoints[PATH_SIZE], path[PATH_SIZE], name[64] = "";
+    check_path(checkpoints, sizeof checkpoints, "%s/checkpoints", run_directory);
+    check_path(path, sizeof path, "%s/latest", checkpoints);
+    FILE *stream = fopen(path, "r");
+    if (stream == NULL && errno == ENOENT) return false;
+    if (stream == NULL) die_input("%s: %s", path, strerror(errno));
+    name[fread(name, 1, sizeof name - 1, stream)] = '\0';
+    fclose(stream);
+    name[strcspn(name, "\n")] = '\0';
+    if (!is_step_name(name))
+        die_input("%s does not name a checkpoint; write one's name (step_000100) into it", path);
+
+    restore_replaced(checkpoints, name);
+    check_path(out, capacity, "%s/%s", checkpoints, name);
+    for (size_t i = 0; i < sizeof required / sizeof required[0]; i++) {
+        check_path(path, sizeof path, "%s/%s", out, required[i]);
+        if (access(path, R_OK) != 0)
+            die_input("%s: %s; the checkpoint that `latest` names is not complete", path,
+                      strerror(errno));
+    }
+    return true;
+}
+
+void checkpoint_remove_all(const char *run_directory) {
+    char checkpoints[PATH_SIZE], latest[PATH_SIZE];
+    struct dirent **names;
+    check_path(checkpoints, sizeof checkpoints, "%s/checkpoints", run_directory);
+    if (access(checkpoints, F_OK) != 0) return;
+    check_path(latest, sizeof latest, "%s/latest", checkpoints);
+    if (unlink(latest) != 0 && errno != ENOENT)
+        die_machine("cannot remove %s: %s", latest, strerror(errno));
+    clear_left_overs(checkpoints);
+    int count = list_directory(checkpoints, &names, is_step, alphasort);
+    for (int i = 0; i < count; i++) {
+        remove_checkpoint(checkpoints, names[i]->d_name);
+        free(names[i]);
+    }
+    free(names);
+}
+
+bool checkpoint_newest_run(const char *parent, char *out, size_t capacity) {
+    struct dirent **names;
+    struct timespec newest = {0};
+    bool found = false;
+    int count = scandir(parent, &names, is_visible, alphasort);
+    for (int i = 0; i < count; i++) {
+        char latest[PATH_SIZE];
+        struct stat status;
+        check_path(latest, sizeof latest, "%s/%s/checkpoints/latest", parent, names[i]->d_name);
+        if (stat(latest, &status) == 0 &&
+            (!found || status.st_mtim.tv_sec > newest.tv_sec ||
+             (status.st_mtim.tv_sec == newest.tv_sec &&
+              status.st_mtim.tv_nsec > newest.tv_nsec))) {
+            found = true, newest = status.st_mtim;
+            check_path(out, capacity, "%s/%s", parent, names[i]->d_name);
+        }
+        free(names[i]);
+    }
+    if (count >= 0) free(names);
+    return found;
+}

@@ -1,0 +1,396 @@
+/* The passes of the transformer: forward, backward in mirrored order, and decode.
+
+       x_0 = wte[token] + wpe[position]
+       for each layer:   mid   = x   + proj(attention(qkv(norm_1(x))))
+                         x_l+1 = mid + mlp(norm_2(mid))
+       E = norm_f(x_L)
+
+   The addition to the residual stream is part of the norm that follows it, so each sum is formed
+   and normalised while it is in cache or registers. */
+#include "model.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include "base/check.h"
+
+#define X(name) const floatX *name;
+struct LayerWeights { LAYER_TENSORS(X) };
+struct GlobalWeights { GLOBAL_TENSORS(X) };
+#undef X
+#define X(name) float *name;
+struct LayerGradients { LAYER_TENSORS(X) };
+struct GlobalGradients { GLOBAL_TENSORS(X) };
+#undef X
+
+static struct LayerWeights layer_weights(const struct Model *model, const struct Weights *weights,
+                                         int l) {
+    struct LayerWeights pointers;
+#define X(name) pointers.name = ops_at(model->ops, weights->data, model->layers[l].name);
+    LAYER_TENSORS(X)
+#undef X
+    return pointers;
+}
+
+static struct GlobalWeights global_weights(const struct Model *model,
+                                           const struct Weights *weights) {
+    struct GlobalWeights pointers;
+#define X(name) pointers.name = ops_at(model->ops, weights->data, model->globals.name);
+    GLOBAL_TENSORS(X)
+#undef X
+    return pointers;
+}
+
+static struct LayerGradients layer_gradients(const struct Model *model, float *grads, int l) {
+    struct LayerGradients pointers;
+#define X(name) pointers.name = grads + model->layers[l].name;
+    LAYER_TENSORS(X)
+#undef X
+    return pointers;
+}
+
+static struct GlobalGradients global_gradients(const struct Model *model, float *grads) {
+    struct GlobalGradients pointers;
+#define X(name) pointers.name = grads + model->globals.name;
+    GLOBAL_TENSORS(X)
+#undef X
+    return pointers;
+}
+
+static int model_qkv(const struct ModelConfig *config) {
+    return (config->NH + 2 * config->NKV) * config->HS;
+}
+
+/* ---- activations ---------------------------------------------------------------------------- */
+
+/* What backward reads of the forward pass, for all layers, then scratch that each layer reuses. */
+struct Activations {
+    int N, B, max_T;
+    floatX *x;                       /* [L+1,N,C] residual stream entering each layer, E's norm */
+    floatX *mid;                     /* [L,N,C] residual stream after attention */
+    floatX *norm_1, *norm_2;         /* [L,N,C] */
+    float *mean_1, *rstd_1, *mean_2, *rstd_2;   /* [L,N] */
+    floatX *qkv;                     /* [L,N,QKV] */
+    floatX *attention;               /* [L,N,NH*HS] */
+    float *lse;                      /* [L,NH,N] */
+    floatX *pre, *act;               /* [L,N,F] */
+    floatX *hidden;                  /* [N,C] E */
+    float *mean_f, *rstd_f;          /* [N] */
+    floatX *delta;                   /* [N,C] forward: what is added next; backward: its gradient */
+    floatX *wide;                    /* [N,max(F,QKV)] backward: dpre, dqkv */
+    floatX *dx;                      /* [N,C] gradient of the residual stream */
+    floatX *dhidden;                 /* [N,C] dE */
+};
+
+/* One layer's part of the above. */
+struct LayerActivations {
+    floatX *x, *x_next, *mid, *norm_1, *norm_2, *qkv, *attention, *pre, *act;
+    float *mean_1, *rstd_1, *mean_2, *rstd_2, *lse;
+};
+
+static struct LayerActivations layer_activations(const struct Model *model,
+                                                 const struct Activations *a, int l) {
+    const struct ModelConfig *config = &model->config;
+    const struct Ops *ops = model->ops;
+    size_t rows = (size_t)l * (size_t)a->N, C = (size_t)config->C, F = (size_t)config->F;
+    return (struct LayerActivations){
+        .x = ops_at(ops, a->x, rows * C),
+        .x_next = ops_at(ops, a->x, (rows + (size_t)a->N) * C),
+        .mid = ops_at(ops, a->mid, rows * C),
+        .norm_1 = ops_at(ops, a->norm_1, rows * C),
+        .norm_2 = ops_at(ops, a->norm_2, rows * C),
+        .qkv = ops_at(ops, a->qkv, rows * (size_t)model_qkv(config)),
+        .attention = ops_at(ops, a->attention, rows * (size_t)(config->NH * config->HS)),
+        .pre = ops_at(ops, a->pre, rows * F),
+        .act = ops_at(ops, a->act, rows * F),
+        .mean_1 = a->mean_1 + rows,
+        .rstd_1 = a->rstd_1 + rows,
+        .mean_2 = a->mean_2 + rows,
+        .rstd_2 = a->rstd_2 + rows,
+        .lse = a->lse + rows * (size_t)config->NH,
+    };
+}
+
+/* Reserves [leading..., width] elements (or floats) and labels them with name and shape. */
+static void reserve(struct Arena *arena, void *pointer_address, const char *group, const char *name,
+                    size_t element_size, int layers, int rows, int width) {
+    size_t bytes = element_size * (size_t)(layers ? layers : 1) * (size_t)rows * (size_t)width;
+    if (layers)
+        arena_reserve(arena, pointer_address, bytes, group, "%s [%d, %d, %d]", name, layers, rows,
+                      width);
+    else
+        arena_reserve(arena, pointer_address, bytes, group, "%s [%d, %d]", name, rows, width);
+}
+
+struct Activations *activations_reserve(const struct Model *model, struct Arena *arena, int N,
+                                        int B, int max_T) {
+    const struct ModelConfig *config = &model->config;
+    int L = config->L, C = config->C, F = config->F, QKV = model_qkv(config);
+    size_t size = model->ops->element_size;
+    const char *saved = "activations", *scratch = "backward scratch";
+    struct Activations *a = check_alloc(1, sizeof *a, "the activations");
+    a->N = N, a->B = B, a->max_T = max_T;
+    reserve(arena, &a->x, saved, "residual", size, L + 1, N, C);
+    reserve(arena, &a->mid, saved, "residual after attention", size, L, N, C);
+    reserve(arena, &a->norm_1, saved, "norm 1", size, L, N, C);
+    reserve(arena, &a->norm_2, saved, "norm 2", size, L, N, C);
+    reserve(arena, &a->mean_1, saved, "norm 1 mean", sizeof(float), 0, L, N);
+    reserve(arena, &a->rstd_1, saved, "norm 1 rstd", sizeof(float), 0, L, N);
+    reserve(arena, &a->mean_2, saved, "norm 2 mean", sizeof(float), 0, L, N);
+    reserve(arena, &a->rstd_2, saved, "norm 2 rstd", sizeof(float), 0, L, N);
+    reserve(arena, &a->qkv, saved, "qkv", size, L, N, QKV);
+    reserve(arena, &a->attention, saved, "attention", size, L, N, config->NH * config->HS);
+    reserve(arena, &a->lse, saved, "attention lse", sizeof(float), L, config->NH, N);
+    reserve(arena, &a->pre, saved, "mlp before gelu", size, L, N, F);
+    reserve(arena, &a->act, saved, "mlp after gelu", size, L, N, F);
+    reserve(arena, &a->hidden, saved, "hidden states E", size, 0, N, C);
+    reserve(arena, &a->mean_f, saved, "final norm mean", sizeof(float), 0, 1, N);
+    reserve(arena, &a->rstd_f, saved, "final norm rstd", sizeof(float), 0, 1, N);
+    reserve(arena, &a->delta, scratch, "delta", size, 0, N, C);
+    reserve(arena, &a->wide, scratch, "dqkv or dpre", size, 0, N, QKV > F ? QKV : F);
+    reserve(arena, &a->dx, scratch, "residual gradient", size, 0, N, C);
+    reserve(arena, &a->dhidden, scratch, "dE", size, 0, N, C);
+    return a;
+}
+
+void activations_free(struct Activations *activations) { free(activations); }
+
+floatX *model_hidden_gradient(struct Activations *activations) { return activations->dhidden; }
+
+/* ---- forward and backward ------------------------------------------------------------------- */
+
+/* Adds layer l - 1's feed-forward output (in a->delta) to the stream, and leaves layer l's in
+   a->delta. entropy: [NH,N] of this layer, or NULL. */
+static void layer_forward(const struct Model *model, const struct Weights *weights,
+                          struct Activations *a, const struct Batch *batch, int l, float *entropy,
+                          void *workspace) {
+    const struct ModelConfig *config = &model->config;
+    const struct Ops *ops = model->ops;
+    const struct LayerWeights w = layer_weights(model, weights, l);
+    const struct LayerActivations s = layer_activations(model, a, l);
+    int N = batch->N, C = config->C, heads = config->NH * config->HS;
+
+    if (l == 0) {
+        ops->norm_forward(s.norm_1, s.mean_1, s.rstd_1, s.x, w.ln_1_weight, w.ln_1_bias, N, C);
+    } else {
+        const floatX *mid = layer_activations(model, a, l - 1).mid;
+        ops->norm_residual_forward(s.x, s.norm_1, s.mean_1, s.rstd_1, mid, a->delta, w.ln_1_weight,
+                                   w.ln_1_bias, N, C);
+    }
+    ops->matmul_forward(s.qkv, s.norm_1, w.qkv_weight, w.qkv_bias, N, C, model_qkv(config));
+    ops->attention_forward(s.attention, s.lse, entropy, s.qkv, batch->row_start, batch->B, N,
+                           batch->max_T, config->NH, config->NKV, config->HS, workspace);
+    ops->matmul_forward(a->delta, s.attention, w.proj_weight, w.proj_bias, N, heads, C);
+    ops->norm_residual_forward(s.mid, s.norm_2, s.mean_2, s.rstd_2, s.x, a->delta, w.ln_2_weight,
+                               w.ln_2_bias, N, C);
+    ops->mlp_forward(a->delta, s.pre, s.act, s.norm_2, w.fc_weight, w.fc_bias, w.fc_proj_weight,
+                     w.fc_proj_bias, N, C, config->F);
+}
+
+floatX *model_forward(const struct Model *model, const struct Weights *weights,
+                      struct Activations *activations, const struct Batch *batch,
+                      float *attention_entropy, void *workspace) {
+    const struct ModelConfig *config = &model->config;
+    const struct Ops *ops = model->ops;
+    struct Activations *a = activations;
+    const struct GlobalWeights w = global_weights(model, weights);
+    int N = batch->N, C = config->C, L = config->L;
+    assert(N <= a->N && batch->B <= a->B && batch->max_T <= a->max_T);
+    assert(batch->max_T <= config->max_T);
+
+    ops->embedding_forward(a->x, batch->token, batch->position, w.wte, w.wpe, N, C);
+    for (int l = 0; l < L; l++) {
+        size_t offset = (size_t)l * (size_t)config->NH * (size_t)N;
+        float *entropy = attention_entropy ? attention_entropy + offset : NULL;
+        layer_forward(model, weights, a, batch, l, entropy, workspace);
+    }
+    const struct LayerActivations last = layer_activations(model, a, L - 1);
+    ops->norm_residual_forward(last.x_next, a->hidden, a->mean_f, a->rstd_f, last.mid, a->delta,
+                               w.ln_f_weight, w.ln_f_bias, N, C);
+    return a->hidden;
+}
+
+/* layer_forward from its last line to its first. a->dx is the gradient of the residual stream after
+   the layer, and becomes the one before it: each branch adds to what flows past it. */
+static void layer_backward(const struct Model *model, const struct Weights *weights,
+                           struct Activations *a, const struct Batch *batch, int l, float *grads,
+                           void *workspace) {
+    const struct ModelConfig *config = &model->config;
+    const struct Ops *ops = model->ops;
+    const struct LayerWeights w = layer_weights(model, weights, l);
+    const struct LayerGradients d = layer_gradients(model, grads, l);
+    const struct LayerActivations s = layer_activations(model, a, l);
+    int N = batch->N, C = config->C, heads = config->NH * config->HS;
+
+    ops->mlp_backward(a->delta, d.fc_weight, d.fc_bias, d.fc_proj_weight, d.fc_proj_bias, a->wide,
+                      a->dx, s.norm_2, s.pre, s.act, w.fc_weight, w.fc_proj_weight, N, C, config->F,
+                      workspace);
+    ops->norm_backward(a->dx, d.ln_2_weight, d.ln_2_bias, a->delta, s.mid, w.ln_2_weight, s.mean_2,
+                       s.rstd_2, N, C, workspace);
+    ops->matmul_backward(a->delta, d.proj_weight, d.proj_bias, a->dx, s.attention, w.proj_weight, N,
+                         heads, C, workspace);
+    ops->attention_backward(a->wide, a->delta, s.attention, s.qkv, s.lse, batch->row_start,
+                            batch->B, N, batch->max_T, config->NH, config->NKV, config->HS,
+                            workspace);
+    ops->matmul_backward(a->delta, d.qkv_weight, d.qkv_bias, a->wide, s.norm_1, w.qkv_weight, N, C,
+                         model_qkv(config), workspace);
+    ops->norm_backward(a->dx, d.ln_1_weight, d.ln_1_bias, a->delta, s.x, w.ln_1_weight, s.mean_1,
+                       s.rstd_1, N, C, workspace);
+}
+
+void model_backward(const struct Model *model, const struct Weights *weights,
+                    struct Activations *activations, const struct Batch *batch, float *grads,
+                    void *workspace) {
+    const struct Ops *ops = model->ops;
+    struct Activations *a = activations;
+    const struct GlobalWeights w = global_weights(model, weights);
+    const struct GlobalGradients d = global_gradients(model, grads);
+    int N = batch->N, C = model->config.C, L = model->config.L;
+
+    ops->fill_zero(a->dx, (size_t)N * (size_t)C * ops->element_size);
+    const floatX *x = layer_activations(model, a, L - 1).x_next;
+    ops->norm_backward(a->dx, d.ln_f_weight, d.ln_f_bias, a->dhidden, x, w.ln_f_weight, a->mean_f,
+                       a->rstd_f, N, C, workspace);
+    for (int l = L - 1; l >= 0; l--)
+        layer_backward(model, weights, a, batch, l, grads, workspace);
+    ops->embedding_backward(d.wte, d.wpe, a->dx, batch->token, batch->position, N, C, workspace);
+}
+
+/* ---- decode --------------------------------------------------------------------------------- */
+
+/* One kind of matrix in the layout of ops->matmul_decode, for all layers. */
+struct PackedMatrix {
+    char *data;      /* [L][stride] bytes */
+    size_t stride;
+    int C, OC;       /* w is [OC,C] */
+};
+
+struct DecodeState {
+    int R;
+    struct PackedMatrix qkv, proj, fc, fc_proj, head;
+    struct KvCache cache;
+    floatX *x, *norm, *qkv_out, *attention, *act, *delta;   /* [R, ...] */
+    float *mean, *rstd;                                     /* [R] */
+};
+
+static void packed_reserve(struct PackedMatrix *matrix, struct Arena *arena, const struct Ops *ops,
+                           const char *name, int layers, int C, int OC) {
+    /* A multiple of 256 keeps each layer as aligned as the first. */
+    matrix->stride = (ops->matmul_packed_size(C, OC) + 255) / 256 * 256;
+    matrix->C = C, matrix->OC = OC;
+    arena_reserve(arena, &matrix->data, (size_t)layers * matrix->stride, "decode weights",
+                  "packed %s [%d, %d, %d]", name, layers, OC, C);
+}
+
+static void packed_load(struct PackedMatrix *matrix, const struct Ops *ops, const floatX *w,
+                        int l) {
+    ops->matmul_pack(matrix->data + (size_t)l * matrix->stride, w, matrix->C, matrix->OC);
+}
+
+static void packed_multiply(floatX *out, const floatX *x, const struct PackedMatrix *matrix,
+                            const floatX *bias, const struct Ops *ops, int l, int R, int gelu) {
+    ops->matmul_decode(out, x, matrix->data + (size_t)l * matrix->stride, bias, R, matrix->C,
+                       matrix->OC, gelu);
+}
+
+/* Reserves one segment of the cache. */
+static void cache_reserve(floatX **segment, struct Arena *arena, const struct Ops *ops,
+                          const struct KvCache *cache, const char *name, int slots, int capacity) {
+    size_t per_slot = 2 * (size_t)cache->NKV * (size_t)capacity * (size_t)cache->HS;
+    arena_reserve(arena, segment, (size_t)cache->L * (size_t)slots * per_slot * ops->element_size,
+                  "decode cache", "%s [%d, %d, 2, %d, %d, %d]", name, cache->L, slots, cache->NKV,
+                  capacity, cache->HS);
+}
+
+struct DecodeState *decode_reserve(const struct Model *model, struct Arena *arena, int R,
+                                   int prompt_slots, int prompt_capacity, int tail_slots,
+                                   int tail_capacity) {
+    const struct ModelConfig *config = &model->config;
+    const struct Ops *ops = model->ops;
+    int L = config->L, C = config->C, F = config->F, QKV = model_qkv(config);
+    int heads = config->NH * config->HS;
+    size_t size = ops->element_size;
+    const char *group = "decode scratch";
+    struct DecodeState *state = check_alloc(1, sizeof *state, "the decode state");
+    state->R = R;
+    packed_reserve(&state->qkv, arena, ops, "qkv", L, C, QKV);
+    packed_reserve(&state->proj, arena, ops, "proj", L, heads, C);
+    packed_reserve(&state->fc, arena, ops, "fc", L, C, F);
+    packed_reserve(&state->fc_proj, arena, ops, "fc_proj", L, F, C);
+    packed_reserve(&state->head, arena, ops, "head", 1, C, config->Vp);
+
+    state->cache = (struct KvCache){
+        .L = L, .NKV = config->NKV, .HS = config->HS,
+        .prompt_slots = prompt_slots, .prompt_capacity = prompt_capacity,
+        .tail_slots = tail_slots, .tail_capacity = tail_capacity,
+    };
+    struct KvCache *cache = &state->cache;
+    cache_reserve(&cache->prompt, arena, ops, cache, "prompts", prompt_slots, prompt_capacity);
+    cache_reserve(&cache->tail, arena, ops, cache, "tails", tail_slots, tail_capacity);
+
+    reserve(arena, &state->x, group, "residual", size, 0, R, C);
+    reserve(arena, &state->norm, group, "norm", size, 0, R, C);
+    reserve(arena, &state->mean, group, "norm mean", sizeof(float), 0, 1, R);
+    reserve(arena, &state->rstd, group, "norm rstd", sizeof(float), 0, 1, R);
+    reserve(arena, &state->qkv_out, group, "qkv", size, 0, R, QKV);
+    reserve(arena, &state->attention, group, "attention", size, 0, R, heads);
+    reserve(arena, &state->act, group, "mlp", size, 0, R, F);
+    reserve(arena, &state->delta, group, "delta", size, 0, R, C);
+    return state;
+}
+
+void decode_free(struct DecodeState *state) { free(state); }
+
+const void *decode_head_weight(const struct DecodeState *state) { return state->head.data; }
+
+void decode_load_weights(const struct Model *model, struct DecodeState *state,
+                         const struct Weights *weights) {
+    const struct Ops *ops = model->ops;
+    for (int l = 0; l < model->config.L; l++) {
+        const struct LayerWeights w = layer_weights(model, weights, l);
+        packed_load(&state->qkv, ops, w.qkv_weight, l);
+        packed_load(&state->proj, ops, w.proj_weight, l);
+        packed_load(&state->fc, ops, w.fc_weight, l);
+        packed_load(&state->fc_proj, ops, w.fc_proj_weight, l);
+    }
+    packed_load(&state->head, ops, model_head_weight(model, weights), 0);
+}
+
+/* layer_forward with one token per row, keys and values from the cache. */
+static void layer_decode(const struct Model *model, const struct Weights *weights,
+                         struct DecodeState *s, const struct DecodeRows *rows, int l, int R,
+                         void *workspace) {
+    const struct Ops *ops = model->ops;
+    const struct LayerWeights w = layer_weights(model, weights, l);
+    int C = model->config.C;
+
+    if (l == 0)
+        ops->norm_forward(s->norm, s->mean, s->rstd, s->x, w.ln_1_weight, w.ln_1_bias, R, C);
+    else
+        ops->norm_residual_forward(s->x, s->norm, s->mean, s->rstd, s->x, s->delta, w.ln_1_weight,
+                                   w.ln_1_bias, R, C);
+    packed_multiply(s->qkv_out, s->norm, &s->qkv, w.qkv_bias, ops, l, R, 0);
+    ops->attention_decode(s->attention, s->qkv_out, &s->cache, rows, l, R, model->config.NH,
+                          workspace);
+    packed_multiply(s->delta, s->attention, &s->proj, w.proj_bias, ops, l, R, 0);
+    ops->norm_residual_forward(s->x, s->norm, s->mean, s->rstd, s->x, s->delta, w.ln_2_weight,
+                               w.ln_2_bias, R, C);
+    packed_multiply(s->act, s->norm, &s->fc, w.fc_bias, ops, l, R, 1);
+    packed_multiply(s->delta, s->act, &s->fc_proj, w.fc_proj_bias, ops, l, R, 0);
+}
+
+floatX *model_decode(const struct Model *model, const struct Weights *weights,
+                     struct DecodeState *state, const struct DecodeRows *rows, int R,
+                     void *workspace) {
+    const struct Ops *ops = model->ops;
+    const struct GlobalWeights w = global_weights(model, weights);
+    struct DecodeState *s = state;
+    int C = model->config.C;
+    assert(R <= s->R);
+
+    ops->embedding_forward(s->x, rows->token, rows->position, w.wte, w.wpe, R, C);
+    for (int l = 0; l < model->config.L; l++)
+        layer_decode(model, weights, s, rows, l, R, workspace);
+    ops->norm_residual_forward(s->x, s->norm, s->mean, s->rstd, s->x, s->delta, w.ln_f_weight,
+                               w.ln_f_bias, R, C);
+    return s->norm;
+}

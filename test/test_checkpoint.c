@@ -1,0 +1,621 @@
+/* Checkpoints: bitwise round trips, files that others wrote (Hugging Face's save_pretrained, older
+   names, half precision), hostile and truncated files, and what kills at any moment leave. */
+#include "checkpoint_rig.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include "child.h"
+#include "../llmc/base/check.h"
+#include "../llmc/io/safetensors.h"
+
+#define GOLDEN "test/golden/gpt2"
+
+/* ---- a process that can die before any change to a directory -------------------------------- */
+
+/* These stand before the C library's. fsync only counts: nothing here outlives the machine. */
+static int calls_left = -1;   /* until the process ends; -1: it lives on */
+
+static void count_call(void) {
+    if (calls_left >= 0 && calls_left-- == 0) _exit(99);
+}
+
+int rename(const char *from, const char *to) {
+    count_call();
+    return renameat(AT_FDCWD, from, AT_FDCWD, to);
+}
+
+int mkdir(const char *path, mode_t mode) {
+    count_call();
+    return mkdirat(AT_FDCWD, path, mode);
+}
+
+int remove(const char *path) {
+    count_call();
+    int result = unlinkat(AT_FDCWD, path, 0);
+    return result != 0 && errno == EISDIR ? unlinkat(AT_FDCWD, path, AT_REMOVEDIR) : result;
+}
+
+int fsync(int descriptor) {
+    count_call();
+    return fcntl(descriptor, F_GETFD) < 0 ? -1 : 0;
+}
+
+/* ---- round trips ---------------------------------------------------------------------------- */
+
+static void test_round_trip_is_bitwise(void **state) {
+    (void)state;
+    for (int tied = 0; tied < 2; tied++) {
+        struct ModelConfig config = small_config(tied), found;
+        struct Run run, back;
+        run_open(&run, &config);
+        run_fill(&run, 1);
+        const char *directory = path_of("round%d", tied);
+        save_step(&run, directory, 1234567, 0);
+
+        char latest[PATH_SIZE];
+        assert_true(checkpoint_latest(directory, latest, sizeof latest));
+        assert_string_equal(latest, path_of("round%d/checkpoints/step_1234567", tied));
+        assert_null(checkpoint_config(latest, &found));
+        found.Vp = config.Vp;
+        assert_memory_equal(&found, &config, sizeof config);
+        run_open(&back, &found);
+        checkpoint_load_weights(latest, back.model, &back.weights);
+        checkpoint_load_optimizer(latest, back.model, back.m, back.v);
+        assert_memory_equal(back.weights.data, run.weights.data, run.n * run.ops->element_size);
+        assert_memory_equal(back.m, run.m, run.n * sizeof(float));
+        assert_memory_equal(back.v, run.v, run.n * sizeof(float));
+        struct TrainerState expected = awkward_state(1234567), loaded;
+        checkpoint_load_state(latest, &loaded);
+        assert_memory_equal(&loaded, &expected, sizeof loaded);
+        struct Tokenizer tokenizer;
+        assert_null(tokenizer_load(&tokenizer, latest));
+        assert_int_equal(tokenizer.vocab_size, 24);
+        run_close(&run);
+        run_close(&back);
+    }
+}
+
+/* A bigger matrix than the pieces in which everything else is handled. */
+static void test_round_trip_of_large_tensors(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    config.L = 1, config.F = 15000, config.V = 14600, config.Vp = 14720;
+    struct Run run, back;
+    run_open(&run, &config);
+    run_open(&back, &config);
+    run_fill(&run, 1);
+    save_step(&run, path_of("large"), 1, 0);
+    const char *latest = path_of("large/checkpoints/step_000001");
+    checkpoint_load_weights(latest, back.model, &back.weights);
+    checkpoint_load_optimizer(latest, back.model, back.m, back.v);
+    assert_memory_equal(back.weights.data, run.weights.data, run.n * run.ops->element_size);
+    assert_memory_equal(back.v, run.v, run.n * sizeof(float));
+    run_close(&run);
+    run_close(&back);
+    remove_scratch("large");
+}
+
+/* ---- files of others ------------------------------------------------------------------------ */
+
+/* The nearest smaller number that bf16 or fp16 has (subnormals become 0), and its bits. */
+static float truncate_to(enum SafetensorsType type, float x, uint16_t *half) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    bits &= type == ST_BF16 ? 0xffff0000u : 0xffffe000u;
+    int exponent = (int)(bits >> 23 & 255) - 127;
+    if (type == ST_F16 && exponent < -14) bits &= 0x80000000u;
+    uint32_t sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffffu;
+    *half = (uint16_t)(bits >> 16);
+    if (type == ST_F16) *half = (uint16_t)(sign | (rest ? (rest >> 13) - (112 << 10) : 0));
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+/* Writes the golden weights again: names without "transformer.", the buffers of old files, and
+   elements of another type. */
+static void rewrite_golden(const char *path, enum SafetensorsType type) {
+    struct Safetensors file;
+    assert_null(safetensors_open(&file, GOLDEN "/model.safetensors"));
+    struct SafetensorsWriter *writer = safetensors_create(path);
+    for (int i = 0; i < file.count; i++)
+        safetensors_describe(writer, file.entries[i].name + strlen("transformer."), type,
+                             file.entries[i].num_dims, file.entries[i].shape);
+    safetensors_describe(writer, "h.0.attn.bias", ST_F32, 2, (int64_t[]){2, 2});
+    safetensors_describe(writer, "h.0.attn.masked_bias", ST_F32, 0, NULL);
+    safetensors_describe(writer, "lm_head.weight", ST_F32, 1, (int64_t[]){1});
+    for (int i = 0; i < file.count; i++) {
+        size_t n = file.entries[i].count;
+        float *x = malloc(n * sizeof *x);
+        uint16_t *half = malloc(n * sizeof *half);
+        safetensors_read(&file, &file.entries[i], x, 0, n);
+        for (size_t j = 0; j < n; j++) truncate_to(type, x[j], &half[j]);
+        if (type == ST_F32) safetensors_write(writer, x, n * sizeof *x);
+        else safetensors_write(writer, half, n * sizeof *half);
+        free(x), free(half);
+    }
+    safetensors_write(writer, (float[6]){0}, 6 * sizeof(float));
+    safetensors_commit(writer);
+    safetensors_close(&file);
+}
+
+static void test_names_and_types_of_other_writers(void **state) {
+    (void)state;
+    struct ModelConfig config;
+    assert_null(checkpoint_config(GOLDEN, &config));
+    assert_true(config.L == 2 && config.NH == 3 && config.C == 36 && config.F == 100);
+    assert_true(config.V == 61 && config.max_T == 24 && config.tied);
+    config.Vp = 64;
+    struct Run golden, other;
+    run_open(&golden, &config);
+    run_open(&other, &config);
+    checkpoint_load_weights(GOLDEN, golden.model, &golden.weights);
+    float *expected = malloc(golden.n * sizeof *expected);
+    float *found = malloc(golden.n * sizeof *found);
+    elements_download(golden.ops, expected, golden.weights.data, golden.n);
+    mkdir(path_of("other"), 0777);
+    const enum SafetensorsType types[] = {ST_F32, ST_BF16, ST_F16};
+    for (int i = 0; i < 3; i++) {
+        rewrite_golden(path_of("other/model.safetensors"), types[i]);
+        checkpoint_load_weights(path_of("other"), other.model, &other.weights);
+        elements_download(other.ops, found, other.weights.data, other.n);
+        for (size_t j = 0; j < golden.n; j++) {
+            uint16_t half;
+            float x = truncate_to(types[i], expected[j], &half);
+            assert_true(found[j] == (types[i] == ST_F32 ? expected[j] : x));
+        }
+    }
+    free(expected), free(found);
+    run_close(&golden);
+    run_close(&other);
+}
+
+/* ---- what does not fit ---------------------------------------------------------------------- */
+
+struct LoadCase {
+    const char *directory;
+    struct Run *run;
+    bool weights, optimizer, state;
+};
+
+static void load_body(void *argument) {
+    const struct LoadCase *c = argument;
+    struct TrainerState loaded;
+    if (c->weights) checkpoint_load_weights(c->directory, c->run->model, &c->run->weights);
+    if (c->optimizer) checkpoint_load_optimizer(c->directory, c->run->model, c->run->m, c->run->v);
+    if (c->state) checkpoint_load_state(c->directory, &loaded);
+}
+
+/* The load ends with exit code 2 and one line that has every one of the words. */
+static void check_refused(const struct LoadCase *c, const char *const *words) {
+    char output[8192];
+    int code = run_in_child(load_body, (void *)c, output, sizeof output);
+    if (code != 2) fail_msg("exit code %d, output: %s", code, output);
+    const char *newline = strchr(output, '\n');
+    if (newline == NULL || newline[1] != '\0') fail_msg("not one line: %s", output);
+    for (; words && *words; words++)
+        if (strstr(output, *words) == NULL) fail_msg("\"%s\" is not in: %s", *words, output);
+}
+
+/* A model.safetensors with one tensor, of a given header text and 64 bytes of data. */
+static void write_header(const char *path, const char *header) {
+    char file[1024] = {0};
+    uint64_t length = strlen(header);
+    memcpy(file, &length, 8);
+    memcpy(file + 8, header, length);
+    write_whole(path, file, 8 + length + 64);
+}
+
+static void test_misfits_are_named(void **state) {
+    (void)state;
+    struct ModelConfig config;
+    assert_null(checkpoint_config(GOLDEN, &config));
+    const struct {
+        int L, V, max_T;
+        bool tied;
+        const char *words[5];
+    } rows[] = {
+        {2, 62, 24, true, {"model.safetensors", "transformer.wte.weight", "[61, 36]", "[62, 36]"}},
+        {2, 61, 25, true, {"model.safetensors", "transformer.wpe.weight", "[24, 36]", "[25, 36]"}},
+        {3, 61, 24, true, {"model.safetensors", "transformer.h.2.ln_1.weight", "missing", "[36]"}},
+        {1, 61, 24, true, {"model.safetensors", "transformer.h.1.", "no place"}},
+        {2, 61, 24, false, {"model.safetensors", "lm_head.weight", "missing", "[61, 36]"}},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct ModelConfig wrong = config;
+        wrong.L = rows[i].L, wrong.V = wrong.Vp = rows[i].V, wrong.max_T = rows[i].max_T;
+        wrong.tied = rows[i].tied;
+        struct Run run;
+        run_open(&run, &wrong);
+        struct LoadCase c = {GOLDEN, &run, .weights = true};
+        check_refused(&c, rows[i].words);
+        run_close(&run);
+    }
+    struct Run run;
+    run_open(&run, &config);
+    mkdir(path_of("misfit"), 0777);
+    struct LoadCase c = {path_of("misfit"), &run, .weights = true};
+    check_refused(&c, (const char *[]){"misfit/model.safetensors", NULL});
+    struct LoadCase no_moments = {GOLDEN, &run, .optimizer = true};
+    check_refused(&no_moments, (const char *[]){"optimizer.safetensors", NULL});
+    struct LoadCase no_state = {GOLDEN, &run, .state = true};
+    check_refused(&no_state, (const char *[]){"trainer_state.json", NULL});
+    const char *headers[] = {
+        "", "{}", "[]", "{\"transformer.wte.weight\":{\"dtype\":\"I64\",\"shape\":[1,8],"
+        "\"data_offsets\":[0,64]}}",
+        "{\"transformer.wte.weight\":{\"dtype\":\"F32\",\"shape\":[61,36],"
+        "\"data_offsets\":[0,8784]}}",
+        "{\"transformer.wte.weight\":{\"dtype\":\"F32\",\"shape\":[-61,-36],"
+        "\"data_offsets\":[0,64]}}",
+    };
+    for (size_t i = 0; i < sizeof headers / sizeof headers[0]; i++) {
+        write_header(path_of("misfit/model.safetensors"), headers[i]);
+        check_refused(&c, (const char *[]){"model.safetensors", NULL});
+    }
+    run_close(&run);
+}
+
+/* A type that is not read, in a file that fits otherwise. */
+static void test_integer_weights_are_refused(void **state) {
+    (void)state;
+    size_t length;
+    char *data = read_whole(GOLDEN "/model.safetensors", &length);
+    char *end = memmem(data, length, "transformer.wte.weight", 22);
+    char *type = memmem(end, 100, "F32", 3);
+    assert_non_null(type);
+    memcpy(type, "I32", 3);
+    mkdir(path_of("integers"), 0777);
+    write_whole(path_of("integers/model.safetensors"), data, length);
+    struct ModelConfig config;
+    assert_null(checkpoint_config(GOLDEN, &config));
+    struct Run run;
+    run_open(&run, &config);
+    struct LoadCase c = {path_of("integers"), &run, .weights = true};
+    check_refused(&c, (const char *[]){"transformer.wte.weight", "F32", "BF16", NULL});
+    free(data);
+    run_close(&run);
+}
+
+static void test_truncated_files_are_refused(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    run_open(&run, &config);
+    run_fill(&run, 1);
+    save_step(&run, path_of("cut"), 1, 0);
+    const char *directory = path_of("cut/checkpoints/step_000001");
+    const struct {
+        const char *name;
+        struct LoadCase load;
+    } rows[] = {
+        {"model.safetensors", {directory, &run, .weights = true}},
+        {"optimizer.safetensors", {directory, &run, .optimizer = true}},
+        {"trainer_state.json", {directory, &run, .state = true}},
+    };
+    for (int i = 0; i < 3; i++) {
+        char path[PATH_SIZE];
+        snprintf(path, sizeof path, "%s/%s", directory, rows[i].name);
+        size_t length;
+        char *data = read_whole(path, &length);
+        /* Dense near the ends, some in between; a JSON file may lose its last newline. */
+        for (size_t cut = 0; cut + 2 < length;
+             cut += cut < 20 ? 3 : cut + 40 < length ? length / 23 : 7) {
+            write_whole(path, data, cut);
+            check_refused(&rows[i].load, (const char *[]){rows[i].name, NULL});
+        }
+        write_whole(path, data, length);
+        load_body((void *)&rows[i].load);
+        free(data);
+    }
+    run_close(&run);
+}
+
+/* A byte changed anywhere gives a checkpoint that is read or refused, and never a crash. */
+static void test_damaged_files_never_crash(void **state) {
+    (void)state;
+    static const char *const names[] = {"model.safetensors", "optimizer.safetensors",
+                                        "trainer_state.json"};
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    struct Rng rng;
+    run_open(&run, &config);
+    run_fill(&run, 1);
+    save_step(&run, path_of("damaged"), 1, 0);
+    const char *directory = path_of("damaged/checkpoints/step_000001");
+    struct LoadCase all = {directory, &run, .weights = true, .optimizer = true, .state = true};
+    rng_open(&rng, 1, RNG_TEST, 77);
+    int refused = 0;
+    for (int i = 0; i < 3; i++) {
+        char path[PATH_SIZE], output[8192];
+        snprintf(path, sizeof path, "%s/%s", directory, names[i]);
+        size_t length;
+        char *data = read_whole(path, &length);
+        for (int round = 0; round < 60; round++) {
+            uint32_t where = rng_below(&rng, length < 3000 ? (uint32_t)length : 3000);
+            char before = data[where];
+            data[where] = (char)rng_next(&rng);
+            write_whole(path, data, length);
+            data[where] = before;
+            int code = run_in_child(load_body, &all, output, sizeof output);
+            if (code != 0 && code != 2)
+                fail_msg("%s, byte %u: %d %s", names[i], where, code, output);
+            refused += code == 2;
+        }
+        write_whole(path, data, length);
+        free(data);
+    }
+    assert_true(refused > 60);
+    run_close(&run);
+}
+
+static void test_configs(void **state) {
+    (void)state;
+    size_t length;
+    char *text = read_whole(GOLDEN "/config.json", &length);
+    struct ModelConfig config;
+    mkdir(path_of("config"), 0777);
+    const char *path = path_of("config/config.json"), *directory = path_of("config");
+    for (size_t cut = 0; cut + 2 < length; cut++) {
+        write_whole(path, text, cut);
+        if (checkpoint_config(directory, &config) == NULL) fail_msg("%zu bytes accepted", cut);
+    }
+    free(text);
+#define START \
+    "{\"model_type\":\"gpt2\",\"n_layer\":2,\"n_embd\":36,\"n_positions\":24,\"vocab_size\":61"
+    const struct {
+        const char *text, *problem;   /* NULL: accepted */
+    } rows[] = {
+        {START ",\"n_head\":3}", NULL},
+        {START ",\"n_head\":3,\"n_inner\":null,\"tie_word_embeddings\":false}\n", NULL},
+        {START ",\"n_head\":3,\"activation_function\":\"gelu_pytorch_tanh\"}", NULL},
+        {START ",\"n_head\":3} x", "one JSON object"},
+        {"[]", "one JSON object"},
+        {"{}", "model_type"},
+        {"{\"model_type\":\"llama\"}", "llama"},
+        {START "}", "n_head"},
+        {START ",\"n_head\":\"3\"}", "n_head"},
+        {START ",\"n_head\":2.5}", "n_head"},
+        {START ",\"n_head\":1e300}", "n_head"},
+        {START ",\"n_head\":-1}", "n_head"},
+        {START ",\"n_head\":5}", "5 heads"},
+        {START ",\"n_head\":3,\"n_inner\":1e7}", "feed-forward"},
+        {START ",\"n_head\":3,\"activation_function\":\"relu\"}", "activation_function"},
+        {START ",\"n_head\":3,\"layer_norm_epsilon\":1e-6}", "layer_norm_epsilon"},
+        {START ",\"n_head\":3,\"scale_attn_by_inverse_layer_idx\":true}", "inverse_layer_idx"},
+        {START ",\"n_head\":3,\"tie_word_embeddings\":1}", "tie_word_embeddings"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        write_whole(path, rows[i].text, strlen(rows[i].text));
+        const char *problem = checkpoint_config(directory, &config);
+        if ((problem == NULL) != (rows[i].problem == NULL))
+            fail_msg("%s: %s", rows[i].text, problem ? problem : "accepted");
+        if (problem == NULL) continue;
+        assert_non_null(strstr(problem, "config/config.json: "));
+        if (strstr(problem, rows[i].problem) == NULL) fail_msg("%s: %s", rows[i].text, problem);
+    }
+    assert_non_null(strstr(checkpoint_config(path_of("nowhere"), &config), "No such file"));
+}
+
+/* ---- saving --------------------------------------------------------------------------------- */
+
+static void test_keep_and_left_overs(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    run_open(&run, &config);
+    run_fill(&run, 1);
+    for (int step = 8; step <= 11; step++) save_step(&run, path_of("keep"), step, 2);
+    assert_false(exists(path_of("keep/checkpoints/step_000009")));
+    assert_true(exists(path_of("keep/checkpoints/step_000010")));
+    assert_true(exists(path_of("keep/checkpoints/step_000011")));
+
+    /* What killed saves leave, and what is not ours. */
+    mkdir(path_of("keep/checkpoints/.writing_step_000012"), 0777);
+    write_whole(path_of("keep/checkpoints/.writing_step_000012/model.safetensors"), "x", 1);
+    mkdir(path_of("keep/checkpoints/.removing_step_000009"), 0777);
+    mkdir(path_of("keep/checkpoints/step_best"), 0777);
+    save_step(&run, path_of("keep"), 12, 0);
+    assert_false(exists(path_of("keep/checkpoints/.writing_step_000012")));
+    assert_false(exists(path_of("keep/checkpoints/.removing_step_000009")));
+    assert_true(exists(path_of("keep/checkpoints/step_best")));
+    assert_true(exists(path_of("keep/checkpoints/step_000010")));
+
+    /* Going on from an older step: the one just saved stays, however many are newer. */
+    save_step(&run, path_of("keep"), 3, 1);
+    char latest[PATH_SIZE];
+    assert_true(checkpoint_latest(path_of("keep"), latest, sizeof latest));
+    assert_string_equal(latest, path_of("keep/checkpoints/step_000003"));
+    assert_false(exists(path_of("keep/checkpoints/step_000012")));
+    assert_true(exists(path_of("keep/checkpoints/step_best")));
+    run_close(&run);
+}
+
+static void test_saving_over_a_step(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    struct Run run, back;
+    char latest[PATH_SIZE];
+    run_open(&run, &config);
+    run_open(&back, &config);
+    run_fill(&run, 1);
+    save_step(&run, path_of("over"), 5, 0);
+    run_fill(&run, 2);
+    save_step(&run, path_of("over"), 5, 0);
+    assert_false(exists(path_of("over/checkpoints/.replaced_step_000005")));
+    assert_true(checkpoint_latest(path_of("over"), latest, sizeof latest));
+    checkpoint_load_weights(latest, back.model, &back.weights);
+    assert_memory_equal(back.weights.data, run.weights.data, run.n * run.ops->element_size);
+
+    /* Killed between its two renames: the older one is found again. */
+    rename(path_of("over/checkpoints/step_000005"),
+           path_of("over/checkpoints/.replaced_step_000005"));
+    assert_true(checkpoint_latest(path_of("over"), latest, sizeof latest));
+    checkpoint_load_weights(latest, back.model, &back.weights);
+    /* The same, found by the next save. */
+    rename(path_of("over/checkpoints/step_000005"),
+           path_of("over/checkpoints/.replaced_step_000005"));
+    save_step(&run, path_of("over"), 6, 0);
+    assert_true(exists(path_of("over/checkpoints/step_000005/model.safetensors")));
+    assert_false(exists(path_of("over/checkpoints/.replaced_step_000005")));
+    run_close(&run);
+    run_close(&back);
+}
+
+static void latest_body(void *argument) {
+    char latest[PATH_SIZE];
+    checkpoint_latest(argument, latest, sizeof latest);
+}
+
+static void test_latest(void **state) {
+    (void)state;
+    char latest[PATH_SIZE], output[8192];
+    assert_false(checkpoint_latest(path_of("none"), latest, sizeof latest));
+    mkdir(path_of("damage"), 0777);
+    mkdir(path_of("damage/checkpoints"), 0777);
+    const char *contents[] = {"", "step_", "../../etc", "step_000001/..", "step_000001",
+                              "step_000000000000000000000000000000000000000000000000000000000001"};
+    for (size_t i = 0; i < sizeof contents / sizeof contents[0]; i++) {
+        write_whole(path_of("damage/checkpoints/latest"), contents[i], strlen(contents[i]));
+        assert_int_equal(run_in_child(latest_body, (void *)path_of("damage"), output,
+                                      sizeof output), 2);
+        assert_non_null(strstr(output, "damage/checkpoints/"));
+    }
+}
+
+struct SaveCase {
+    struct Run *run;
+    const char *directory;
+    rlim_t limit;     /* bytes a file may have; 0 = any */
+    int value;        /* of every weight and first moment */
+    int64_t step;
+    int keep;
+};
+
+static void save_body(void *argument) {
+    const struct SaveCase *c = argument;
+    if (c->limit) {
+        signal(SIGXFSZ, SIG_IGN);
+        setrlimit(RLIMIT_FSIZE, &(struct rlimit){c->limit, c->limit});
+    }
+    for (size_t i = 0; i < c->run->n; i++) c->run->m[i] = (float)c->value;
+    elements_upload(c->run->ops, c->run->weights.data, c->run->m, c->run->n);
+    save_step(c->run, c->directory, c->step, c->keep);
+}
+
+static void test_failing_saves_leave_the_last_one(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    char output[8192], latest[PATH_SIZE];
+    run_open(&run, &config);
+    run_fill(&run, 1);
+    write_whole(path_of("a_file"), "", 0);
+    struct SaveCase in_a_file = {&run, path_of("a_file"), .step = 1};
+    assert_int_equal(run_in_child(save_body, &in_a_file, output, sizeof output), 2);
+    save_step(&run, path_of("full"), 1, 0);
+    struct SaveCase full = {&run, path_of("full"), .limit = 100000, .step = 3};
+    assert_int_equal(run_in_child(save_body, &full, output, sizeof output), 1);
+    assert_non_null(strstr(output, "model.safetensors"));
+    assert_true(checkpoint_latest(path_of("full"), latest, sizeof latest));
+    assert_string_equal(latest, path_of("full/checkpoints/step_000001"));
+    checkpoint_load_weights(latest, run.model, &run.weights);
+    run_close(&run);
+}
+
+/* No directory has a checkpoint's name and not all of its files. */
+static void check_no_halves(const char *directory, int64_t newest) {
+    static const char *const names[] = {"model.safetensors", "optimizer.safetensors",
+                                        "trainer_state.json", "config.json", "vocab.json"};
+    for (int64_t step = newest - 2; step <= newest; step++) {
+        char path[PATH_SIZE + 64];
+        snprintf(path, sizeof path, "%s/checkpoints/step_%06d", directory, (int)step);
+        size_t length = strlen(path);
+        if (!exists(path)) continue;
+        for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+            snprintf(path + length, sizeof path - length, "/%s", names[i]);
+            if (!exists(path)) fail_msg("%s is missing", path);
+        }
+    }
+}
+
+/* Loads what `latest` names; every number of it must be the same. Returns that number. */
+static float loaded_value(struct Run *back, const char *directory) {
+    char latest[PATH_SIZE];
+    struct TrainerState loaded;
+    assert_true(checkpoint_latest(directory, latest, sizeof latest));
+    checkpoint_load_weights(latest, back->model, &back->weights);
+    checkpoint_load_optimizer(latest, back->model, back->m, back->v);
+    checkpoint_load_state(latest, &loaded);
+    float *host = malloc(back->n * sizeof *host);
+    elements_download(back->ops, host, back->weights.data, back->n);
+    float value = host[0];
+    for (int i = 0; i < back->model->num_tensors; i++) {
+        const struct Tensor *t = &back->model->tensors[i];
+        for (size_t j = t->offset; j < t->offset + t->saved; j++)
+            assert_true(host[j] == value && back->m[j] == value);
+    }
+    free(host);
+    return value;
+}
+
+struct KillCase {
+    struct SaveCase save;
+    int calls;   /* until the process dies */
+};
+
+static void kill_body(void *argument) {
+    const struct KillCase *c = argument;
+    calls_left = c->calls;
+    save_body((void *)&c->save);
+}
+
+/* A process that dies before its first, second, ... step of a save: `latest` names the whole save
+   before or the whole new one, and the next save finds its way through what was left. Once for new
+   steps, once for saves over one and the same step. */
+static void test_kills_leave_a_complete_checkpoint(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    struct Run run, back;
+    char output[8192];
+    run_open(&run, &config);
+    run_open(&back, &config);
+    for (int over = 0; over < 2; over++) {
+        const char *directory = path_of("killed%d", over);
+        struct KillCase c = {{&run, directory, 0, .value = 1, .step = 1, .keep = 1}, -1};
+        save_body(&c.save);
+        int before = 1, code = 99;
+        for (c.calls = 0; code == 99; c.calls++) {
+            c.save.value++;
+            if (!over) c.save.step++;
+            code = run_in_child(kill_body, &c, output, sizeof output);
+            assert_true(code == 99 || code == 0);
+            check_no_halves(directory, c.save.step);
+            int after = (int)loaded_value(&back, directory);
+            assert_true(after == before || after == c.save.value);
+            before = after;
+        }
+        assert_true(c.calls > 20);
+        assert_int_equal(before, c.save.value);
+    }
+    run_close(&run);
+    run_close(&back);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_round_trip_is_bitwise),
+        cmocka_unit_test(test_round_trip_of_large_tensors),
+        cmocka_unit_test(test_names_and_types_of_other_writers),
+        cmocka_unit_test(test_misfits_are_named),
+        cmocka_unit_test(test_integer_weights_are_refused),
+        cmocka_unit_test(test_truncated_files_are_refused),
+        cmocka_unit_test(test_damaged_files_never_crash),
+        cmocka_unit_test(test_configs),
+        cmocka_unit_test(test_keep_and_left_overs),
+        cmocka_unit_test(test_saving_over_a_step),
+        cmocka_unit_test(test_latest),
+        cmocka_unit_test(test_failing_saves_leave_the_last_one),
+        cmocka_unit_test(test_kills_leave_a_complete_checkpoint),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}

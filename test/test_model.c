@@ -1,0 +1,688 @@
+/* The model: its table, its initial weights, and its passes against three independent definitions:
+   golden vectors of Hugging Face's GPT-2 (dev/ref/make_gpt2.py), a plain float64 implementation on
+   larger ragged shapes (gpt2_reference.h), and finite differences of that one for the gradients. */
+#include "test.h"
+#include "gpt2_reference.h"
+#include "../llmc/checkpoint.h"
+#include "../llmc/io/safetensors.h"
+
+#define GOLDEN "test/golden/"
+
+static struct ModelConfig config_of(int L, int NH, int HS, int F, int V, int Vp, int max_T,
+                                    bool tied) {
+    return (struct ModelConfig){.family = "gpt2", .L = L, .NH = NH, .NKV = NH, .C = NH * HS,
+                                .HS = HS, .F = F, .V = V, .Vp = Vp, .max_T = max_T, .tied = tied};
+}
+
+/* ---- a model with weights, a packed batch and an objective ---------------------------------- */
+
+/* J = sum over tokens with loss of dlogp * logp + dentropy * H. */
+struct Rig {
+    const struct Ops *ops;
+    struct Model *model;
+    struct Arena arena;
+    struct Weights weights;
+    struct Activations *activations;
+    struct Batch batch;
+    float *grads, *attention_entropy;
+    void *workspace;
+    int N, B, n;                                    /* the rest is host memory */
+    int *token, *row_start, *row, *target;
+    float *dlogp, *dentropy, *logp, *entropy;
+};
+
+static void *new_ints(int n) { return calloc((size_t)n + 1, sizeof(int)); }
+
+/* Random tokens; every position but each third, and but a row's last, carries loss. */
+static void rig_fill(struct Rig *rig, const int *lengths, int B) {
+    struct Rng rng;
+    rng_open(&rng, 5, RNG_TEST, 9);
+    rig->B = B;
+    rig->row_start = new_ints(B);
+    for (int b = 0; b < B; b++) rig->row_start[b + 1] = rig->row_start[b] + lengths[b];
+    int N = rig->N = rig->row_start[B], *position = new_ints(N), longest = 0;
+    rig->token = new_ints(N), rig->row = new_ints(N), rig->target = new_ints(N);
+    for (int i = 0; i < N; i++)
+        rig->token[i] = (int)rng_below(&rng, (uint32_t)rig->model->config.V);
+    for (int b = 0; b < B; b++) {
+        if (lengths[b] > longest) longest = lengths[b];
+        for (int t = 0; t < lengths[b]; t++) {
+            position[rig->row_start[b] + t] = t;
+            if (t + 1 == lengths[b] || t % 3 == 0) continue;
+            rig->row[rig->n] = rig->row_start[b] + t;
+            rig->target[rig->n++] = rig->token[rig->row_start[b] + t + 1];
+        }
+    }
+    rig->dlogp = new_normal((size_t)N, 1, 21);
+    rig->dentropy = new_normal((size_t)N, 1, 22);
+    rig->logp = calloc((size_t)N, sizeof(float));
+    rig->entropy = calloc((size_t)N, sizeof(float));
+    rig->batch = (struct Batch){.N = N, .B = B, .max_T = longest, .n = rig->n};
+    arena_reserve(&rig->arena, &rig->batch.position, (size_t)N * sizeof(int), "batch", "position");
+    arena_reserve(&rig->arena, &rig->batch.token, (size_t)N * sizeof(int), "batch", "token");
+    arena_reserve(&rig->arena, &rig->batch.row, (size_t)N * sizeof(int), "batch", "row");
+    arena_reserve(&rig->arena, &rig->batch.target, (size_t)N * sizeof(int), "batch", "target");
+    arena_reserve(&rig->arena, &rig->batch.row_start, (size_t)(B + 1) * sizeof(int), "batch",
+                  "row_start");
+    size_t parameters = rig->model->num_parameters;
+    arena_reserve(&rig->arena, &rig->weights.data, parameters * rig->ops->element_size, "weights",
+                  "weights");
+    arena_reserve(&rig->arena, &rig->grads, parameters * sizeof(float), "gradients", "gradients");
+    const struct ModelConfig *c = &rig->model->config;
+    arena_reserve(&rig->arena, &rig->attention_entropy,
+                  (size_t)c->L * (size_t)c->NH * (size_t)N * sizeof(float), "batch", "entropy");
+    struct OpsShape shape = {.N = N, .C = c->C, .F = c->F, .NH = c->NH, .NKV = c->NKV, .HS = c->HS,
+                             .V = c->V, .Vp = c->Vp, .max_T = longest, .R = N,
+                             .max_length = longest};
+    arena_reserve(&rig->arena, &rig->workspace, rig->ops->workspace_size(&shape), "workspace",
+                  "workspace");
+    /* More room than the batch needs, so that layer strides and batch sizes differ. */
+    rig->activations = activations_reserve(rig->model, &rig->arena, N + 3, B + 1, longest);
+    arena_commit(&rig->arena, rig->ops);
+    rig->ops->upload(rig->batch.position, position, (size_t)N * sizeof(int));
+    rig->ops->fill_zero(rig->grads, parameters * sizeof(float));
+    free(position);
+}
+
+/* The host's side of the batch to the backend. */
+static void rig_upload(struct Rig *rig) {
+    rig->ops->upload(rig->batch.token, rig->token, (size_t)rig->N * sizeof(int));
+    rig->ops->upload(rig->batch.row, rig->row, (size_t)rig->n * sizeof(int));
+    rig->ops->upload(rig->batch.target, rig->target, (size_t)rig->n * sizeof(int));
+    rig->ops->upload(rig->batch.row_start, rig->row_start, (size_t)(rig->B + 1) * sizeof(int));
+}
+
+/* Weights large enough that attention and GELU are far from linear. */
+static void rig_random_weights(struct Rig *rig) {
+    float *host = calloc(rig->model->num_parameters, sizeof *host);
+    for (int i = 0; i < rig->model->num_tensors; i++) {
+        const struct Tensor *tensor = &rig->model->tensors[i];
+        int columns = tensor->shape[1] ? tensor->shape[1] : 1;
+        float scale = tensor->shape[1] ? 1.5f / sqrtf((float)columns) : 0.2f;
+        float *w = host + tensor->offset;
+        fill_normal(w, tensor->saved, scale, 100 + (uint64_t)i);
+        for (size_t j = 0; tensor->init_value == 1 && j < tensor->count; j++) w[j] += 1;
+    }
+    elements_upload(rig->ops, rig->weights.data, host, rig->model->num_parameters);
+    free(host);
+}
+
+static void rig_open(struct Rig *rig, const struct ModelConfig *config, const int *lengths, int B) {
+    memset(rig, 0, sizeof *rig);
+    assert_null(model_config_problem(config));
+    rig->ops = ops_open("cpu");
+    rig->model = model_build(config, rig->ops);
+    rig_fill(rig, lengths, B);
+    rig_upload(rig);
+    rig_random_weights(rig);
+}
+
+static void rig_close(struct Rig *rig) {
+    activations_free(rig->activations);
+    arena_free(&rig->arena);
+    model_free(rig->model);
+    free(rig->token), free(rig->row_start), free(rig->row), free(rig->target);
+    free(rig->dlogp), free(rig->dentropy), free(rig->logp), free(rig->entropy);
+}
+
+static floatX *rig_forward(struct Rig *rig) {
+    return model_forward(rig->model, &rig->weights, rig->activations, &rig->batch,
+                         rig->attention_entropy, rig->workspace);
+}
+
+static void copy_coefficients(void *context, int first_row, int rows, const struct HeadStats *stats,
+                              float *dlogp, float *dentropy) {
+    const struct Rig *rig = context;
+    (void)stats;
+    memcpy(dlogp, rig->dlogp + first_row, (size_t)rows * sizeof *dlogp);
+    memcpy(dentropy, rig->dentropy + first_row, (size_t)rows * sizeof *dentropy);
+}
+
+/* Forward, head and backward: rig->logp and entropy [n] =, rig->grads +=. */
+static void rig_gradient(struct Rig *rig) {
+    const struct ModelConfig *c = &rig->model->config;
+    const floatX *E = rig_forward(rig);
+    struct HeadStats stats = {.logp = rig->logp, .entropy = rig->entropy};
+    rig->ops->head_forward_backward(
+        &stats, model_hidden_gradient(rig->activations),
+        model_head_gradient(rig->model, rig->grads), E,
+        model_head_weight(rig->model, &rig->weights), rig->batch.row, rig->batch.target, rig->N,
+        rig->n, c->C, c->V, c->Vp, 1, copy_coefficients, rig, rig->workspace);
+    model_backward(rig->model, &rig->weights, rig->activations, &rig->batch, rig->grads,
+                   rig->workspace);
+}
+
+static float *rig_download(struct Rig *rig, const float *in, size_t n) {
+    float *host = malloc(n * sizeof *host);
+    rig->ops->download(host, in, n * sizeof *host);
+    return host;
+}
+
+static double *rig_double_weights(struct Rig *rig) {
+    size_t n = rig->model->num_parameters;
+    float *host = malloc(n * sizeof *host);
+    double *w = malloc(n * sizeof *w);
+    elements_download(rig->ops, host, rig->weights.data, n);
+    for (size_t i = 0; i < n; i++) w[i] = host[i];
+    free(host);
+    return w;
+}
+
+/* The float64 definition of everything: hidden [N,C], attention [L,NH,N], and J. */
+static double rig_reference(const struct Rig *rig, const double *w, double *hidden,
+                            double *attention) {
+    double objective = 0;
+    int C = rig->model->config.C;
+    for (int b = 0; b < rig->B; b++) {
+        int start = rig->row_start[b];
+        reference_forward(hidden + (size_t)start * C, attention + start, (size_t)rig->N, rig->model,
+                          w, rig->token + start, rig->row_start[b + 1] - start);
+    }
+    #pragma omp parallel for reduction(+ : objective)
+    for (int i = 0; i < rig->n; i++) {
+        double logp, entropy;
+        reference_head(&logp, &entropy, rig->model, w, hidden + (size_t)rig->row[i] * C,
+                       rig->target[i]);
+        objective += rig->dlogp[i] * logp + rig->dentropy[i] * entropy;
+    }
+    return objective;
+}
+
+/* ---- configurations, table, initial weights ------------------------------------------------- */
+
+static void test_named_sizes_have_the_published_parameters(void **state) {
+    (void)state;
+    const struct {
+        const char *name;
+        int V;
+        size_t parameters;
+    } rows[] = {
+        {"tiny", 24, 152640},           {"gpt2", 50257, 124439808},
+        {"gpt2-medium", 50257, 354823168}, {"gpt2-large", 50257, 774030080},
+        {"gpt2-xl", 50257, 1557611200},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct ModelConfig config = {0};
+        assert_true(model_config_named(&config, rows[i].name));
+        assert_non_null(strstr(model_config_names(), rows[i].name));
+        config.V = rows[i].V;
+        for (int untied = 0; untied < 2; untied++) {
+            config.tied = !untied;
+            config.Vp = (config.V + 127 * untied) / 128 * 128 + 128;
+            struct Model *model = model_build(&config, NULL);
+            size_t expected = rows[i].parameters + (untied ? (size_t)config.V * config.C : 0);
+            assert_int_equal(model->num_real_parameters, expected);
+            model_free(model);
+        }
+    }
+    struct ModelConfig config;
+    assert_false(model_config_named(&config, "gpt3"));
+}
+
+static void test_bad_configs_are_refused(void **state) {
+    (void)state;
+    const struct ModelConfig good = config_of(2, 3, 8, 96, 61, 64, 24, true);
+    assert_null(model_config_problem(&good));
+    struct ModelConfig bad[12];
+    for (int i = 0; i < 12; i++) bad[i] = good;
+    bad[0].L = 0, bad[1].NH = 5, bad[2].C = -24, bad[3].HS = 7, bad[4].F = 0, bad[5].V = 0;
+    bad[6].Vp = 60, bad[7].max_T = 0, bad[8].NKV = 1, bad[9].V = bad[9].Vp = 1 << 30;
+    snprintf(bad[10].family, sizeof bad[10].family, "llama");
+    bad[11].L = 100000;
+    for (int i = 0; i < 12; i++)
+        if (model_config_problem(&bad[i]) == NULL) fail_msg("config %d was accepted", i);
+}
+
+static void test_table_covers_the_buffer(void **state) {
+    (void)state;
+    for (int tied = 0; tied < 2; tied++) {
+        struct ModelConfig config = config_of(2, 3, 5, 44, 37, 48, 11, tied);
+        struct Model *model = model_build(&config, NULL);
+        unsigned char *seen = calloc(model->num_parameters, 1);
+        for (int i = 0; i < model->num_tensors; i++) {
+            const struct Tensor *t = &model->tensors[i];
+            assert_int_equal(t->offset % 8, 0);
+            assert_int_equal(t->count, (size_t)t->shape[0] * (t->shape[1] ? t->shape[1] : 1));
+            assert_int_equal(t->saved, i == 0 || t->offset == model->globals.head ? 37 * 15
+                                                                                  : t->count);
+            assert_true(t->offset + t->count <= model->num_parameters);
+            /* nanoGPT's rule: what has two dimensions decays. */
+            assert_int_equal(t->decay, t->shape[1] != 0);
+            for (size_t j = 0; j < t->count; j++) {
+                assert_int_equal(seen[t->offset + j], 0);
+                seen[t->offset + j] = t->decay ? 2 : 1;
+            }
+        }
+        int count;
+        struct AdamwRange *ranges = model_adamw_ranges(model, 0.25f, &count);
+        for (int i = 0; i < count; i++) {
+            assert_true(ranges[i].begin < ranges[i].end);
+            assert_true(i == 0 || ranges[i - 1].end <= ranges[i].begin);
+            for (size_t j = ranges[i].begin; j < ranges[i].end; j++) {
+                assert_int_equal(seen[j], ranges[i].weight_decay == 0.25f ? 2 : 1);
+                seen[j] = 3;
+            }
+        }
+        for (int i = 0; i < model->num_tensors; i++)
+            for (size_t j = 0; j < model->tensors[i].count; j++)
+                assert_int_equal(seen[model->tensors[i].offset + j], 3);
+        assert_true(tied == (model->globals.head == model->globals.wte));
+        assert_string_equal(model->tensors[4].name, "transformer.h.0.attn.c_attn.weight");
+        assert_string_equal(model->tensors[14].name, "transformer.h.1.ln_1.weight");
+        free(ranges);
+        free(seen);
+        model_free(model);
+    }
+}
+
+/* Mean and deviation of n draws, each within 5 standard errors. */
+static void check_normal(const struct Tensor *tensor, const float *x, size_t n, double deviation) {
+    double sum = 0, squares = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i], squares += (double)x[i] * x[i];
+    double mean = sum / (double)n, found = sqrt(squares / (double)n - mean * mean);
+    ASSERT_CLOSE(tensor->name, fabs(mean), 5 * deviation / sqrt((double)n));
+    ASSERT_CLOSE(tensor->name, fabs(found - deviation), 5 * deviation / sqrt(2 * (double)n));
+}
+
+static void test_initial_weights(void **state) {
+    (void)state;
+    const struct Ops *ops = ops_open("cpu");
+    struct ModelConfig config = config_of(8, 4, 16, 256, 1000, 1024, 64, false);
+    struct Model *model = model_build(&config, ops);
+    size_t n = model->num_parameters;
+    float *host[3];
+    for (int i = 0; i < 3; i++) {
+        struct Weights weights = {ops->alloc(n * ops->element_size)};
+        memset(weights.data, 0xff, n * ops->element_size);
+        model_initialise(model, &weights, i < 2 ? 1 : 2);
+        host[i] = malloc(n * sizeof(float));
+        elements_download(ops, host[i], weights.data, n);
+        ops->free(weights.data);
+    }
+    assert_memory_equal(host[0], host[1], n * sizeof(float));
+    for (int i = 0; i < model->num_tensors; i++) {
+        const struct Tensor *t = &model->tensors[i];
+        const float *x = host[0] + t->offset;
+        size_t real = t->saved;
+        const char *end = t->name + strlen(t->name);
+        bool residual = strcmp(end - 13, "c_proj.weight") == 0;
+        bool norm = strstr(t->name, "ln_") && strcmp(end - 6, "weight") == 0;
+        if (t->shape[1]) {
+            check_normal(t, x, real, residual ? 0.02 / sqrt(2 * 8) : 0.02);
+            assert_memory_not_equal(x, host[2] + t->offset, real * sizeof(float));
+        }
+        for (size_t j = 0; j < real && !t->shape[1]; j++) assert_true(x[j] == (norm ? 1 : 0));
+        for (size_t j = real; j < t->count; j++) assert_true(x[j] == 0);
+    }
+    for (int i = 0; i < 3; i++) free(host[i]);
+    model_free(model);
+}
+
+static void test_flops(void **state) {
+    (void)state;
+    struct ModelConfig config = {.V = 50257, .Vp = 50304};
+    model_config_named(&config, "gpt2");
+    struct Model *model = model_build(&config, NULL);
+    /* 6 (12 (768*2304 + 768*768 + 2*768*3072) + 768*50257) + 6*12*768*1024 */
+    assert_true(model_flops_per_token(model, 1024) == 797815296.0);
+    model_free(model);
+}
+
+/* ---- the passes ----------------------------------------------------------------------------- */
+
+/* A whole tensor of the golden file. */
+static float *golden(const struct Safetensors *file, const char *name, size_t count) {
+    const struct SafetensorsEntry *entry = safetensors_find(file, name);
+    if (entry == NULL || entry->count != count) fail_msg("golden file: %s", name);
+    float *x = malloc(count * sizeof *x);
+    safetensors_read(file, entry, x, 0, count);
+    return x;
+}
+
+static void check_golden(const struct Safetensors *file, const char *name, const float *found,
+                         size_t count, double bound) {
+    float *expected = golden(file, name, count);
+    double *wide = malloc(count * sizeof *wide);
+    for (size_t i = 0; i < count; i++) wide[i] = expected[i];
+    ASSERT_CLOSE(name, relative_l2(found, wide, count), bound);
+    free(expected);
+    free(wide);
+}
+
+static void golden_ints(int *out, const struct Safetensors *file, const char *name, int count) {
+    float *x = golden(file, name, (size_t)count);
+    for (int i = 0; i < count; i++) out[i] = (int)x[i];
+    free(x);
+}
+
+/* The gradient of a tensor in the file's layout. */
+static float *gradient_as_saved(const struct Tensor *tensor, const float *grads) {
+    int rows = tensor->rows_saved, columns = tensor->shape[1] ? tensor->shape[1] : 1;
+    float *out = malloc((size_t)rows * (size_t)columns * sizeof *out);
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c++)
+            out[tensor->transposed ? c * rows + r : r * columns + c] =
+                grads[tensor->offset + (size_t)r * columns + c];
+    return out;
+}
+
+/* The golden numbers are float64 results rounded to float32. The bounds allow about a hundred
+   roundings of 6e-8; the largest error seen is 1e-6. */
+static void test_golden_vectors(void **state) {
+    (void)state;
+    struct Safetensors file;
+    assert_null(safetensors_open(&file, GOLDEN "gpt2_expected.safetensors"));
+    struct ModelConfig config;
+    assert_null(checkpoint_config(GOLDEN "gpt2", &config));
+    config.Vp = 64;
+    struct Rig rig;
+    rig_open(&rig, &config, (int[]){24, 7, 14}, 3);
+    checkpoint_load_weights(GOLDEN "gpt2", rig.model, &rig.weights);
+    golden_ints(rig.token, &file, "token", rig.N);
+    golden_ints(rig.row, &file, "row", rig.n);
+    golden_ints(rig.target, &file, "target", rig.n);
+    golden_ints(rig.row_start, &file, "row_start", rig.B + 1);
+    free(rig.dlogp), free(rig.dentropy);
+    rig.dlogp = golden(&file, "dlogp", (size_t)rig.n);
+    rig.dentropy = golden(&file, "dentropy", (size_t)rig.n);
+    rig_upload(&rig);
+    rig_gradient(&rig);
+
+    size_t hidden_size = (size_t)rig.N * config.C;
+    float *hidden = malloc(hidden_size * sizeof *hidden);
+    elements_download(rig.ops, hidden, rig_forward(&rig), hidden_size);
+    check_golden(&file, "hidden", hidden, hidden_size, 1e-5);
+    check_golden(&file, "logp", rig.logp, (size_t)rig.n, 1e-5);
+    check_golden(&file, "entropy", rig.entropy, (size_t)rig.n, 1e-5);
+    size_t attention_size = (size_t)config.L * config.NH * rig.N;
+    float *attention = rig_download(&rig, rig.attention_entropy, attention_size);
+    check_golden(&file, "attention_entropy", attention, attention_size, 1e-5);
+    float *grads = rig_download(&rig, rig.grads, rig.model->num_parameters);
+    for (int i = 0; i < rig.model->num_tensors; i++) {
+        const struct Tensor *tensor = &rig.model->tensors[i];
+        char name[100];
+        snprintf(name, sizeof name, "grad.%s", tensor->name);
+        float *found = gradient_as_saved(tensor, grads);
+        check_golden(&file, name, found, tensor->saved, 1e-5);
+        free(found);
+    }
+    float *cross_entropy = golden(&file, "cross_entropy", 1);
+    double mean = 0;
+    for (int i = 0; i < rig.n; i++) mean -= rig.logp[i] / rig.n;
+    ASSERT_CLOSE("cross entropy", fabs(mean - *cross_entropy), 1e-4);
+    free(cross_entropy), free(grads), free(attention), free(hidden);
+    safetensors_close(&file);
+    rig_close(&rig);
+}
+
+/* Directional derivatives of the float64 reference, one per tensor and then of everything at once,
+   against the engine's gradient. The difference quotient errs by about 1e-7 of its terms, the
+   float32 gradient by 1e-6; `scale` is the size a sum of random terms has. */
+static void check_gradient(struct Rig *rig, int first, int last, const float *grads, double *w,
+                           double *hidden, double *attention) {
+    const struct Model *model = rig->model;
+    const double h = 1e-5;
+    double *direction = calloc(model->num_parameters, sizeof *direction);
+    double dot = 0, squares = 0;
+    for (int i = first; i < last; i++) {
+        const struct Tensor *t = &model->tensors[i];
+        size_t real = t->saved;
+        float *d = new_normal(real, 1, 1000 + (uint64_t)i);
+        for (size_t j = 0; j < real; j++) {
+            double term = (double)d[j] * grads[t->offset + j];
+            direction[t->offset + j] = d[j];
+            dot += term;
+            squares += term * term;
+        }
+        free(d);
+    }
+    double value[2];
+    for (int sign = 0; sign < 2; sign++) {
+        double step = sign ? -h : h;
+        for (size_t j = 0; j < model->num_parameters; j++) w[j] += step * direction[j];
+        value[sign] = rig_reference(rig, w, hidden, attention);
+        for (size_t j = 0; j < model->num_parameters; j++) w[j] -= step * direction[j];
+    }
+    double slope = (value[0] - value[1]) / (2 * h), scale = sqrt(squares) + 1e-6;
+    ASSERT_CLOSE(last - first == 1 ? model->tensors[first].name : "all tensors",
+                 fabs(slope - dot) / scale, 2e-5);
+    free(direction);
+}
+
+/* Forward, attention entropy and gradient against the float64 reference. */
+static void check_against_reference(struct Rig *rig, bool each_tensor) {
+    const struct ModelConfig *c = &rig->model->config;
+    size_t hidden_size = (size_t)rig->N * c->C, attention_size = (size_t)c->L * c->NH * rig->N;
+    double *w = rig_double_weights(rig);
+    double *hidden = reference_alloc((size_t)rig->N, (size_t)c->C);
+    double *attention = reference_alloc(1, attention_size);
+    float *found = malloc(hidden_size * sizeof *found);
+    rig_gradient(rig);
+    elements_download(rig->ops, found, rig_forward(rig), hidden_size);
+    float *found_attention = rig_download(rig, rig->attention_entropy, attention_size);
+    float *grads = rig_download(rig, rig->grads, rig->model->num_parameters);
+
+    rig_reference(rig, w, hidden, attention);
+    ASSERT_CLOSE("hidden states", relative_l2(found, hidden, hidden_size), 1e-5);
+    ASSERT_CLOSE("attention entropy", relative_l2(found_attention, attention, attention_size),
+                 1e-5);
+    for (int b = 0; b < rig->B; b++)
+        for (int t = rig->row_start[b]; t < rig->row_start[b + 1]; t++)
+            for (int i = 0; i < c->L * c->NH; i++) {
+                float entropy = found_attention[(size_t)i * rig->N + t];
+                assert_true(entropy >= -1e-6f);
+                assert_true(entropy <= logf((float)(t - rig->row_start[b] + 1)) + 1e-5f);
+            }
+    int num_tensors = rig->model->num_tensors;
+    for (int i = 0; each_tensor && i < num_tensors; i++)
+        check_gradient(rig, i, i + 1, grads, w, hidden, attention);
+    check_gradient(rig, 0, num_tensors, grads, w, hidden, attention);
+    /* Padding rows are inert. */
+    for (int i = 0; i < num_tensors; i++) {
+        const struct Tensor *t = &rig->model->tensors[i];
+        for (size_t j = t->saved; j < t->count; j++) assert_true(grads[t->offset + j] == 0);
+    }
+    free(w), free(hidden), free(attention), free(found), free(found_attention), free(grads);
+}
+
+static void test_small_model_against_the_reference(void **state) {
+    (void)state;
+    for (int tied = 0; tied < 2; tied++) {
+        struct ModelConfig config = config_of(2, 3, 7, 50, 37, 48, 20, tied);
+        struct Rig rig;
+        rig_open(&rig, &config, (int[]){9, 1, 20, 4}, 4);
+        check_against_reference(&rig, true);
+        rig_close(&rig);
+    }
+}
+
+/* More than one block in every dimension, and a remainder in each. */
+static void test_large_model_against_the_reference(void **state) {
+    (void)state;
+    struct ModelConfig config = config_of(2, 3, 52, 610, 1013, 1024, 300, true);
+    struct Rig rig;
+    rig_open(&rig, &config, (int[]){130, 257, 1, 77}, 4);
+    check_against_reference(&rig, false);
+    rig_close(&rig);
+}
+
+static void test_one_layer_and_one_head(void **state) {
+    (void)state;
+    struct ModelConfig config = config_of(1, 1, 16, 16, 5, 5, 6, true);
+    struct Rig rig;
+    rig_open(&rig, &config, (int[]){6, 2}, 2);
+    check_against_reference(&rig, true);
+    rig_close(&rig);
+}
+
+static void test_gradients_accumulate(void **state) {
+    (void)state;
+    struct ModelConfig config = config_of(2, 2, 16, 128, 50, 64, 40, true);
+    struct Rig rig;
+    rig_open(&rig, &config, (int[]){40, 13, 29}, 3);
+    size_t n = rig.model->num_parameters;
+    rig_gradient(&rig);
+    float *once = rig_download(&rig, rig.grads, n);
+    double *expected = malloc(n * sizeof *expected);
+    for (size_t i = 0; i < n; i++) expected[i] = 3.0 * once[i];
+    rig_gradient(&rig);
+    rig_gradient(&rig);
+    float *thrice = rig_download(&rig, rig.grads, n);
+    /* Sums in another order: roundings only. */
+    ASSERT_CLOSE("three times the gradient", relative_l2(thrice, expected, n), 1e-5);
+    /* And the same call gives the same bits. */
+    rig.ops->fill_zero(rig.grads, n * sizeof(float));
+    rig_gradient(&rig);
+    float *again = rig_download(&rig, rig.grads, n);
+    assert_memory_equal(once, again, n * sizeof(float));
+    free(once), free(thrice), free(again), free(expected);
+    rig_close(&rig);
+}
+
+/* ---- decode --------------------------------------------------------------------------------- */
+
+#define GROUPS 3
+#define SAMPLES 4
+static const int prompt_length[GROUPS] = {5, 1, 17};
+
+static int completion_length(int group, int sample) { return 1 + (3 * group + 5 * sample) % 11; }
+
+struct DecodeRig {
+    struct Rig *rig;               /* its rows are prompt + completion, a group's prompts equal */
+    struct DecodeState *decode;
+    struct Arena arena;
+    struct DecodeRows rows;
+    int *host[5];                  /* token, position, prompt slot, prompt length, tail slot */
+    int *where;                    /* [R] the packed token that a row is */
+    int R, capacity;
+};
+
+static void decode_rig_open(struct DecodeRig *d, struct Rig *rig, int capacity) {
+    memset(d, 0, sizeof *d);
+    d->rig = rig;
+    d->capacity = capacity;
+    d->decode = decode_reserve(rig->model, &d->arena, capacity, GROUPS, 17, GROUPS * SAMPLES, 11);
+    int **device[5] = {&d->rows.token, &d->rows.position, &d->rows.prompt_slot,
+                       &d->rows.prompt_length, &d->rows.tail_slot};
+    for (int i = 0; i < 5; i++) {
+        d->host[i] = new_ints(capacity);
+        arena_reserve(&d->arena, device[i], (size_t)capacity * sizeof(int), "rows", "%d", i);
+    }
+    d->where = new_ints(capacity);
+    arena_commit(&d->arena, rig->ops);
+    decode_load_weights(rig->model, d->decode, &rig->weights);
+}
+
+static void decode_rig_close(struct DecodeRig *d) {
+    for (int i = 0; i < 5; i++) free(d->host[i]);
+    free(d->where);
+    decode_free(d->decode);
+    arena_free(&d->arena);
+}
+
+/* Adds token `position` of a sample to the step. Slots are not in order, as after many groups. */
+static void add_row(struct DecodeRig *d, int group, int sample, int position) {
+    int i = group * SAMPLES + sample, n = d->rig->row_start[i] + position, r = d->R++;
+    assert_true(r < d->capacity);
+    d->where[r] = n;
+    d->host[0][r] = d->rig->token[n];
+    d->host[1][r] = position;
+    d->host[2][r] = (group + 1) % GROUPS;
+    d->host[3][r] = prompt_length[group];
+    d->host[4][r] = position < prompt_length[group] ? 0 : (i * 5 + 3) % (GROUPS * SAMPLES);
+}
+
+/* Runs the step and puts each row's hidden state at its place in out [N,C]. */
+static void run_step(struct DecodeRig *d, float *out) {
+    if (d->R == 0) return;
+    int C = d->rig->model->config.C;
+    int *device[5] = {d->rows.token, d->rows.position, d->rows.prompt_slot, d->rows.prompt_length,
+                      d->rows.tail_slot};
+    for (int i = 0; i < 5; i++)
+        d->rig->ops->upload(device[i], d->host[i], (size_t)d->R * sizeof(int));
+    floatX *E = model_decode(d->rig->model, &d->rig->weights, d->decode, &d->rows, d->R,
+                             d->rig->workspace);
+    float *host = malloc((size_t)d->R * C * sizeof *host);
+    elements_download(d->rig->ops, host, E, (size_t)d->R * C);
+    for (int r = 0; r < d->R; r++)
+        memcpy(out + (size_t)d->where[r] * C, host + (size_t)r * C, (size_t)C * sizeof *host);
+    free(host);
+    d->R = 0;
+}
+
+/* Everything in few steps (all prompts in one), or one token per step. */
+static void decode_all(struct Rig *rig, float *out, bool one_by_one) {
+    struct DecodeRig d;
+    decode_rig_open(&d, rig, one_by_one ? 1 : 23);
+    for (int g = 0; g < GROUPS; g++)
+        for (int t = 0; t < prompt_length[g]; t++) {
+            add_row(&d, g, 0, t);
+            if (one_by_one) run_step(&d, out);
+        }
+    run_step(&d, out);
+    for (int k = 0; k < 11; k++) {
+        for (int g = GROUPS - 1; g >= 0; g--)
+            for (int s = 0; s < SAMPLES; s++) {
+                if (k >= completion_length(g, s)) continue;
+                add_row(&d, g, s, prompt_length[g] + k);
+                if (one_by_one) run_step(&d, out);
+            }
+        run_step(&d, out);
+    }
+    /* Of a group's prompts only the first entered the network; the others' states are the same. */
+    int C = rig->model->config.C;
+    for (int g = 0; g < GROUPS; g++)
+        for (int s = 1; s < SAMPLES; s++)
+            memcpy(out + (size_t)rig->row_start[g * SAMPLES + s] * C,
+                   out + (size_t)rig->row_start[g * SAMPLES] * C,
+                   (size_t)prompt_length[g] * C * sizeof *out);
+    decode_rig_close(&d);
+}
+
+static void test_decode_equals_forward(void **state) {
+    (void)state;
+    for (int tied = 0; tied < 2; tied++) {
+        struct ModelConfig config = config_of(3, 3, 20, 150, 61, 64, 40, tied);
+        int lengths[GROUPS * SAMPLES];
+        for (int i = 0; i < GROUPS * SAMPLES; i++)
+            lengths[i] = prompt_length[i / SAMPLES] + completion_length(i / SAMPLES, i % SAMPLES);
+        struct Rig rig;
+        rig_open(&rig, &config, lengths, GROUPS * SAMPLES);
+        for (int i = 0; i < GROUPS * SAMPLES; i++)
+            memcpy(rig.token + rig.row_start[i], rig.token + rig.row_start[i / SAMPLES * SAMPLES],
+                   (size_t)prompt_length[i / SAMPLES] * sizeof(int));
+        rig_upload(&rig);
+        size_t size = (size_t)rig.N * config.C;
+        float *forward = malloc(size * sizeof *forward);
+        float *many = malloc(size * sizeof *many), *single = malloc(size * sizeof *single);
+        elements_download(rig.ops, forward, rig_forward(&rig), size);
+        memset(many, 0xff, size * sizeof *many);     /* NaN where decode left a token out */
+        memset(single, 0xff, size * sizeof *single);
+        decode_all(&rig, many, false);
+        decode_all(&rig, single, true);
+        double *expected = malloc(size * sizeof *expected);
+        for (size_t i = 0; i < size; i++) expected[i] = forward[i];
+        ASSERT_CLOSE("decode", relative_l2(many, expected, size), 1e-5);
+        /* A row's bits do not depend on its neighbours. */
+        assert_memory_equal(many, single, size * sizeof *many);
+        free(forward), free(many), free(single), free(expected);
+        rig_close(&rig);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_named_sizes_have_the_published_parameters),
+        cmocka_unit_test(test_bad_configs_are_refused),
+        cmocka_unit_test(test_table_covers_the_buffer),
+        cmocka_unit_test(test_initial_weights),
+        cmocka_unit_test(test_flops),
+        cmocka_unit_test(test_golden_vectors),
+        cmocka_unit_test(test_small_model_against_the_reference),
+        cmocka_unit_test(test_large_model_against_the_reference),
+        cmocka_unit_test(test_one_layer_and_one_head),
+        cmocka_unit_test(test_gradients_accumulate),
+        cmocka_unit_test(test_decode_equals_forward),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
