@@ -2,6 +2,8 @@
 
    Generation is batched and continuous: a finished row leaves and a waiting sample takes its place.
    The prompt enters the network once per group; its keys and values are shared by the group's rows.
+   Its last token is every row's own first input, so the prompt segment of P tokens holds P - 1 and
+   a row's tail max_tokens (the last token drawn never enters).
 
        waiting samples (group 0: s0 s1 .. | group 1: ...)
               |  prefill the prompt if its segment is not loaded
@@ -43,16 +45,19 @@ struct Rollout {
 
 struct Sampler;   /* the decode state, its row arrays on both sides; opaque */
 
-/* rows: completions decoded at once; max_prompt, max_tokens: longest of each. */
+/* rows: completions decoded at once; max_prompt, max_tokens: longest of each, together at most
+   max_T + 1. The caller has checked that. */
 struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, int rows,
                                 int max_prompt, int max_tokens);
 /* Call after every weight update. */
 void sampler_load_weights(struct Sampler *sampler, const struct Weights *weights);
+/* workspace: at least workspace_size() bytes for sampler_step_rows. */
 void sampler_generate(struct Sampler *sampler, const struct Weights *weights,
                       const struct RolloutRequest *request, struct Rollout *out, void *workspace);
 void sampler_free(struct Sampler *sampler);
 void rollout_free(struct Rollout *rollout);
-/* The OpsShape rows a sampler needs (R and max_length), for workspace_size. */
+/* Rows of the largest step, prefill included: R of the OpsShape for workspace_size, whose max_length
+   is max_prompt + max_tokens. */
 int sampler_step_rows(int rows, int max_prompt);
 
 #endif

@@ -27,8 +27,11 @@ struct OptimizerOptions {
 
 struct Trainer;   /* weights, gradients, moments, activations, batch arrays; opaque, update.c */
 
-struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena, int micro_tokens,
-                                int max_sequences, int max_length,
+/* Reserves everything the update needs. shape->N is the micro-batch in tokens (at least one longest
+   sequence), shape->max_T the longest input row; the workspace serves the whole of `shape`, so the
+   sampler may share it. optimizer NULL: for scoring only, no gradients or moments. Rows shorter than two tokens cannot be learnt from. */
+struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena,
+                                const struct OpsShape *shape,
                                 const struct OptimizerOptions *optimizer, uint64_t seed);
 void trainer_free(struct Trainer *trainer);
 struct Weights *trainer_weights(struct Trainer *trainer);
@@ -39,6 +42,9 @@ float *trainer_gradients(struct Trainer *trainer);
 int64_t trainer_step(const struct Trainer *trainer);            /* optimizer steps done */
 void trainer_set_step(struct Trainer *trainer, int64_t step);
 void *trainer_workspace(struct Trainer *trainer);
+/* Moments to zero, master weights from the weights, step 0: after loading weights, and at the switch
+   from warm start to RL. */
+void trainer_reset_optimizer(struct Trainer *trainer);
 
 struct UpdateResult {
     double grad_norm;         /* before clipping, over all ranks */
@@ -62,5 +68,13 @@ struct UpdateResult trainer_update(struct Trainer *trainer, const struct Objecti
 void trainer_score(struct Trainer *trainer, const struct Weights *weights,
                    const struct TrainingSet *set, const int *pick, int num_pick, float temperature,
                    const struct HeadStats *out);
+
+/* Attention entropy (2303.06296) of the next micro-batch that is learnt from, out of attention's own
+   forward pass. Reserve before arena_commit; watch arms it once; then the means over that
+   micro-batch's tokens, normalised as entropy.h says, are host memory [L*NH] of the trainer (NULL:
+   nothing was watched yet). */
+void trainer_reserve_attention(struct Trainer *trainer, struct Arena *arena);
+void trainer_watch_attention(struct Trainer *trainer);
+const double *trainer_attention_entropy(const struct Trainer *trainer);
 
 #endif

@@ -1,0 +1,362 @@
+#include "report.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "../base/check.h"
+#include "../base/console.h"
+#include "../base/schedule.h"
+
+static void open_log(struct Jsonl *log, const char *run, const char *name, const char *key,
+                     int64_t last) {
+    char path[4096];
+    check_path(path, sizeof path, "%s/%s", run, name);
+    jsonl_cut(path, key, last);
+    jsonl_open(log, path);
+}
+
+void report_open(struct Report *r, const char *run, bool save_rollouts,
+                 const struct TrainerState *state) {
+    char metrics[4096];
+    *r = (struct Report){.save_rollouts = save_rollouts, .started = seconds(),
+                         .first_step = state->step};
+    check_path(r->run, sizeof r->run, "%s", run);
+    check_path(metrics, sizeof metrics, "%s/metrics.jsonl", run);
+    jsonl_cut(metrics, "phase_start", state->phases_begun - 1);
+    open_log(&r->metrics, run, "metrics.jsonl", "step", state->step);
+    open_log(&r->warm, run, "warm_start.jsonl", "warm_step", state->warm_step);
+    open_log(&r->attention, run, "attention_entropy.jsonl", "step", state->step);
+    if (save_rollouts) open_log(&r->rollouts, run, "rollouts.jsonl", "step", state->step);
+    tensorboard_open(&r->board, run, state->step + 1);
+}
+
+void report_close(struct Report *r) {
+    jsonl_close(&r->metrics);
+    jsonl_close(&r->warm);
+    jsonl_close(&r->attention);
+    if (r->save_rollouts) jsonl_close(&r->rollouts);
+    tensorboard_close(&r->board);
+    free(r->attention_start);
+}
+
+/* ---- metrics.jsonl and TensorBoard ------------------------------------------------------------ */
+
+static void number(struct Report *r, const char *key, double value) {
+    jsonl_number(&r->metrics, key, value);
+    tensorboard_scalar(&r->board, r->step, key, value);
+}
+
+/* What this step may not have measured; NaN leaves no trace. */
+static void measured(struct Report *r, const char *key, double value) {
+    if (!isnan(value)) number(r, key, value);
+}
+
+static void begin_line(struct Report *r, int64_t step, const char *task) {
+    r->step = step;
+    jsonl_begin(&r->metrics);
+    jsonl_integer(&r->metrics, "step", step);
+    jsonl_string(&r->metrics, "task", task, strlen(task));
+}
+
+static void end_line(struct Report *r) {
+    jsonl_end(&r->metrics);
+    tensorboard_flush(&r->board);
+}
+
+static void write_evaluation(struct Report *r, const struct Evaluation *e) {
+    static const char *const keys[] = {"eval/pass@1", "eval/pass@4", "eval/pass@16",
+                                       "eval/pass@64"};
+    for (int i = 0; i < 4; i++) measured(r, keys[i], e->pass_at[i]);
+    number(r, "eval/distinct_correct", e->distinct_correct);
+    number(r, "eval/entropy", e->entropy);
+    number(r, "eval/reward", e->reward);
+    number(r, "eval/mean_length", e->mean_length);
+    number(r, "eval/clipped_ratio", e->truncated);
+    jsonl_integer(&r->metrics, "eval/prompts", e->num_prompts);
+    jsonl_integer(&r->metrics, "eval/samples", e->samples);
+}
+
+static double covariance(const struct ObjectiveStats *s) {
+    return s->adv_logp / s->tokens - s->adv / s->tokens * (s->logp / s->tokens);
+}
+
+/* Which probabilities the clip works on: shares of the tokens of each bucket, by the sign of A. */
+static void write_clip_buckets(struct Report *r, const struct ObjectiveStats *o) {
+    static const char *const bucket[CLIP_BUCKETS] = {"p<1e-3", "p<1e-2", "p<0.1",
+                                                     "p<0.5",  "p<0.9",  "p<=1"};
+    for (int i = 0; i < CLIP_BUCKETS; i++) {
+        char key[64];
+        if (o->bucket_tokens[i] == 0) continue;
+        snprintf(key, sizeof key, "clip_ratio/low/%s", bucket[i]);
+        number(r, key, o->bucket_clipped_low[i] / o->bucket_tokens[i]);
+        snprintf(key, sizeof key, "clip_ratio/high/%s", bucket[i]);
+        number(r, key, o->bucket_clipped_high[i] / o->bucket_tokens[i]);
+    }
+}
+
+/* What the objective saw, per token with weight. */
+static void write_objective(struct Report *r, const struct StepReport *s) {
+    const struct ObjectiveStats *o = &s->stats;
+    double n = o->tokens > 0 ? o->tokens : 1;
+    number(r, "loss", o->loss / s->updates);
+    number(r, "policy_loss", o->policy_loss / s->updates);
+    number(r, "kl", o->kl / n);
+    number(r, "grad_norm", s->grad_norm);
+    number(r, "learning_rate", s->learning_rate);
+    number(r, "ratio_mean", o->ratio / n);
+    number(r, "clip_ratio/low_mean", o->clipped_low / n);
+    number(r, "clip_ratio/high_mean", o->clipped_high / n);
+    write_clip_buckets(r, o);
+    if (o->tokens > 0) number(r, "adv_logp_cov", covariance(o));
+    number(r, "entropy_push_raw", o->push_raw / n);
+    number(r, "entropy_push_effective", o->push_effective / n);
+    measured(r, "entropy_push_measured", s->push_measured);
+    number(r, "updates", s->updates);
+    number(r, "updates_skipped", s->skipped);
+    number(r, "sampling/sampling_logp_difference/mean", s->logp_difference_mean);
+    number(r, "sampling/sampling_logp_difference/max", s->logp_difference_max);
+}
+
+/* The controller's target and its variable, whichever that is. */
+static void write_control(struct Report *r, const struct EntropyState *e) {
+    enum EntropyControl control = e->options.control;
+    bool repo = control >= CONTROL_REPO_R && control <= CONTROL_REPO_BETA;
+    if (repo || control == CONTROL_ADAPO || control == CONTROL_ADAPTIVE_BONUS)
+        number(r, "entropy_target", e->target);
+    if (repo) number(r, "repo_zeta", e->control.zeta);
+    if (control == CONTROL_REPO_D) number(r, "repo_d_beta", e->control.repo_d_beta);
+    if (control == CONTROL_ADAPO) number(r, "clip_high", e->control.clip_high);
+    if (control == CONTROL_BONUS || control == CONTROL_ADAPTIVE_BONUS)
+        number(r, "entropy_coef", e->control.entropy_coef);
+    if (e->steps_at_bound > 0) number(r, "entropy_steps_at_bound", e->steps_at_bound);
+}
+
+static void write_rollout(struct Report *r, const struct StepReport *s) {
+    const struct Experience *e = s->experience;
+    double entropy = e->sum_entropy / (double)e->generated_tokens;
+    number(r, "reward", e->sum_reward / (double)e->generated);
+    number(r, "reward_std", e->sum_reward_std);
+    number(r, "frac_reward_zero_std", e->frac_reward_zero_std);
+    number(r, "entropy", entropy);
+    number(r, "entropy_ratio", entropy / s->entropy->initial);
+    number(r, "entropy_cumulative", s->entropy->cumulative);
+    write_control(r, s->entropy);
+    number(r, "completions/mean_length", e->sum_length / (double)e->generated);
+    number(r, "completions/clipped_ratio", e->truncated / (double)e->generated);
+    if (e->generated > e->count) number(r, "completions/generated", (double)e->generated);
+}
+
+static void write_timing(struct Report *r, const struct StepReport *s) {
+    const struct Experience *e = s->experience;
+    double learning = s->seconds_update + s->seconds_logprob;
+    number(r, "step_time", s->seconds_step);
+    number(r, "timing/gen", e->seconds_generate);
+    number(r, "timing/reward", e->seconds_reward);
+    number(r, "timing/logprob", s->seconds_logprob);
+    number(r, "timing/update", s->seconds_update);
+    number(r, "timing/monitor", s->seconds_monitor);
+    number(r, "perf/gen_tok_s", (double)e->generated_tokens / e->seconds_generate);
+    number(r, "perf/train_tok_s", s->train_tokens / learning);
+    number(r, "perf/train_gflop_s", 1e-9 * s->train_flops / learning);
+    number(r, "perf/peak_mem_gb", s->peak_memory_gb);
+}
+
+/* ---- attention entropy -------------------------------------------------------------------------- */
+
+/* A head that lost more than half of its attention entropy looks at fewer and fewer tokens: said
+   once, with the worst one. */
+static void warn_of_attention(struct Report *r, const struct StepReport *s) {
+    int worst = 0, n = s->layers * s->heads;
+    for (int i = 1; i < n; i++)
+        if (s->attention_entropy[i] * r->attention_start[worst] <
+            s->attention_entropy[worst] * r->attention_start[i]) worst = i;
+    double now = s->attention_entropy[worst], start = r->attention_start[worst];
+    if (r->attention_warned || !(now < 0.5 * start)) return;
+    r->attention_warned = true;
+    warn("step %lld: the attention entropy of layer %d head %d fell from %.3f to %.3f",
+         (long long)s->step, worst / s->heads, worst % s->heads, start, now);
+}
+
+static void write_attention(struct Report *r, const struct StepReport *s) {
+    int n = s->layers * s->heads;
+    float *values = check_alloc((size_t)n, sizeof *values, "attention entropy");
+    double min = INFINITY, sum = 0;
+    for (int i = 0; i < n; i++) {
+        values[i] = (float)s->attention_entropy[i];
+        min = fmin(min, s->attention_entropy[i]), sum += s->attention_entropy[i];
+    }
+    number(r, "attention_entropy/min", min);
+    number(r, "attention_entropy/mean", sum / n);
+    jsonl_begin(&r->attention);
+    jsonl_integer(&r->attention, "step", s->step);
+    jsonl_integer(&r->attention, "layers", s->layers);
+    jsonl_integer(&r->attention, "heads", s->heads);
+    jsonl_numbers(&r->attention, "entropy", values, n);
+    jsonl_end(&r->attention);
+    free(values);
+    if (!r->attention_start) {
+        r->attention_start = check_alloc((size_t)n, sizeof(double), "attention entropy");
+        memcpy(r->attention_start, s->attention_entropy, (size_t)n * sizeof(double));
+    }
+    warn_of_attention(r, s);
+}
+
+static void write_rollouts(struct Jsonl *log, int64_t step, const struct Experience *e) {
+    for (int i = 0; i < e->count; i++) {
+        int at = e->loss_start[i];
+        jsonl_begin(log);
+        jsonl_integer(log, "step", step);
+        jsonl_string(log, "prompt", e->prompt[i], strlen(e->prompt[i]));
+        jsonl_string(log, "completion", e->answer[i], strlen(e->answer[i]));
+        jsonl_number(log, "reward", e->reward[i]);
+        jsonl_number(log, "advantage", e->advantage[i]);
+        jsonl_boolean(log, "ended", e->ended[i]);
+        jsonl_numbers(log, "logp", e->logp + at, e->length[i]);
+        jsonl_numbers(log, "entropy", e->entropy + at, e->length[i]);
+        jsonl_end(log);
+    }
+}
+
+void report_evaluation(struct Report *r, const char *task, int64_t step, int phase,
+                       const struct Evaluation *evaluation) {
+    begin_line(r, step, task);
+    if (phase >= 0) jsonl_integer(&r->metrics, "phase_start", phase);
+    write_evaluation(r, evaluation);
+    end_line(r);
+    if (!r->evaluated) r->first = *evaluation;
+    if (phase >= 0) r->last = *evaluation, r->evaluated = true;
+}
+
+/* ---- the console ------------------------------------------------------------------------------------ */
+
+void report_describe_evaluation(const struct Evaluation *e, char *out, int capacity) {
+    int at = 0;
+    for (int i = 0; i < 4 && at < capacity; i++)
+        if (!isnan(e->pass_at[i]))
+            at += snprintf(out + at, (size_t)(capacity - at), "pass@%d %.3f  ", evaluation_k[i],
+                           e->pass_at[i]);
+    if (at < capacity)
+        snprintf(out + at, (size_t)(capacity - at),
+                 "distinct %.2f  entropy %.3f  (%d prompts x %d samples)", e->distinct_correct,
+                 e->entropy, e->num_prompts, e->samples);
+}
+
+void report_warm(struct Report *r, const struct WarmReport *w) {
+    jsonl_begin(&r->warm);
+    jsonl_integer(&r->warm, "warm_step", w->step);
+    jsonl_number(&r->warm, "loss", w->loss);
+    jsonl_number(&r->warm, "entropy", w->entropy);
+    jsonl_number(&r->warm, "grad_norm", w->grad_norm);
+    jsonl_number(&r->warm, "learning_rate", w->learning_rate);
+    jsonl_number(&r->warm, "step_time", w->seconds);
+    jsonl_end(&r->warm);
+    double left = (double)(w->total_steps - w->step) * (seconds() - r->started) / (double)w->step;
+    if (w->step % 100 == 0 || w->step == w->total_steps)
+        say("warm start %4lld/%lld   loss %.3f   entropy %.3f", (long long)w->step,
+            (long long)w->total_steps, w->loss, w->entropy);
+    console_progress("warm start", w->step, w->total_steps, left);
+}
+
+static void say_header(void) {
+    say("\n%9s %7s %8s %6s %7s %8s %8s %6s %6s %7s %8s %7s %8s", "step", "reward", "entropy",
+        "H/H0", "pass@1", "pass@64", "distinct", "len", "clip%", "|grad|", "tok/s", "left",
+        "loss");
+}
+
+/* A number right-aligned in `width`, or blanks where it was not measured. */
+static const char *cell(char *out, int width, int digits, double value) {
+    if (isnan(value)) snprintf(out, 16, "%*s", width, "");
+    else snprintf(out, 16, "%*.*f", width, digits, value);
+    return out;
+}
+
+/* For a person: reward and entropy first, loss last, because at ratio 1 the surrogate's value is
+   zero-mean by construction and says little. */
+static void say_table_line(const struct Report *r, const struct StepReport *s) {
+    const struct Experience *e = s->experience;
+    const struct Evaluation *v = s->evaluation;
+    char c1[16], c64[16], cd[16], step[24];
+    double entropy = e->sum_entropy / (double)e->generated_tokens;
+    double clipped = (s->stats.clipped_low + s->stats.clipped_high) / s->stats.tokens;
+    snprintf(step, sizeof step, "%lld/%lld", (long long)s->step, (long long)s->total_steps);
+    say("%9s %7.3f %8.3f %6.2f %s %s %s %6.2f %6.2f %7.3f %8.0f %7s %8.4f", step,
+        e->sum_reward / (double)e->generated, entropy, entropy / s->entropy->initial,
+        cell(c1, 7, 3, v ? v->pass_at[0] : NAN), cell(c64, 8, 3, v ? v->pass_at[3] : NAN),
+        cell(cd, 8, 2, v ? v->distinct_correct : NAN), e->sum_length / (double)e->generated,
+        100 * clipped, s->grad_norm, (double)e->generated_tokens / e->seconds_generate,
+        console_time((double)(s->total_steps - s->step) * r->seconds_per_step),
+        s->stats.loss / s->updates);
+}
+
+/* For a program: key=value, a few lines a run; everything is in metrics.jsonl. */
+static void say_plain_line(const struct StepReport *s) {
+    const struct Experience *e = s->experience;
+    char evaluation[160] = "";
+    if (s->evaluation)
+        snprintf(evaluation, sizeof evaluation, " pass@1=%.4f pass@64=%.4f distinct=%.3f",
+                 s->evaluation->pass_at[0], s->evaluation->pass_at[3],
+                 s->evaluation->distinct_correct);
+    say("step=%lld reward=%.4f entropy=%.4f%s grad_norm=%.4f step_time=%.3f loss=%.5f",
+        (long long)s->step, e->sum_reward / (double)e->generated,
+        e->sum_entropy / (double)e->generated_tokens, evaluation, s->grad_norm, s->seconds_step,
+        s->stats.loss / s->updates);
+}
+
+static void say_step(struct Report *r, const struct StepReport *s) {
+    bool person = isatty(STDOUT_FILENO);
+    int64_t every = person ? 1 : s->total_steps / 20 + 1;
+    if (person && !r->header_said) say_header();
+    r->header_said = true;
+    if (person) say_table_line(r, s);
+    else if (s->evaluation || s->step % every == 0) say_plain_line(s);
+    console_progress("training", s->step, s->total_steps,
+                     (double)(s->total_steps - s->step) * r->seconds_per_step);
+}
+
+void report_step(struct Report *r, const struct StepReport *s) {
+    begin_line(r, s->step, s->task);
+    write_rollout(r, s);
+    write_objective(r, s);
+    jsonl_integer(&r->metrics, "num_tokens", s->num_tokens);
+    if (s->attention_entropy) write_attention(r, s);
+    if (s->evaluation) write_evaluation(r, s->evaluation);
+    write_timing(r, s);
+    end_line(r);
+    if (r->save_rollouts) write_rollouts(&r->rollouts, s->step, s->experience);
+
+    const struct Experience *e = s->experience;
+    r->last_entropy = e->sum_entropy / (double)e->generated_tokens;
+    r->last_reward = e->sum_reward / (double)e->generated;
+    if (s->step == r->first_step + 1)
+        r->first_entropy = r->last_entropy, r->first_reward = r->last_reward;
+    if (s->evaluation) {
+        if (!r->evaluated) r->first = *s->evaluation;
+        r->last = *s->evaluation, r->evaluated = true;
+    }
+    double weight = r->seconds_per_step > 0 ? 0.1 : 1;
+    r->seconds_per_step += weight * (s->seconds_step - r->seconds_per_step);
+    say_step(r, s);
+}
+
+void report_summary(struct Report *r, int64_t steps_done) {
+    int64_t here = steps_done - r->first_step;
+    if (here > 0) {
+        say("\n%lld steps in %s (steps %lld to %lld)", (long long)here,
+            console_time(seconds() - r->started), (long long)r->first_step + 1,
+            (long long)steps_done);
+        say("%-22s %9s %9s", "", "start", "end");
+        say("%-22s %9.3f %9.3f", "reward", r->first_reward, r->last_reward);
+        say("%-22s %9.3f %9.3f", "entropy (nats)", r->first_entropy, r->last_entropy);
+    }
+    if (r->evaluated) {
+        for (int i = 0; i < 4; i++)
+            if (!isnan(r->last.pass_at[i]))
+                say("held-out pass@%-9d %9.3f %9.3f", evaluation_k[i], r->first.pass_at[i],
+                    r->last.pass_at[i]);
+        say("%-22s %9.2f %9.2f   of %d samples", "distinct correct", r->first.distinct_correct,
+            r->last.distinct_correct, r->last.samples);
+    }
+    say("files: %s/{metrics.jsonl, %sconfig.json, checkpoints/}", r->run,
+        r->save_rollouts ? "rollouts.jsonl, " : "");
+}

@@ -1,0 +1,69 @@
+/* What a run says: RUN/metrics.jsonl (one flat object per step, the field's usual keys, see
+   doc/formats.md), RUN/warm_start.jsonl, RUN/rollouts.jsonl, and the console's table and summary. */
+#ifndef LLMC_REPORT_H
+#define LLMC_REPORT_H
+
+#include "entropy.h"
+#include "evaluate.h"
+#include "experience.h"
+#include "../checkpoint.h"
+#include "../io/jsonl.h"
+#include "../io/tensorboard.h"
+
+/* One RL step. Pointers are only read during the call. */
+struct StepReport {
+    int64_t step, total_steps;         /* step counts from 1; 0 = before the first */
+    const char *task;
+    struct ObjectiveStats stats;       /* summed over the step's updates */
+    int updates, skipped;
+    double grad_norm, learning_rate;   /* mean over updates; of the last */
+    int64_t num_tokens;                /* trained on since the start */
+    double logp_difference_mean, logp_difference_max;  /* |scored - sampled| before the 1st update */
+    const struct Experience *experience;
+    const struct EntropyState *entropy;
+    double seconds_step, seconds_logprob, seconds_update, seconds_monitor;
+    double train_tokens, train_flops;  /* of this step */
+    double peak_memory_gb;
+    double push_measured;              /* NaN: not measured */
+    const double *attention_entropy;   /* [layers * heads], or NULL */
+    int layers, heads;
+    const struct Evaluation *evaluation;   /* NULL: not evaluated at this step */
+};
+
+struct WarmReport {
+    int64_t step, total_steps;
+    double loss, entropy, grad_norm, learning_rate, seconds;
+};
+
+struct Report {
+    struct Jsonl metrics, warm, rollouts, attention;
+    struct TensorBoard board;
+    int64_t step;                          /* of the line being written */
+    bool save_rollouts, header_said;
+    double *attention_start;               /* [layers * heads] of the first measured step */
+    bool attention_warned;
+    struct Evaluation first, last;         /* for the summary */
+    bool evaluated;
+    double first_entropy, last_entropy, first_reward, last_reward;
+    double seconds_per_step;               /* smoothed, for the time left */
+    double started;
+    int64_t first_step;
+    char run[4096];
+};
+
+/* Opens the logs for appending, after removing the lines past what `state` has done: a resumed run
+   logs no step twice. */
+void report_open(struct Report *report, const char *run, bool save_rollouts,
+                 const struct TrainerState *state);
+void report_warm(struct Report *report, const struct WarmReport *warm);
+/* An evaluation outside a step: before the first step of phase number `phase`, or (-1) at the end,
+   of a task learnt earlier. */
+void report_evaluation(struct Report *report, const char *task, int64_t step, int phase,
+                       const struct Evaluation *evaluation);
+void report_step(struct Report *report, const struct StepReport *step);
+/* The table's line for a person: pass@k etc. in words. */
+void report_describe_evaluation(const struct Evaluation *evaluation, char *out, int capacity);
+void report_summary(struct Report *report, int64_t steps_done);
+void report_close(struct Report *report);
+
+#endif

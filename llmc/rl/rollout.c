@@ -1,0 +1,298 @@
+#include "rollout.h"
+
+#include <assert.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../base/check.h"
+
+/* The rows of a step: those that draw a token come first, then the prompt tokens that are only
+   written to the cache:
+
+       | row 0 | row 1 | ... | row live-1 | prompt a: t0 t1 .. | prompt b: t0 t1 .. |
+
+   A prompt of P tokens has a segment of P - 1. Its last token is the first input of every row of
+   the group, in the row's own tail: so all rows are alike from their first step on, and prompt and
+   rows may enter in one step, as every key is written before any is read. */
+struct Sampler {
+    const struct Model *model;
+    int rows, max_prompt, max_tokens, step_rows;
+    struct DecodeState *decode;
+    struct DecodeRows device, host;   /* [step_rows], the same on both sides */
+    int *device_token, *token;        /* [rows] what the step drew, on both sides */
+    float *device_logp, *logp, *device_entropy, *entropy;
+    int *completion;                  /* [rows] whose token the row draws */
+    int *free_tails, num_free_tails;  /* stacks of slots, [rows] */
+    int *free_slots, num_free_slots;
+    int *slot_users;                  /* [rows] completions of a prompt slot's group to come */
+    int *loaded;                      /* [rows] groups that enter in this step, by slot */
+};
+
+/* The fields of struct DecodeRows, each of four bytes a row. */
+#define ROW_FIELDS(X) \
+    X(token) X(position) X(prompt_slot) X(prompt_length) X(tail_slot) X(ordinal) X(sample)
+
+/* One call of sampler_generate. */
+struct Generation {
+    struct Sampler *sampler;
+    const struct RolloutRequest *request;
+    struct Rollout *out;
+    int next;         /* the first completion that has not entered */
+    int slot;         /* prompt slot of its group, once that has begun to enter */
+    int live;         /* rows that draw a token */
+    int prefill;      /* rows that only write a prompt token */
+    int num_loaded;   /* groups whose prompt comes with this step */
+    bool changed;     /* the rows are not those of the last step, each one token on */
+};
+
+/* ---- reserve and free ----------------------------------------------------------------------- */
+
+/* As many prompt tokens as rows may enter in one step, and at least one whole prompt. */
+int sampler_step_rows(int rows, int max_prompt) {
+    if (max_prompt == 1) return rows;
+    return rows + (rows > max_prompt - 1 ? rows : max_prompt - 1);
+}
+
+struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, int rows,
+                                int max_prompt, int max_tokens) {
+    assert(rows >= 1 && max_prompt >= 1 && max_tokens >= 1);
+    assert(max_prompt + max_tokens - 1 <= model->config.max_T);
+    struct Sampler *s = check_alloc(1, sizeof *s, "the sampler");
+    s->model = model;
+    s->rows = rows, s->max_prompt = max_prompt, s->max_tokens = max_tokens;
+    s->step_rows = sampler_step_rows(rows, max_prompt);
+    size_t n = (size_t)rows, all = (size_t)s->step_rows;
+#define RESERVE_FIELD(field)                                                                    \
+    arena_reserve(arena, &s->device.field, all * sizeof *s->device.field, "decode rows",        \
+                  #field " [R=%d]", s->step_rows);                                              \
+    s->host.field = check_alloc(all, sizeof *s->host.field, "the sampler");
+    ROW_FIELDS(RESERVE_FIELD)
+#undef RESERVE_FIELD
+    arena_reserve(arena, &s->device_token, n * sizeof(int), "decode rows", "drawn [%d]", rows);
+    arena_reserve(arena, &s->device_logp, n * sizeof(float), "decode rows", "logp [%d]", rows);
+    arena_reserve(arena, &s->device_entropy, n * sizeof(float), "decode rows", "entropy [%d]",
+                  rows);
+    int **arrays[] = {&s->token,      &s->completion, &s->free_tails,
+                      &s->free_slots, &s->slot_users, &s->loaded};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        *arrays[i] = check_alloc(n, sizeof(int), "the sampler");
+    s->logp = check_alloc(n, sizeof(float), "the sampler");
+    s->entropy = check_alloc(n, sizeof(float), "the sampler");
+    int segment = max_prompt > 1 ? max_prompt - 1 : 1;
+    s->decode = decode_reserve(model, arena, s->step_rows, rows, segment, rows, max_tokens);
+    return s;
+}
+
+void sampler_free(struct Sampler *s) {
+    if (!s) return;
+    decode_free(s->decode);
+#define FREE_FIELD(field) free(s->host.field);
+    ROW_FIELDS(FREE_FIELD)
+#undef FREE_FIELD
+    int *arrays[] = {s->token, s->completion, s->free_tails, s->free_slots, s->slot_users,
+                     s->loaded};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+    free(s->logp);
+    free(s->entropy);
+    free(s);
+}
+
+void sampler_load_weights(struct Sampler *s, const struct Weights *weights) {
+    decode_load_weights(s->model, s->decode, weights);
+}
+
+/* ---- the rollout's memory --------------------------------------------------------------------- */
+
+/* Makes room for every completion at its longest. Until rollout_pack, completion i lies at
+   i * max_tokens and start[i + 1] counts its tokens. */
+static void rollout_clear(struct Rollout *out, const struct RolloutRequest *request) {
+    size_t count = (size_t)request->num_prompts * (size_t)request->group;
+    size_t tokens = count * (size_t)request->max_tokens;
+    assert(tokens <= INT_MAX);
+    if (out->capacity_count < (int)count || !out->start) {
+        out->start = check_realloc(out->start, count + 1, sizeof(int), "rollouts");
+        out->ended = check_realloc(out->ended, count + 1, 1, "rollouts");
+        out->capacity_count = (int)count;
+    }
+    if (out->capacity_tokens < tokens) {
+        out->token = check_realloc(out->token, tokens, sizeof(int), "rollouts");
+        out->logp = check_realloc(out->logp, tokens, sizeof(float), "rollouts");
+        out->entropy = check_realloc(out->entropy, tokens, sizeof(float), "rollouts");
+        out->capacity_tokens = tokens;
+    }
+    memset(out->start, 0, (count + 1) * sizeof(int));
+    out->count = (int)count;
+    out->steps = out->prefill_tokens = out->decoded_tokens = 0;
+}
+
+/* Moves the completions together; each goes to the left or stays. */
+static void rollout_pack(struct Rollout *out, int max_tokens) {
+    for (int i = 0; i < out->count; i++) {
+        size_t from = (size_t)i * (size_t)max_tokens, to = (size_t)out->start[i];
+        size_t length = (size_t)out->start[i + 1];
+        memmove(out->token + to, out->token + from, length * sizeof(int));
+        memmove(out->logp + to, out->logp + from, length * sizeof(float));
+        memmove(out->entropy + to, out->entropy + from, length * sizeof(float));
+        out->start[i + 1] += out->start[i];
+    }
+    out->decoded_tokens = out->start[out->count];
+}
+
+void rollout_free(struct Rollout *out) {
+    free(out->start);
+    free(out->token);
+    free(out->logp);
+    free(out->entropy);
+    free(out->ended);
+    *out = (struct Rollout){0};
+}
+
+/* ---- rows enter ------------------------------------------------------------------------------- */
+
+/* Tokens of prompt p that go to its segment: all but the last. */
+static int segment_length(const struct RolloutRequest *request, int p) {
+    return request->prompt_start[p + 1] - request->prompt_start[p] - 1;
+}
+
+/* Takes a prompt slot for the group of completion `next`, if the prompt still fits into this step.
+   There are as many slots as rows, and a slot in use has a row: so a free row means a free slot. */
+static bool enter_group(struct Generation *g) {
+    struct Sampler *s = g->sampler;
+    int length = segment_length(g->request, g->next / g->request->group);
+    assert(length >= 0 && length < s->max_prompt && s->num_free_slots > 0);
+    if (g->prefill + length > s->step_rows - s->rows) return false;
+    g->slot = s->free_slots[--s->num_free_slots];
+    g->prefill += length;
+    s->slot_users[g->slot] = g->request->group;
+    s->loaded[g->num_loaded++] = g->slot;
+    return true;
+}
+
+/* Completion `next` becomes a row: the prompt's last token, at the head of a free tail. */
+static void enter_completion(struct Generation *g) {
+    struct Sampler *s = g->sampler;
+    const struct RolloutRequest *request = g->request;
+    int p = g->next / request->group, row = g->live++;
+    s->host.token[row] = request->prompt_token[request->prompt_start[p + 1] - 1];
+    s->host.position[row] = s->host.prompt_length[row] = segment_length(request, p);
+    s->host.prompt_slot[row] = g->slot;
+    s->host.tail_slot[row] = s->free_tails[--s->num_free_tails];
+    s->host.ordinal[row] = request->ordinal[p];
+    s->host.sample[row] = (uint32_t)(g->next % request->group);
+    s->completion[row] = g->next++;
+}
+
+/* Appends the segment of prompt p, which goes to `slot`, from row `row` on; returns the row after. */
+static int enter_prompt(struct Generation *g, int row, int p, int slot) {
+    struct DecodeRows *host = &g->sampler->host;
+    int length = segment_length(g->request, p);
+    for (int k = 0; k < length; k++, row++) {
+        host->token[row] = g->request->prompt_token[g->request->prompt_start[p] + k];
+        host->position[row] = k;
+        host->prompt_slot[row] = slot;
+        host->prompt_length[row] = length;
+        host->tail_slot[row] = 0;
+        host->ordinal[row] = host->sample[row] = 0;
+    }
+    return row;
+}
+
+/* Fills the free rows with waiting completions, and appends the prompts they bring. */
+static void enter_rows(struct Generation *g) {
+    struct Sampler *s = g->sampler;
+    int group = g->request->group;
+    int first = (g->next + group - 1) / group;   /* the next group to enter */
+    g->prefill = g->num_loaded = 0;
+    while (g->live < s->rows && g->next < g->out->count) {
+        if (g->next % group == 0 && !enter_group(g)) break;
+        enter_completion(g);
+        g->changed = true;
+    }
+    for (int i = 0, row = g->live; i < g->num_loaded; i++)
+        row = enter_prompt(g, row, first + i, s->loaded[i]);
+    g->out->prefill_tokens += g->prefill;
+}
+
+/* ---- a step ----------------------------------------------------------------------------------- */
+
+/* Draws one token for every live row. Only rows that are not the last step's are uploaded. */
+static void draw_tokens(struct Generation *g, const struct Weights *weights, void *workspace) {
+    struct Sampler *s = g->sampler;
+    const struct ModelConfig *config = &s->model->config;
+    const struct Ops *ops = s->model->ops;
+    int R = g->live + g->prefill;
+    if (g->changed) {
+#define UPLOAD_FIELD(field) \
+    ops->upload(s->device.field, s->host.field, (size_t)R * sizeof *s->host.field);
+        ROW_FIELDS(UPLOAD_FIELD)
+#undef UPLOAD_FIELD
+    } else {
+        ops->decode_advance(&s->device, s->device_token, R);
+    }
+    const floatX *E = model_decode(s->model, weights, s->decode, &s->device, R, workspace);
+    float temperature = g->request->temperature;
+    uint32_t key[2];
+    rng_key(key, g->request->seed, g->request->purpose);
+    ops->head_sample(s->device_token, s->device_logp, s->device_entropy, E,
+                     decode_head_weight(s->decode), &s->device, key, g->live, config->C, config->V,
+                     config->Vp, temperature > 0 ? 1 / temperature : 0, workspace);
+    ops->download(s->token, s->device_token, (size_t)g->live * sizeof(int));
+    ops->download(s->logp, s->device_logp, (size_t)g->live * sizeof(float));
+    ops->download(s->entropy, s->device_entropy, (size_t)g->live * sizeof(float));
+    g->out->steps++;
+}
+
+/* Gives back the slots of a row that is done. */
+static void leave_row(struct Sampler *s, int row) {
+    int slot = s->host.prompt_slot[row];
+    s->free_tails[s->num_free_tails++] = s->host.tail_slot[row];
+    if (--s->slot_users[slot] == 0) s->free_slots[s->num_free_slots++] = slot;
+}
+
+/* The row becomes row `to`, one token on. */
+static void keep_row(struct Sampler *s, int to, int row) {
+#define MOVE_FIELD(field) s->host.field[to] = s->host.field[row];
+    ROW_FIELDS(MOVE_FIELD)
+#undef MOVE_FIELD
+    s->completion[to] = s->completion[row];
+    s->host.token[to] = s->token[row];
+    s->host.position[to]++;
+}
+
+/* Stores the drawn tokens. Finished rows leave; the others close up in order, so that the rows of a
+   group stay beside each other and find their prompt in the machine's cache. */
+static void store_tokens(struct Generation *g) {
+    struct Sampler *s = g->sampler;
+    struct Rollout *out = g->out;
+    int max_tokens = g->request->max_tokens, kept = 0;
+    for (int row = 0; row < g->live; row++) {
+        int i = s->completion[row], length = out->start[i + 1]++;
+        size_t at = (size_t)i * (size_t)max_tokens + (size_t)length;
+        out->token[at] = s->token[row];
+        out->logp[at] = s->logp[row];
+        out->entropy[at] = s->entropy[row];
+        out->ended[i] = s->token[row] == g->request->end_of_text;
+        if (out->ended[i] || length + 1 == max_tokens)
+            leave_row(s, row);
+        else
+            keep_row(s, kept++, row);
+    }
+    g->changed = kept < g->live;
+    g->live = kept;
+}
+
+void sampler_generate(struct Sampler *s, const struct Weights *weights,
+                      const struct RolloutRequest *request, struct Rollout *out, void *workspace) {
+    assert(request->group >= 1);
+    assert(request->max_tokens >= 1 && request->max_tokens <= s->max_tokens);
+    rollout_clear(out, request);
+    s->num_free_tails = s->num_free_slots = s->rows;
+    for (int i = 0; i < s->rows; i++) s->free_tails[i] = s->free_slots[i] = i;
+    struct Generation g = {.sampler = s, .request = request, .out = out};
+    while (g.live > 0 || g.next < out->count) {
+        enter_rows(&g);
+        draw_tokens(&g, weights, workspace);
+        store_tokens(&g);
+    }
+    rollout_pack(out, request->max_tokens);
+}

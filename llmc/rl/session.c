@@ -1,0 +1,360 @@
+/* Options to a session, in the order a reader would do it by hand: what to learn, how large, how
+   much memory, where to write, from which weights. What to learn and where to write: choices.c. */
+#include "session.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "../base/check.h"
+#include "../base/console.h"
+#include "../base/launch.h"
+
+/* ---- the model -------------------------------------------------------------------------------------- */
+
+static void shape_from_options(struct ModelConfig *c, const struct Options *o) {
+    if (o->layers) c->L = (int)o->layers;
+    if (o->channels) c->C = (int)o->channels, c->F = 4 * c->C;
+    if (o->heads) c->NH = c->NKV = (int)o->heads;
+    if (o->context) c->max_T = (int)o->context;
+    if (o->untied) c->tied = false;
+    if (c->NH > 0) c->HS = c->C / c->NH;
+}
+
+/* A directory given as --model: a Hugging Face directory, or a run (its latest checkpoint). */
+static void find_model_directory(struct Session *s) {
+    const char *model = s->options.model;
+    if (checkpoint_latest(model, s->checkpoint, sizeof s->checkpoint)) return;
+    check_path(s->checkpoint, sizeof s->checkpoint, "%s", model);
+}
+
+static void choose_model(struct Session *s) {
+    const struct Options *o = &s->options;
+    struct ModelConfig config;
+    const char *problem;
+    bool named = model_config_named(&config, o->model);
+    if (!named && !s->resumed) find_model_directory(s);
+    if (s->checkpoint[0]) {
+        problem = checkpoint_config(s->checkpoint, &config);
+        if (problem && !s->resumed && access(s->checkpoint, F_OK) != 0)
+            die_input("--model %s: neither a known size (%s) nor a directory", o->model,
+                      model_config_names());
+        if (problem) die_input("%s/config.json: %s", s->checkpoint, problem);
+        problem = tokenizer_load(&s->tokenizer, s->checkpoint);
+        if (problem && !o->score[0]) die_input("%s: %s", s->checkpoint, problem);
+    } else {
+        tokenizer_from_alphabet(&s->tokenizer, s->task->alphabet);
+        shape_from_options(&config, o);
+        config.V = s->tokenizer.vocab_size;
+    }
+    int multiple = s->ops->vocabulary_multiple;
+    config.Vp = (config.V + multiple - 1) / multiple * multiple;
+    problem = model_config_problem(&config);
+    if (problem) die_input("the model cannot be built: %s", problem);
+    s->model = model_build(&config, s->ops);
+}
+
+/* ---- sizes and memory --------------------------------------------------------------------------------- */
+
+static int smaller(int64_t a, int64_t b) { return (int)(a < b ? a : b); }
+
+/* The longest prompt and completion over all tasks of the session, in tokens. */
+static int longest_prompt(const struct Session *s) {
+    int longest = 0;
+    for (int i = 0; i < s->num_phases; i++)
+        if (s->phases[i].task->max_prompt > longest) longest = s->phases[i].task->max_prompt;
+    return longest;
+}
+
+static int longest_completion(const struct Session *s) {
+    int longest = s->max_tokens;   /* --max-tokens cuts rollouts, not demonstrations */
+    for (int i = 0; i < s->num_phases; i++)
+        if (s->phases[i].task->max_completion > longest)
+            longest = s->phases[i].task->max_completion;
+    return longest;
+}
+
+static void choose_sizes(struct Session *s) {
+    const struct Options *o = &s->options;
+    const struct ModelConfig *c = &s->model->config;
+    s->max_tokens = (int)o->max_tokens;
+    if (s->max_tokens == 0) s->max_tokens = longest_completion(s);
+    int longest = longest_prompt(s) + longest_completion(s);
+    if (longest - 1 > c->max_T)
+        die_input("prompts of %d and completions of %d tokens do not fit the model's context of "
+                  "%d; lower --max-tokens or raise --context", longest_prompt(s),
+                  longest_completion(s), c->max_T);
+    if (o->score[0]) longest = c->max_T + 1;
+    int64_t per_minibatch = (o->prompts * o->group + o->minibatches - 1) / o->minibatches;
+    int64_t sequences = per_minibatch > o->warm_batch ? per_minibatch : o->warm_batch;
+    int64_t wanted = o->score[0] ? 4096 : sequences * (longest - 1);
+    int N = o->micro_tokens ? (int)o->micro_tokens : smaller(wanted, 4096);
+    if (s->resumed && !o->micro_tokens) N = (int)s->state.micro_tokens;
+    if (N < longest - 1) N = longest - 1;
+    int64_t completions = o->prompts * o->group, evaluated = o->eval_prompts * o->eval_samples;
+    s->decode_rows = o->decode_rows ? (int)o->decode_rows
+                                    : smaller(completions > evaluated ? completions : evaluated, 512);
+    s->shape = (struct OpsShape){.N = N, .C = c->C, .F = c->F, .NH = c->NH, .NKV = c->NKV,
+                                 .HS = c->HS, .V = c->V, .Vp = c->Vp, .max_T = longest - 1,
+                                 .max_length = longest};
+}
+
+static void reserve(struct Session *s) {
+    const struct Options *o = &s->options;
+    struct OptimizerOptions optimizer = {
+        .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .epsilon = 1e-8f,
+        .weight_decay = (float)o->weight_decay, .grad_clip = (float)o->grad_clip};
+    bool learn = !o->eval_only && !o->score[0];
+    s->shape.R = sampler_step_rows(s->decode_rows, longest_prompt(s));
+    s->trainer = trainer_reserve(s->model, &s->arena, &s->shape, learn ? &optimizer : NULL,
+                                 (uint64_t)o->seed);
+    if (!o->score[0])
+        s->sampler = sampler_reserve(s->model, &s->arena, s->decode_rows, longest_prompt(s),
+                                     s->max_tokens);
+    if (learn && o->attention_entropy_every) trainer_reserve_attention(s->trainer, &s->arena);
+    if (s->objective.kl_coef > 0)
+        arena_reserve(&s->arena, &s->reference.data,
+                      s->model->num_parameters * s->ops->element_size, "weights",
+                      "reference [%zu]", s->model->num_parameters);
+}
+
+static void unreserve(struct Session *s) {
+    trainer_free(s->trainer);
+    sampler_free(s->sampler);
+    arena_free(&s->arena);
+    s->trainer = NULL, s->sampler = NULL;
+}
+
+static size_t physical_memory(void) {
+    return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGE_SIZE);
+}
+
+/* Reserves by the wanted sizes, and by smaller ones until the plan fits in 70 % of the machine's
+   memory: first fewer decode rows (they never change a result), then smaller micro-batches. */
+static void plan_memory(struct Session *s) {
+    size_t budget = physical_memory() / 10 * 7;
+    for (reserve(s); s->arena.total > budget; reserve(s)) {
+        size_t needed = s->arena.total;
+        unreserve(s);
+        if (s->decode_rows > 16 && !s->options.decode_rows) s->decode_rows /= 2;
+        else if (s->shape.N / 2 >= s->shape.max_T && !s->options.micro_tokens) s->shape.N /= 2;
+        else
+            die_machine("the smallest plan needs %.1f GiB and this machine has %.1f GiB; choose a "
+                        "smaller --model", (double)needed / (1 << 30),
+                        (double)physical_memory() / (1 << 30));
+    }
+}
+
+/* ---- what the person is told at start ------------------------------------------------------------------- */
+
+static void describe_control(const struct Session *s) {
+    const struct EntropyOptions *e = &s->entropy_options;
+    if (e->control == CONTROL_NONE || e->control >= CONTROL_CLIP_COV) return;
+    char target[64], knob[96];
+    if (isnan(e->target))
+        snprintf(target, sizeof target, "%g x the first rollout's entropy", e->target_ratio);
+    else snprintf(target, sizeof target, "%g nats", e->target);
+    if (e->control == CONTROL_ADAPO)
+        snprintf(knob, sizeof knob, "clip_high from %g in [%g, %g], step %g", e->clip_high_start,
+                 e->clip_high_min, e->clip_high_max, e->clip_high_step);
+    else if (e->control <= CONTROL_ADAPTIVE_BONUS)
+        snprintf(knob, sizeof knob, "coefficient from %g", e->coef_start);
+    else
+        snprintf(knob, sizeof knob, "|zeta| from %g in [%g, %g], controller %s", e->zeta_start,
+                 e->zeta_min, e->zeta_max, e->rule == CONTROLLER_PI ? "pi" : "double");
+    say("entropy   scale %s; target %s; %s", s->scale, target, knob);
+}
+
+static void describe(const struct Session *s) {
+    const struct Options *o = &s->options;
+    const struct ModelConfig *c = &s->model->config;
+    char objective[512];
+    objective_describe(&s->objective, objective, sizeof objective);
+    for (int i = 0; i < s->num_phases; i++)
+        say("task      %s, to step %lld: %s", s->phases[i].task->name,
+            (long long)s->phases[i].end, s->phases[i].task->help);
+    say("objective %s", objective);
+    describe_control(s);
+    say("model     %s: %zu parameters, L=%d C=%d NH=%d T=%d V=%d, %s head, from %s", c->family,
+        s->model->num_real_parameters, c->L, c->C, c->NH, c->max_T, c->V,
+        c->tied ? "tied" : "untied", s->checkpoint[0] ? s->checkpoint : "random weights");
+    say("machine   backend %s %s, %lld threads, OpenBLAS %s", s->ops->name, s->ops->dtype,
+        (long long)s->state.threads, launch_blas_name());
+    int64_t completions = o->prompts * o->group, updates = o->minibatches * o->epochs;
+    say("batch     %lld prompts x %lld completions = %lld a step, in %lld minibatches x %lld "
+        "epochs = %lld updates of about %lld completions", (long long)o->prompts,
+        (long long)o->group, (long long)completions, (long long)o->minibatches,
+        (long long)o->epochs, (long long)updates, (long long)(completions / o->minibatches));
+    say("          %lld steps = %lld updates, %lld completions; micro-batch %d tokens, %d decode "
+        "rows", (long long)o->steps, (long long)(o->steps * updates),
+        (long long)(o->steps * completions), s->shape.N, s->decode_rows);
+    const char *inert = objective_check_updates(&s->objective, (int)updates);
+    if (inert) warn("%s", inert);
+    if (!o->quiet) arena_print(&s->arena, stdout);
+}
+
+/* What differs from the run being resumed: the results then agree to rounding, not bit for bit. */
+static void compare_settings(const struct TrainerState *before, const struct TrainerState *now) {
+    if (before->threads != now->threads)
+        say("resume    threads %lld -> %lld: equal to rounding, not bit for bit",
+            (long long)before->threads, (long long)now->threads);
+    if (before->micro_tokens != now->micro_tokens)
+        say("resume    micro-batch %lld -> %lld tokens: equal to rounding, not bit for bit",
+            (long long)before->micro_tokens, (long long)now->micro_tokens);
+    if (strcmp(before->backend, now->backend) || strcmp(before->dtype, now->dtype) ||
+        strcmp(before->blas, now->blas))
+        say("resume    %s %s %s -> %s %s %s: equal to rounding, not bit for bit", before->backend,
+            before->dtype, before->blas, now->backend, now->dtype, now->blas);
+    if (before->seed != now->seed)
+        say("resume    seed %lld -> %lld: another sequence of draws from here on",
+            (long long)before->seed, (long long)now->seed);
+    if (strcmp(before->task, now->task))
+        say("resume    task %s -> %s", before->task, now->task);
+}
+
+static void note_settings(struct Session *s) {
+    struct TrainerState before = s->state;
+    s->state.seed = s->options.seed;
+    s->state.micro_tokens = s->shape.N;
+    snprintf(s->state.dtype, sizeof s->state.dtype, "%s", s->ops->dtype);
+    snprintf(s->state.backend, sizeof s->state.backend, "%s", s->ops->name);
+    snprintf(s->state.blas, sizeof s->state.blas, "%s", launch_blas_name());
+    snprintf(s->state.task, sizeof s->state.task, "%s", s->task->name);
+    int64_t threads = launch_threads(s->options.threads);
+    s->state.threads = threads;
+    if (s->resumed) compare_settings(&before, &s->state);
+}
+
+/* ---- weights and state ------------------------------------------------------------------------------------ */
+
+static void entropy_from_state(struct Session *s) {
+    struct EntropyState *e = &s->entropy;
+    const struct TrainerState *t = &s->state;
+    e->initial = t->entropy_initial, e->target = t->entropy_target;
+    e->cumulative = t->entropy_cumulative, e->integral = t->entropy_integral;
+    e->rollouts = t->entropy_rollouts, e->steps_at_bound = (int)t->entropy_steps_at_bound;
+    e->error_at_bound = t->entropy_error_at_bound, e->coef = t->entropy_bonus;
+    e->control = (struct ControlState){(float)t->zeta, (float)t->clip_high,
+                                       (float)t->entropy_coef, (float)t->repo_d_beta};
+}
+
+static void entropy_to_state(struct Session *s) {
+    const struct EntropyState *e = &s->entropy;
+    struct TrainerState *t = &s->state;
+    t->entropy_initial = e->initial, t->entropy_target = e->target;
+    t->entropy_cumulative = e->cumulative, t->entropy_integral = e->integral;
+    t->entropy_rollouts = e->rollouts, t->entropy_steps_at_bound = e->steps_at_bound;
+    t->entropy_error_at_bound = e->error_at_bound, t->entropy_bonus = e->coef;
+    t->zeta = e->control.zeta, t->clip_high = e->control.clip_high;
+    t->entropy_coef = e->control.entropy_coef, t->repo_d_beta = e->control.repo_d_beta;
+}
+
+static void load_reference(struct Session *s) {
+    char base[4096], from[4096];
+    check_path(base, sizeof base, "%s/reference", s->run);
+    if (!checkpoint_latest(base, from, sizeof from))
+        die_input("%s: the KL reference of this run is missing; start anew with --overwrite or set "
+                  "--kl-coef 0", base);
+    checkpoint_load_weights(from, s->model, &s->reference);
+}
+
+static void load(struct Session *s) {
+    struct Weights *weights = trainer_weights(s->trainer);
+    bool learn = !s->options.eval_only && !s->options.score[0];
+    if (s->checkpoint[0]) checkpoint_load_weights(s->checkpoint, s->model, weights);
+    else model_initialise(s->model, weights, (uint64_t)s->options.seed);
+    entropy_open(&s->entropy, &s->entropy_options, s->objective.clip_high);
+    if (!learn) return;
+    trainer_reset_optimizer(s->trainer);
+    if (!s->resumed) return;
+    checkpoint_load_optimizer(s->checkpoint, s->model, trainer_moment1(s->trainer),
+                              trainer_moment2(s->trainer));
+    trainer_set_step(s->trainer, s->state.optimizer_step);
+    entropy_from_state(s);
+    if (s->reference.data && s->state.phases_begun > 0) load_reference(s);
+}
+
+/* Weights from elsewhere are warm already: the supervised start is skipped unless asked for. */
+static void choose_warm_start(struct Session *s) {
+    bool loaded = s->checkpoint[0] && !s->resumed;
+    if (loaded && !options_given(&s->options, "warm-start")) s->options.warm_start = 0;
+}
+
+void session_open(struct Session *s, int argc, char **argv) {
+    *s = (struct Session){0};
+    session_choose(s, argc, argv);
+    s->ops = ops_open(s->options.backend);
+    choose_model(s);
+    choose_warm_start(s);
+    choose_sizes(s);
+    plan_memory(s);
+    note_settings(s);
+    if (!s->options.score[0]) describe(s);
+    if (s->options.dry_run) exit(0);
+    if (s->run[0]) session_open_run(s);
+    arena_commit(&s->arena, s->ops);
+    load(s);
+}
+
+/* ---- evaluation, saving, the end ---------------------------------------------------------------------------- */
+
+struct Evaluation session_evaluate(struct Session *s, const struct Task *task) {
+    const struct Options *o = &s->options;
+    sampler_load_weights(s->sampler, trainer_weights(s->trainer));
+    return evaluate(s->sampler, trainer_weights(s->trainer), task, &s->tokenizer,
+                    (uint64_t)o->seed, (int)o->eval_prompts, (int)o->eval_samples,
+                    (float)o->temperature, s->max_tokens, trainer_workspace(s->trainer));
+}
+
+struct CollectOptions session_collect_options(const struct Session *s) {
+    const struct Options *o = &s->options;
+    return (struct CollectOptions){
+        .task = s->task, .tokenizer = &s->tokenizer, .seed = (uint64_t)o->seed,
+        .prompts = (int)o->prompts, .group = (int)o->group, .max_tokens = s->max_tokens,
+        .temperature = (float)o->temperature, .filter = s->objective.filter,
+        .filter_rounds = (int)o->filter_rounds};
+}
+
+void session_save(struct Session *s) {
+    s->state.optimizer_step = trainer_step(s->trainer);
+    entropy_to_state(s);
+    checkpoint_save(s->run, s->model, trainer_weights(s->trainer), trainer_moment1(s->trainer),
+                    trainer_moment2(s->trainer), &s->tokenizer, &s->state, (int)s->options.keep);
+}
+
+void session_freeze_reference(struct Session *s) {
+    char base[4096];
+    if (!s->reference.data) return;
+    s->ops->copy(s->reference.data, trainer_weights(s->trainer)->data,
+                 s->model->num_parameters * s->ops->element_size);
+    check_path(base, sizeof base, "%s/reference", s->run);
+    checkpoint_save(base, s->model, &s->reference, NULL, NULL, &s->tokenizer, &s->state, 1);
+}
+
+_Noreturn void session_fail(struct Session *s, const char *tensor) {
+    struct Jsonl log;
+    char path[4096];
+    const struct Experience *e = &s->experience;
+    check_path(path, sizeof path, "%s/failure.jsonl", s->run);
+    jsonl_open(&log, path);
+    for (int i = 0; i < e->count; i++) {
+        jsonl_begin(&log);
+        jsonl_integer(&log, "step", s->state.step + 1);
+        jsonl_string(&log, "bad_tensor", tensor, strlen(tensor));
+        jsonl_number(&log, "reward", e->reward[i]);
+        jsonl_integers(&log, "tokens", e->token + e->start[i], e->start[i + 1] - e->start[i]);
+        jsonl_numbers(&log, "logp", e->logp + e->loss_start[i], e->length[i]);
+        jsonl_end(&log);
+    }
+    jsonl_close(&log);
+    session_save(s);
+    die_machine("three updates in a row were not finite, first in %s; the batch is in %s and the "
+                "weights before it in %s/checkpoints; a lower --lr may help", tensor, path, s->run);
+}
+
+void session_close(struct Session *s) {
+    if (s->run[0]) report_close(&s->report);
+    unreserve(s);
+    experience_free(&s->experience);
+    model_free(s->model);
+}

@@ -1,0 +1,76 @@
+/* A session: everything one run of the program holds, opened from the options in one place so that
+   train_gpt2.cu is only the loop. */
+#ifndef LLMC_SESSION_H
+#define LLMC_SESSION_H
+
+#include "../arena.h"
+#include "../base/options.h"
+#include "../checkpoint.h"
+#include "../io/tokenizer.h"
+#include "../model.h"
+#include "entropy.h"
+#include "evaluate.h"
+#include "experience.h"
+#include "objectives.h"
+#include "report.h"
+#include "rollout.h"
+#include "tasks.h"
+#include "update.h"
+
+#define MAX_PHASES 8
+
+/* One task of a session: learnt until global step `end`. */
+struct Phase {
+    const struct Task *task;
+    int64_t begin, end;
+};
+
+struct Session {
+    struct Options options;
+    const struct Ops *ops;
+    struct Phase phases[MAX_PHASES]; /* one, or those of --tasks */
+    int num_phases;
+    const struct Task *task;         /* of the phase in hand */
+    struct Tokenizer tokenizer;
+    struct Objective objective;      /* the preset with the options' axes */
+    struct Model *model;
+    struct Arena arena;
+    struct OpsShape shape;           /* micro-batch, decode rows, lengths */
+    int decode_rows, max_tokens;
+    struct Trainer *trainer;
+    struct Sampler *sampler;
+    struct Weights reference;        /* frozen; data NULL: no reference */
+    char scale[8];                   /* "tiny" or "llm": where the entropy options come from */
+    struct EntropyOptions entropy_options;
+    struct EntropyState entropy;
+    struct TrainerState state;
+    struct Experience experience;
+    struct Report report;
+    char run[4096];                  /* the run directory; "" when nothing is written */
+    char checkpoint[4096];           /* where weights come from; "" = drawn */
+    bool resumed;
+};
+
+/* Options to a session ready to train: prints the batch arithmetic and the memory plan, makes or
+   resumes the run directory, loads or draws the weights. Ends the program where the options ask for
+   no training (--help, --dry-run) or are wrong. */
+void session_open(struct Session *session, int argc, char **argv);
+/* The two halves of session_open that know about the options (choices.c): what to learn, and where
+   to write. */
+void session_choose(struct Session *session, int argc, char **argv);
+void session_open_run(struct Session *session);
+/* On held-out prompts of `task`. */
+struct Evaluation session_evaluate(struct Session *session, const struct Task *task);
+/* Collects rollouts by the session's options. */
+struct CollectOptions session_collect_options(const struct Session *session);
+/* A checkpoint of everything, so that --resume goes on from here. */
+void session_save(struct Session *session);
+/* The frozen reference for KL becomes the current weights (start of RL), and is saved. */
+void session_freeze_reference(struct Session *session);
+/* --score FILE: JSON lines in, JSON lines out on stdout. */
+void session_score(struct Session *session);
+/* Third non-finite update in a row: writes RUN/failure.jsonl with the batch and ends (exit 1). */
+_Noreturn void session_fail(struct Session *session, const char *tensor);
+void session_close(struct Session *session);
+
+#endif

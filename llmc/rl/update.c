@@ -1,0 +1,370 @@
+/* One optimizer step, start to end:
+
+       picked sequences -> weights w_t -> micro-batches { pack -> forward -> head ( objective ) ->
+       backward } -> sum over ranks -> norm, clip -> AdamW
+
+   A micro-batch is memory only: the weights of the minibatch are settled before the first one, so
+   micro-batches just add. */
+#include "update.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../base/check.h"
+#include "entropy.h"
+
+/* Host arrays of the minibatch in hand; they grow to the largest one seen. */
+struct Minibatch {
+    int *pick;                 /* active sequences, in the order given */
+    int *length;               /* tokens with loss */
+    int *sequence_start, *sequence_of;
+    unsigned char *active, *selected;
+    float *advantage, *weight, *sequence_ratio;
+    float *logp_old, *logp_ref, *logp_now;
+    int sequences, tokens, capacity_sequences, capacity_tokens;
+};
+
+struct Trainer {
+    const struct Model *model;
+    const struct Ops *ops;
+    struct Weights weights;
+    float *grads, *moment1, *moment2, *master;
+    struct Activations *activations;
+    struct OptimizerOptions optimizer;
+    struct AdamwRange *ranges;
+    int num_ranges;
+    int micro_tokens;
+    int64_t step;
+    uint64_t seed;
+    struct Batch batch;        /* backend arrays */
+    int *token, *position, *row_start, *row, *target;   /* their host images */
+    double *norm_squared;      /* backend, one number */
+    float *attention;          /* backend [L,NH,N] when attention entropy is wanted */
+    float *attention_host;
+    double *attention_mean;    /* [L*NH] */
+    bool watch, watched;
+    void *workspace;
+    struct Minibatch mini;
+};
+
+static void optimizer_reserve(struct Trainer *t, struct Arena *arena,
+                              const struct OptimizerOptions *optimizer) {
+    size_t count = t->model->num_parameters, bytes = count * sizeof(float);
+    t->optimizer = *optimizer;
+    t->ranges = model_adamw_ranges(t->model, optimizer->weight_decay, &t->num_ranges);
+    if (t->ops->element_size < sizeof(float))
+        arena_reserve(arena, &t->master, bytes, "optimizer", "master weights [%zu]", count);
+    arena_reserve(arena, &t->grads, bytes, "gradients", "gradients [%zu]", count);
+    arena_reserve(arena, &t->moment1, bytes, "optimizer", "m [%zu]", count);
+    arena_reserve(arena, &t->moment2, bytes, "optimizer", "v [%zu]", count);
+}
+
+struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena,
+                                const struct OpsShape *shape,
+                                const struct OptimizerOptions *optimizer, uint64_t seed) {
+    struct Trainer *t = check_alloc(1, sizeof *t, "the trainer");
+    int N = shape->N;
+    size_t count = model->num_parameters, ints = (size_t)(N + 1) * sizeof(int);
+    t->model = model, t->ops = model->ops, t->seed = seed;
+    t->micro_tokens = N;
+    arena_reserve(arena, &t->weights.data, count * t->ops->element_size, "weights", "weights [%zu]",
+                  count);
+    if (optimizer) optimizer_reserve(t, arena, optimizer);
+    arena_reserve(arena, &t->batch.token, ints, "batch", "token [%d]", N);
+    arena_reserve(arena, &t->batch.position, ints, "batch", "position [%d]", N);
+    arena_reserve(arena, &t->batch.row_start, ints, "batch", "row_start [%d]", N + 1);
+    arena_reserve(arena, &t->batch.row, ints, "batch", "row [%d]", N);
+    arena_reserve(arena, &t->batch.target, ints, "batch", "target [%d]", N);
+    arena_reserve(arena, &t->norm_squared, sizeof(double), "batch", "norm_squared");
+    size_t workspace = t->ops->workspace_size(shape);
+    arena_reserve(arena, &t->workspace, workspace, "workspace", "workspace, shared by all slots");
+    t->activations = activations_reserve(model, arena, N, N, shape->max_T);
+    t->token = check_alloc(5 * (size_t)(N + 1), sizeof(int), "the batch");
+    t->position = t->token + (N + 1), t->row_start = t->position + (N + 1);
+    t->row = t->row_start + (N + 1), t->target = t->row + (N + 1);
+    return t;
+}
+
+void trainer_free(struct Trainer *t) {
+    if (!t) return;
+    struct Minibatch *m = &t->mini;
+    void *owned[] = {m->pick,   m->length,         m->sequence_start, m->sequence_of, m->active,
+                     m->selected, m->advantage,    m->weight,         m->sequence_ratio,
+                     m->logp_old, m->logp_ref,     m->logp_now,       t->token,       t->ranges,
+                     t->attention_host, t->attention_mean};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+    activations_free(t->activations);
+    free(t);
+}
+
+struct Weights *trainer_weights(struct Trainer *t) { return &t->weights; }
+float *trainer_moment1(struct Trainer *t) { return t->moment1; }
+float *trainer_moment2(struct Trainer *t) { return t->moment2; }
+float *trainer_gradients(struct Trainer *t) { return t->grads; }
+int64_t trainer_step(const struct Trainer *t) { return t->step; }
+void trainer_set_step(struct Trainer *t, int64_t step) { t->step = step; }
+void *trainer_workspace(struct Trainer *t) { return t->workspace; }
+
+void trainer_reset_optimizer(struct Trainer *t) {
+    size_t bytes = t->model->num_parameters * sizeof(float);
+    t->ops->fill_zero(t->moment1, bytes);
+    t->ops->fill_zero(t->moment2, bytes);
+    if (t->master) t->ops->to_float(t->master, t->weights.data, t->model->num_parameters);
+    t->step = 0;
+}
+
+/* ---- the minibatch: picked sequences as flat arrays ------------------------------------------- */
+
+static void minibatch_grow(struct Minibatch *m, int sequences, int tokens) {
+    if (sequences > m->capacity_sequences) {
+        size_t n = (size_t)sequences + 1;
+        m->pick = check_realloc(m->pick, n, sizeof(int), "a minibatch");
+        m->length = check_realloc(m->length, n, sizeof(int), "a minibatch");
+        m->sequence_start = check_realloc(m->sequence_start, n, sizeof(int), "a minibatch");
+        m->active = check_realloc(m->active, n, 1, "a minibatch");
+        m->advantage = check_realloc(m->advantage, n, sizeof(float), "a minibatch");
+        m->weight = check_realloc(m->weight, n, sizeof(float), "a minibatch");
+        m->sequence_ratio = check_realloc(m->sequence_ratio, n, sizeof(float), "a minibatch");
+        m->capacity_sequences = sequences;
+    }
+    if (tokens > m->capacity_tokens) {
+        size_t n = (size_t)tokens;
+        m->sequence_of = check_realloc(m->sequence_of, n, sizeof(int), "a minibatch");
+        m->selected = check_realloc(m->selected, n, 1, "a minibatch");
+        m->logp_old = check_realloc(m->logp_old, n, sizeof(float), "a minibatch");
+        m->logp_ref = check_realloc(m->logp_ref, n, sizeof(float), "a minibatch");
+        m->logp_now = check_realloc(m->logp_now, n, sizeof(float), "a minibatch");
+        m->capacity_tokens = tokens;
+    }
+}
+
+/* Gathers the picked sequences that are active and have tokens with loss: the others can move
+   nothing, so they do not enter the network either. */
+static void minibatch_gather(struct Minibatch *m, const struct TrainingSet *set, const int *pick,
+                             int num_pick) {
+    int tokens = 0;
+    for (int i = 0; i < num_pick; i++)
+        tokens += set->loss_start[pick[i] + 1] - set->loss_start[pick[i]];
+    minibatch_grow(m, num_pick, tokens);
+    m->sequences = m->tokens = 0;
+    for (int i = 0; i < num_pick; i++) {
+        int s = pick[i], begin = set->loss_start[s], length = set->loss_start[s + 1] - begin;
+        if ((set->active && !set->active[s]) || length == 0) continue;
+        int k = m->sequences++;
+        m->pick[k] = s, m->length[k] = length, m->active[k] = 1;
+        m->advantage[k] = set->advantage ? set->advantage[s] : 0;
+        m->sequence_start[k] = m->tokens;
+        for (int j = 0; j < length; j++, m->tokens++) {
+            m->sequence_of[m->tokens] = k;
+            if (set->logp_old) m->logp_old[m->tokens] = set->logp_old[begin + j];
+            if (set->logp_ref) m->logp_ref[m->tokens] = set->logp_ref[begin + j];
+        }
+    }
+    m->sequence_start[m->sequences] = m->tokens;
+}
+
+/* ---- micro-batches ------------------------------------------------------------------------------ */
+
+/* Packs sequences from `first` on, as many as fit, into the backend's batch arrays. A sequence of T
+   tokens gives T - 1 inputs: the last token is only ever predicted.
+
+       token     a b c | d e f g      position  0 1 2 | 0 1 2 3       row_start  0 3 7
+       target[i] follows token[row[i]] in its sequence, for tokens with loss only
+
+   Returns the sequence after the last one packed. */
+static int micro_batch_pack(struct Trainer *t, const struct TrainingSet *set, const int *pick,
+                            int num_pick, int first) {
+    struct Batch *batch = &t->batch;
+    batch->N = batch->B = batch->n = batch->max_T = 0;
+    int s = first;
+    for (; s < num_pick; s++) {
+        int begin = set->start[pick[s]], inputs = set->start[pick[s] + 1] - begin - 1;
+        if (inputs < 1) continue;
+        if (batch->N + inputs > t->micro_tokens) break;
+        t->row_start[batch->B++] = batch->N;
+        for (int k = 0; k < inputs; k++) {
+            t->token[batch->N] = set->token[begin + k];
+            t->position[batch->N] = k;
+            if (set->loss_mask[begin + k + 1]) {
+                t->row[batch->n] = batch->N;
+                t->target[batch->n++] = set->token[begin + k + 1];
+            }
+            batch->N++;
+        }
+        if (inputs > batch->max_T) batch->max_T = inputs;
+    }
+    if (s == first)
+        die_machine("a sequence of %d tokens does not fit into a micro-batch of %d",
+                    set->start[pick[s] + 1] - set->start[pick[s]], t->micro_tokens);
+    t->row_start[batch->B] = batch->N;
+    const struct Ops *ops = t->ops;
+    ops->upload(batch->token, t->token, (size_t)batch->N * sizeof(int));
+    ops->upload(batch->position, t->position, (size_t)batch->N * sizeof(int));
+    ops->upload(batch->row_start, t->row_start, (size_t)(batch->B + 1) * sizeof(int));
+    ops->upload(batch->row, t->row, (size_t)batch->n * sizeof(int));
+    ops->upload(batch->target, t->target, (size_t)batch->n * sizeof(int));
+    return s;
+}
+
+static struct HeadStats stats_at(const struct HeadStats *stats, int i) {
+    struct HeadStats moved = {stats->logp ? stats->logp + i : NULL,
+                              stats->entropy ? stats->entropy + i : NULL,
+                              stats->q ? stats->q + i : NULL, stats->r ? stats->r + i : NULL};
+    return moved;
+}
+
+void trainer_score(struct Trainer *t, const struct Weights *weights, const struct TrainingSet *set,
+                   const int *pick, int num_pick, float temperature, const struct HeadStats *out) {
+    const struct ModelConfig *c = &t->model->config;
+    for (int next = 0, scored = 0; next < num_pick; scored += t->batch.n) {
+        next = micro_batch_pack(t, set, pick, num_pick, next);
+        floatX *E = model_forward(t->model, weights, t->activations, &t->batch, NULL, t->workspace);
+        struct HeadStats here = stats_at(out, scored);
+        t->ops->head_forward(&here, E, model_head_weight(t->model, weights), t->batch.row,
+                             t->batch.target, t->batch.n, c->C, c->V, c->Vp, 1 / temperature,
+                             t->workspace);
+    }
+}
+
+/* What the head's callback needs to place a chunk of a micro-batch within the minibatch. */
+struct Upstream {
+    const struct Objective *objective;
+    const struct ObjectiveBatch *batch;
+    struct ObjectiveStats *stats;
+    int micro_first;
+};
+
+static void upstream(void *context, int first_row, int rows, const struct HeadStats *head,
+                     float *dlogp, float *dentropy) {
+    struct Upstream *u = context;
+    objective_coefficients(u->objective, u->batch, u->micro_first + first_row, rows, head->logp,
+                           head->entropy, head->q, head->r, dlogp, dentropy, u->stats);
+}
+
+void trainer_reserve_attention(struct Trainer *t, struct Arena *arena) {
+    const struct ModelConfig *c = &t->model->config;
+    size_t heads = (size_t)c->L * (size_t)c->NH, n = heads * (size_t)t->micro_tokens;
+    arena_reserve(arena, &t->attention, n * sizeof(float), "batch", "attention entropy [%d, %d, %d]",
+                  c->L, c->NH, t->micro_tokens);
+    t->attention_host = check_alloc(n, sizeof(float), "attention entropy");
+    t->attention_mean = check_alloc(heads, sizeof(double), "attention entropy");
+}
+
+void trainer_watch_attention(struct Trainer *t) { t->watch = t->attention != NULL; }
+
+const double *trainer_attention_entropy(const struct Trainer *t) {
+    return t->watched ? t->attention_mean : NULL;
+}
+
+static void attention_read(struct Trainer *t) {
+    const struct ModelConfig *c = &t->model->config;
+    size_t n = (size_t)c->L * (size_t)c->NH * (size_t)t->batch.N;
+    t->ops->download(t->attention_host, t->attention, n * sizeof(float));
+    entropy_attention_means(t->attention_mean, t->attention_host, t->position, c->L * c->NH,
+                            t->batch.N);
+    t->watch = false, t->watched = true;
+}
+
+static void micro_batch_learn(struct Trainer *t, struct Upstream *u, float temperature) {
+    const struct ModelConfig *c = &t->model->config;
+    const struct HeadStats unwanted = {0};
+    floatX *E = model_forward(t->model, &t->weights, t->activations, &t->batch,
+                              t->watch ? t->attention : NULL, t->workspace);
+    if (t->watch) attention_read(t);
+    t->ops->head_forward_backward(&unwanted, model_hidden_gradient(t->activations),
+                                  model_head_gradient(t->model, t->grads), E,
+                                  model_head_weight(t->model, &t->weights), t->batch.row,
+                                  t->batch.target, t->batch.N, t->batch.n, c->C, c->V, c->Vp,
+                                  1 / temperature, upstream, u, t->workspace);
+    model_backward(t->model, &t->weights, t->activations, &t->batch, t->grads, t->workspace);
+}
+
+/* ---- the optimizer step --------------------------------------------------------------------------- */
+
+static double squared_norm(struct Trainer *t, const float *x, size_t n) {
+    double result;
+    t->ops->sum_of_squares(t->norm_squared, x, n, t->workspace);
+    t->ops->download(&result, t->norm_squared, sizeof result);
+    return result;
+}
+
+static const char *first_bad_tensor(struct Trainer *t) {
+    for (int i = 0; i < t->model->num_tensors; i++) {
+        const struct Tensor *tensor = &t->model->tensors[i];
+        if (!isfinite(squared_norm(t, t->grads + tensor->offset, tensor->count)))
+            return tensor->name;
+    }
+    return "the sum over all tensors";
+}
+
+/* Clips by the global norm (1211.5063) and updates; a norm that is not finite updates nothing. */
+static void optimizer_step(struct Trainer *t, struct UpdateResult *result, float learning_rate) {
+    const struct OptimizerOptions *o = &t->optimizer;
+    result->grad_norm = sqrt(squared_norm(t, t->grads, t->model->num_parameters));
+    if (!isfinite(result->grad_norm)) {
+        result->skipped = true, result->bad_tensor = first_bad_tensor(t);
+        return;
+    }
+    double scale = 1;
+    if (o->grad_clip > 0 && result->grad_norm > o->grad_clip)
+        scale = o->grad_clip / result->grad_norm;
+    struct AdamwStep step = {.learning_rate = learning_rate, .beta1 = o->beta1, .beta2 = o->beta2,
+                             .epsilon = o->epsilon, .grad_scale = (float)scale,
+                             .step = ++t->step, .seed = t->seed};
+    t->ops->adamw(t->weights.data, t->master, t->moment1, t->moment2, t->grads, t->ranges,
+                  t->num_ranges, 0, t->model->num_parameters, &step);
+}
+
+/* The objective's view of the gathered minibatch. Scopes wider than a token need every
+   log-probability before the first coefficient: a scoring pass (8 NVD instead of 6, head.md). */
+static struct ObjectiveBatch minibatch_view(struct Trainer *t, const struct Objective *objective,
+                                            const struct TrainingSet *set,
+                                            const struct ObjectiveBatch *template,
+                                            float temperature) {
+    struct Minibatch *m = &t->mini;
+    struct ObjectiveBatch view = *template;
+    view.num_tokens = m->tokens, view.num_sequences = m->sequences;
+    view.sequence_start = m->sequence_start, view.sequence_of = m->sequence_of;
+    view.advantage = m->advantage, view.weight = m->weight;
+    view.logp_old = set->logp_old ? m->logp_old : NULL;
+    view.logp_ref = set->logp_ref ? m->logp_ref : NULL;
+    view.sequence_ratio = m->sequence_ratio, view.selected = m->selected;
+    if (objective_scope(objective) != SCOPE_TOKEN) {
+        struct HeadStats stats = {.logp = m->logp_now};
+        trainer_score(t, &t->weights, set, m->pick, m->sequences, temperature, &stats);
+        view.logp_now = m->logp_now;
+    }
+    objective_prepare(objective, &view);
+    return view;
+}
+
+struct UpdateResult trainer_update(struct Trainer *t, const struct Objective *objective,
+                                   const struct TrainingSet *set, const int *pick, int num_pick,
+                                   const struct ObjectiveBatch *batch_template, int max_tokens,
+                                   float temperature, float learning_rate,
+                                   struct ObjectiveStats *stats) {
+    struct UpdateResult result = {0};
+    struct Minibatch *m = &t->mini;
+    struct ObjectiveStats here = {0};
+    minibatch_gather(m, set, pick, num_pick);
+    if (m->sequences == 0) return result;
+    struct WeightSums sums = objective_weight_sums(m->sequences, m->length, m->active);
+    objective_weights(objective, sums, max_tokens, m->sequences, m->length, m->active, m->weight);
+    struct ObjectiveBatch view = minibatch_view(t, objective, set, batch_template, temperature);
+    t->ops->fill_zero(t->grads, t->model->num_parameters * sizeof(float));
+    struct Upstream u = {objective, &view, &here, 0};
+    for (int next = 0; next < m->sequences; u.micro_first += t->batch.n) {
+        next = micro_batch_pack(t, set, m->pick, m->sequences, next);
+        micro_batch_learn(t, &u, temperature);
+        result.micro_batches++, result.tokens += t->batch.N;
+    }
+    t->ops->all_reduce(t->grads, t->model->num_parameters);
+    if (here.non_finite > 0 || !isfinite(here.loss)) {
+        result.skipped = true, result.bad_tensor = "the loss";
+        result.grad_norm = NAN;
+    } else {
+        optimizer_step(t, &result, learning_rate);
+    }
+    objective_stats_add(stats, &here);
+    return result;
+}

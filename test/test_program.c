@@ -1,0 +1,414 @@
+/* The whole program as a user meets it: runs ./train in a fresh directory and looks at exit codes,
+   messages and files. Small runs of the built-in task, a fraction of a second each. */
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+#include "test.h"
+
+static char train[4096], place[64];
+
+/* A short run: 6 warm steps, then RL; every choice that matters is on the line. */
+#define SMALL "--quiet --warm-start 6 --warm-batch 32 --prompts 4 --group 4 --minibatches 2 " \
+              "--eval-prompts 3 --eval-samples 4 --eval-every 2 --save-every 2 --threads 2 "
+
+static char output[1 << 16];
+
+/* Runs a shell line in the test's directory with $T as the program; stdout and stderr land in
+   `output`. Returns the exit code, 128 + signal if killed. */
+__attribute__((format(printf, 1, 2))) static int run(const char *format, ...) {
+    char line[8192], command[16384];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(line, sizeof line, format, arguments);
+    va_end(arguments);
+    snprintf(command, sizeof command, "cd %s && T=%s && { %s ; } 2>&1", place, train, line);
+    FILE *pipe = popen(command, "r");
+    assert_non_null(pipe);
+    size_t n = fread(output, 1, sizeof output - 1, pipe);
+    output[n] = 0;
+    int status = pclose(pipe);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* Fails with what the program said. */
+#define RUN_OK(...)                                                                      \
+    do {                                                                                 \
+        int code_ = run(__VA_ARGS__);                                                    \
+        if (code_ != 0) fail_msg("exit code %d from: %s\n%s", code_, #__VA_ARGS__, output); \
+    } while (0)
+
+static char *read_file(const char *name, size_t *size) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", place, name);
+    FILE *file = fopen(path, "rb");
+    if (!file) fail_msg("%s is missing", path);
+    fseek(file, 0, SEEK_END);
+    *size = (size_t)ftell(file);
+    rewind(file);
+    char *data = malloc(*size + 1);
+    assert_int_equal(fread(data, 1, *size, file), *size);
+    data[*size] = 0;
+    fclose(file);
+    return data;
+}
+
+static void assert_same_file(const char *a, const char *b) {
+    size_t size_a, size_b;
+    char *data_a = read_file(a, &size_a), *data_b = read_file(b, &size_b);
+    if (size_a != size_b || memcmp(data_a, data_b, size_a) != 0) fail_msg("%s and %s differ", a, b);
+    free(data_a), free(data_b);
+}
+
+/* ---- logs ----------------------------------------------------------------------------------------- */
+
+static bool is_timing(const char *key) {
+    return strncmp(key, "timing/", 7) == 0 || strncmp(key, "perf/", 5) == 0 ||
+           strcmp(key, "step_time") == 0;
+}
+
+/* The lines of a log as one JSON array without timings. */
+static cJSON *read_log(const char *name) {
+    size_t size;
+    char *text = read_file(name, &size), *rest = text, *line;
+    cJSON *lines = cJSON_CreateArray();
+    while ((line = strsep(&rest, "\n")) && *line) {
+        cJSON *object = cJSON_Parse(line);
+        if (!object) fail_msg("%s: not JSON: %s", name, line);
+        for (cJSON *item = object->child, *next; item; item = next) {
+            next = item->next;
+            if (is_timing(item->string)) cJSON_Delete(cJSON_DetachItemViaPointer(object, item));
+        }
+        cJSON_AddItemToArray(lines, object);
+    }
+    free(text);
+    return lines;
+}
+
+static void assert_same_log(const char *a, const char *b) {
+    cJSON *log_a = read_log(a), *log_b = read_log(b);
+    assert_true(cJSON_GetArraySize(log_a) > 0);
+    char *text_a = cJSON_Print(log_a), *text_b = cJSON_Print(log_b);
+    if (strcmp(text_a, text_b) != 0) fail_msg("%s and %s differ", a, b);
+    free(text_a), free(text_b);
+    cJSON_Delete(log_a), cJSON_Delete(log_b);
+}
+
+/* Key of the line with this step; NaN if there is none. */
+static double logged(const cJSON *log, int step, const char *key) {
+    const cJSON *line;
+    cJSON_ArrayForEach(line, log) {
+        const cJSON *value = cJSON_GetObjectItem(line, key);
+        if (cJSON_GetObjectItem(line, "step")->valueint == step && cJSON_IsNumber(value))
+            return value->valuedouble;
+    }
+    return NAN;
+}
+
+/* The weights and moments a run ended with. */
+static void assert_same_end(const char *a, const char *b, int step) {
+    static const char *const files[] = {"model.safetensors", "optimizer.safetensors"};
+    for (int i = 0; i < 2; i++) {
+        char path_a[256], path_b[256];
+        snprintf(path_a, sizeof path_a, "%s/checkpoints/step_%06d/%s", a, step, files[i]);
+        snprintf(path_b, sizeof path_b, "%s/checkpoints/step_%06d/%s", b, step, files[i]);
+        assert_same_file(path_a, path_b);
+    }
+}
+
+/* ---- tests ------------------------------------------------------------------------------------------ */
+
+static void test_two_runs_are_equal(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--steps 4 --run equal-a");
+    RUN_OK("$T " SMALL "--steps 4 --run equal-b");
+    assert_same_log("equal-a/metrics.jsonl", "equal-b/metrics.jsonl");
+    assert_same_log("equal-a/rollouts.jsonl", "equal-b/rollouts.jsonl");
+    assert_same_end("equal-a", "equal-b", 4);
+}
+
+static void test_seed_changes_the_run(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--steps 1 --eval-every 0 --seed 5 --run seed-a");
+    RUN_OK("$T " SMALL "--steps 1 --eval-every 0 --seed 6 --run seed-b");
+    cJSON *a = read_log("seed-a/metrics.jsonl"), *b = read_log("seed-b/metrics.jsonl");
+    assert_true(logged(a, 1, "entropy") != logged(b, 1, "entropy"));
+    cJSON_Delete(a), cJSON_Delete(b);
+}
+
+static void test_resume_is_bitwise(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--steps 4 --run whole");
+    RUN_OK("$T " SMALL "--steps 2 --run halves");
+    RUN_OK("$T --quiet --resume halves --steps 4");
+    assert_same_log("whole/metrics.jsonl", "halves/metrics.jsonl");
+    assert_same_log("whole/rollouts.jsonl", "halves/rollouts.jsonl");
+    assert_same_end("whole", "halves", 4);
+}
+
+/* Micro-batches are memory only: the first rollout is the same to the bit, gradients to rounding. */
+static void test_micro_batches_do_not_matter(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--warm-start 0 --steps 1 --run micro-a");
+    RUN_OK("$T " SMALL "--warm-start 0 --steps 1 --micro-tokens 40 --decode-rows 3 --run micro-b");
+    cJSON *a = read_log("micro-a/metrics.jsonl"), *b = read_log("micro-b/metrics.jsonl");
+    assert_same_log("micro-a/rollouts.jsonl", "micro-b/rollouts.jsonl");
+    double norm_a = logged(a, 1, "grad_norm"), norm_b = logged(b, 1, "grad_norm");
+    ASSERT_CLOSE("grad_norm", fabs(norm_a - norm_b) / norm_a, 1e-5);
+    cJSON_Delete(a), cJSON_Delete(b);
+}
+
+/* Sampling and scoring are the same policy: decode's numbers against the training pass's. */
+static void test_sampled_logp_is_scored_logp(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--steps 3 --run match");
+    cJSON *log = read_log("match/metrics.jsonl");
+    for (int step = 1; step <= 3; step++) {
+        double max = logged(log, step, "sampling/sampling_logp_difference/max");
+        double mean = logged(log, step, "sampling/sampling_logp_difference/mean");
+        assert_true(max > 0 && mean > 0 && mean <= max);
+        ASSERT_CLOSE("sampling_logp_difference/max", max, 1e-4);
+    }
+    cJSON_Delete(log);
+}
+
+/* The metrics carry the design's keys. */
+static void test_metric_keys(void **state) {
+    (void)state;
+    static const char *const keys[] = {
+        "loss", "policy_loss", "grad_norm", "learning_rate", "num_tokens", "reward", "reward_std",
+        "frac_reward_zero_std", "entropy", "entropy_ratio", "entropy_cumulative", "adv_logp_cov",
+        "clip_ratio/low_mean", "clip_ratio/high_mean", "kl", "completions/mean_length",
+        "completions/clipped_ratio", "eval/pass@1", "eval/pass@4", "eval/distinct_correct",
+        "eval/entropy"};
+    RUN_OK("$T " SMALL "--steps 2 --run keys");
+    cJSON *log = read_log("keys/metrics.jsonl");
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (isnan(logged(log, 2, keys[i]))) fail_msg("metrics.jsonl lacks %s", keys[i]);
+    cJSON_Delete(log);
+}
+
+static void test_every_objective_runs(void **state) {
+    (void)state;
+    static const char *const names[] = {"reinforce", "rloo", "grpo"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        RUN_OK("$T " SMALL "--steps 1 --eval-every 0 --objective %s --run objective-%s", names[i],
+               names[i]);
+}
+
+static void test_every_task_runs(void **state) {
+    (void)state;
+    static const char *const names[] = {"countdown", "countdown_sorted", "split", "addition",
+                                        "reverse"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        RUN_OK("$T " SMALL "--steps 1 --task %s --run task-%s", names[i], names[i]);
+}
+
+static void test_reference_kl(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--steps 2 --kl-coef 0.1 --lr 1e-2 --run kl");
+    RUN_OK("$T --quiet --resume kl --steps 3");
+    cJSON *log = read_log("kl/metrics.jsonl");
+    assert_true(logged(log, 2, "kl") > 0);
+    assert_true(logged(log, 3, "kl") > 0);
+    cJSON_Delete(log);
+}
+
+/* --score against the entropy and log-probability that the rollout logged for the same tokens. */
+static void test_score(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--steps 1 --eval-every 0 --run scored");
+    RUN_OK("printf '{\"tokens\":[1,2,3,4]}\\n\\n{\"tokens\":[3,3]}\\n' > score.jsonl; "
+           "$T --score score.jsonl --model scored > score.out");
+    cJSON *out = read_log("score.out");
+    assert_int_equal(cJSON_GetArraySize(out), 2);
+    const cJSON *first = cJSON_GetArrayItem(out, 0);
+    const cJSON *logp = cJSON_GetObjectItem(first, "logp"), *value;
+    assert_int_equal(cJSON_GetArraySize(logp), 3);
+    assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(first, "entropy")), 3);
+    cJSON_ArrayForEach(value, logp) assert_true(value->valuedouble < 0);
+    cJSON_Delete(out);
+    assert_int_equal(run("echo '{\"tokens\":[1,99]}' > bad.jsonl; $T --score bad.jsonl --model "
+                         "scored"), 2);
+    assert_non_null(strstr(output, "bad.jsonl:1"));
+}
+
+static void test_eval_only_and_config(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--steps 1 --run saved");
+    RUN_OK("$T --model saved --eval-only --eval-prompts 4 --eval-samples 4");
+    assert_non_null(strstr(output, "pass@4"));
+    RUN_OK("$T --config saved/config.json --run from-config");
+    assert_same_log("saved/metrics.jsonl", "from-config/metrics.jsonl");
+}
+
+static void test_dry_run_writes_nothing(void **state) {
+    (void)state;
+    RUN_OK("$T --dry-run --model gpt2 --context 64 --run never");
+    assert_non_null(strstr(output, "activations"));
+    assert_int_not_equal(run("test -e never"), 0);
+}
+
+/* Each: one clear line, the right exit code, nothing made or damaged. */
+static void test_bad_input(void **state) {
+    (void)state;
+    static const struct { const char *line; int code; const char *says; } cases[] = {
+        {"$T --stpes 3", 2, "--steps"},
+        {"$T --steps", 2, "--steps"},
+        {"$T --steps -1", 2, "--steps"},
+        {"$T --lr nan", 2, "--lr"},
+        {"$T --task chess", 2, "countdown"},
+        {"$T --objective ppo", 2, "grpo"},
+        {"$T --group 1", 2, "--group"},
+        {"$T --model nowhere", 2, "nowhere"},
+        {"$T --config nowhere.json", 2, "nowhere.json"},
+        {"$T --max-tokens 500", 2, "--max-tokens"},
+        {"$T --resume nowhere", 2, "nowhere"},
+        {"$T --score nowhere.jsonl", 2, "nowhere.jsonl"},
+        {"$T --heads 3", 2, "model"},
+        {"$T --run /proc/none/run", 2, "/proc/none"},
+        {"$T --run taken", 2, "--overwrite"},
+        {"$T --backend cuda9", 2, "cuda9"},
+    };
+    RUN_OK("mkdir taken && echo mine > taken/file");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int code = run("%s", cases[i].line);
+        int lines = 0;
+        for (const char *c = output; *c; c++) lines += *c == '\n';
+        const char *error = strstr(output, "error: ");
+        if (code != cases[i].code || !error || !strstr(error, cases[i].says) || lines > 1)
+            fail_msg("%s: exit code %d, said: %s", cases[i].line, code, output);
+    }
+    RUN_OK("test $(cat taken/file) = mine && test $(ls taken | wc -l) = 1");
+}
+
+/* A checkpoint cut short or scribbled over is refused by name, whatever the place. */
+static void test_hostile_checkpoint(void **state) {
+    (void)state;
+    static const char *const files[] = {"model.safetensors", "optimizer.safetensors",
+                                        "trainer_state.json", "config.json"};
+    RUN_OK("$T " SMALL "--steps 2 --run healthy");
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        for (int cut = 0; cut < 3; cut++) {
+            RUN_OK("rm -rf ill && cp -r healthy ill && f=ill/checkpoints/step_000002/%s && "
+                   "n=$(stat -c %%s $f) && truncate -s $((n * %d / 4)) $f", files[i], cut + 1);
+            int code = run("$T --quiet --resume ill --steps 3");
+            if (code != 2 || !strstr(output, files[i]))
+                fail_msg("%s cut to %d/4: exit code %d, said: %s", files[i], cut + 1, code, output);
+        }
+    }
+    RUN_OK("$T --quiet --resume healthy --steps 3");
+}
+
+/* A full disk is the machine's failure (exit 1); what was there stays whole. */
+static void test_full_disk(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--steps 2 --run full");
+    int code = run("ulimit -f 64; $T --quiet --resume full --steps 4");
+    if (code != 1) fail_msg("exit code %d, said: %s", code, output);
+    assert_non_null(strstr(output, "error: "));
+    RUN_OK("$T --quiet --resume full --steps 4");
+    RUN_OK("$T " SMALL "--steps 4 --run unfull");
+    assert_same_end("full", "unfull", 4);
+}
+
+/* ---- interruption ------------------------------------------------------------------------------------- */
+
+/* Starts the program on `arguments`, sends it `signal` after `microseconds`; returns its status. */
+static int run_and_signal(const char *arguments, int signal, long microseconds) {
+    char line[4096];
+    snprintf(line, sizeof line, "cd %s && exec %s %s >signalled.log 2>&1", place, train, arguments);
+    pid_t child = fork();
+    if (child == 0) {
+        execl("/bin/sh", "sh", "-c", line, (char *)NULL);
+        _exit(127);
+    }
+    struct timespec pause = {microseconds / 1000000, microseconds % 1000000 * 1000};
+    nanosleep(&pause, NULL);
+    kill(child, signal);
+    int status;
+    waitpid(child, &status, 0);
+    return status;
+}
+
+/* Long enough that it cannot be over before the signal; one checkpoint a step. */
+#define LONG SMALL "--save-every 1 --eval-every 0 --steps 100000 "
+
+static void test_sigterm_saves_and_exits_0(void **state) {
+    (void)state;
+    int status = run_and_signal(LONG "--run stopped", SIGTERM, 1500000);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    RUN_OK("test -s stopped/checkpoints/latest && $T --resume stopped --steps 1 --quiet");
+}
+
+/* Killed at 20 random moments, --resume auto goes on each time; in the end the run equals one that
+   was never interrupted. */
+static void test_sigkill_at_random_moments(void **state) {
+    (void)state;
+    struct Rng rng;
+    rng_open(&rng, 7, RNG_TEST, 0);
+    for (int i = 0; i < 20; i++) {
+        int status = run_and_signal(LONG "--run killed --resume auto", SIGKILL,
+                                    20000 + (long)rng_below(&rng, 400000));
+        if (!WIFSIGNALED(status)) {
+            run("cat signalled.log");
+            fail_msg("try %d ended by itself: %s", i, output);
+        }
+    }
+    RUN_OK("ls killed/checkpoints | grep step_ | sort | tail -n 1 | sed s/step_0*//");
+    int reached = atoi(output) + 2;
+    RUN_OK("$T " LONG "--run killed --resume auto --steps %d", reached);
+    RUN_OK("$T " LONG "--run unkilled --steps %d", reached);
+    assert_same_end("killed", "unkilled", reached);
+    assert_same_log("killed/metrics.jsonl", "unkilled/metrics.jsonl");
+}
+
+/* ---- the place ------------------------------------------------------------------------------------------ */
+
+static int make_place(void **state) {
+    (void)state;
+    char self[4096], beside[4096];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n < 0) return -1;
+    self[n] = 0;
+    snprintf(beside, sizeof beside, "%s", dirname(dirname(self)));   /* the build folder */
+    snprintf(train, sizeof train, "%.4000s/train", beside);
+    if (access(train, X_OK) != 0) snprintf(train, sizeof train, "%.4000s/../train", beside);
+    if (access(train, X_OK) != 0) return -1;
+    snprintf(place, sizeof place, "/tmp/policy-test-XXXXXX");
+    return mkdtemp(place) ? 0 : -1;
+}
+
+static int remove_place(void **state) {
+    (void)state;
+    return run("cd / && rm -rf %s", place);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_two_runs_are_equal),
+        cmocka_unit_test(test_seed_changes_the_run),
+        cmocka_unit_test(test_resume_is_bitwise),
+        cmocka_unit_test(test_micro_batches_do_not_matter),
+        cmocka_unit_test(test_sampled_logp_is_scored_logp),
+        cmocka_unit_test(test_metric_keys),
+        cmocka_unit_test(test_every_objective_runs),
+        cmocka_unit_test(test_every_task_runs),
+        cmocka_unit_test(test_reference_kl),
+        cmocka_unit_test(test_score),
+        cmocka_unit_test(test_eval_only_and_config),
+        cmocka_unit_test(test_dry_run_writes_nothing),
+        cmocka_unit_test(test_bad_input),
+        cmocka_unit_test(test_hostile_checkpoint),
+        cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_sigterm_saves_and_exits_0),
+        cmocka_unit_test(test_sigkill_at_random_moments),
+    };
+    return cmocka_run_group_tests(tests, make_place, remove_place);
+}

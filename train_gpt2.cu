@@ -1,0 +1,252 @@
+/* policy.c: reinforcement learning of language models in plain C and CUDA, with the policy's entropy
+   measured exactly and controlled. This file is the whole program as one sentence:
+
+     prompt (tasks) -> completion with its log-probabilities (rollout) -> reward (tasks) ->
+     advantage (objectives) -> hidden states (model, through ops) -> per-token log-probability and
+     entropy, logits never stored (head) -> loss coefficients (objectives) -> backward (head, model)
+     -> sum over ranks (comm) -> adamw; after each step entropy measures, logs and turns the knob.
+
+   Plain C despite its name: the kernels are in llmc/kernels (X.c for the CPU, X.cu for CUDA), and
+   this loop is the same for all of them. doc/tour.md walks through it. */
+#include <math.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include "llmc/base/check.h"
+#include "llmc/base/console.h"
+#include "llmc/base/launch.h"
+#include "llmc/base/schedule.h"
+#include "llmc/rl/monitor.h"
+#include "llmc/rl/session.h"
+
+static double peak_memory_gb(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)usage.ru_maxrss / (1 << 20);
+}
+
+/* ---- supervised warm start: a policy that knows the form of an answer ------------------------------ */
+
+static void warm_step(struct Session *s) {
+    const struct Options *o = &s->options;
+    const struct Objective *ce = objective_find("ce");
+    struct CollectOptions collect = session_collect_options(s);
+    struct ObjectiveBatch batch = {.logp_dtype = "fp32"};
+    struct ObjectiveStats stats = {0};
+    double begin = seconds();
+    int n = (int)o->warm_batch, *pick = check_alloc((size_t)n, sizeof *pick, "a batch");
+
+    experience_demonstrate(&s->experience, &collect, n, &s->state.demonstration_ordinal);
+    struct TrainingSet set = experience_training_set(&s->experience);
+    set.logp_old = NULL;
+    for (int i = 0; i < set.count; i++) pick[i] = i;
+    struct UpdateResult update = trainer_update(s->trainer, ce, &set, pick, set.count, &batch,
+                                                s->max_tokens, 1, (float)o->warm_lr, &stats);
+    s->state.warm_step++;
+    s->state.num_tokens += update.tokens;
+    report_warm(&s->report, &(struct WarmReport){
+        .step = s->state.warm_step, .total_steps = o->warm_start, .loss = stats.loss,
+        .entropy = stats.entropy / stats.tokens, .grad_norm = update.grad_norm,
+        .learning_rate = o->warm_lr, .seconds = seconds() - begin});
+    free(pick);
+}
+
+static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+
+/* ---- one step of policy gradient ------------------------------------------------------------------- */
+
+/* prompt -> completion -> reward -> advantage, and the entropy controller's turn. */
+static void collect(struct Session *s) {
+    struct Experience *e = &s->experience;
+    struct CollectOptions options = session_collect_options(s);
+    sampler_load_weights(s->sampler, trainer_weights(s->trainer));
+    experience_collect(e, s->sampler, trainer_weights(s->trainer), &options,
+                       &s->state.group_ordinal, trainer_workspace(s->trainer));
+    struct RewardBatch rewards = experience_rewards(e, s->max_tokens);
+    objective_advantages(&s->objective, &rewards, e->advantage, e->active);
+    const char *warning = entropy_update(&s->entropy,
+                                         e->sum_entropy / (double)e->generated_tokens);
+    if (warning) warn("%s", warning);
+    if (s->objective.control == CONTROL_REPO_D) {
+        double tokens, sum = monitor_repo_d(s->trainer, e, (float)s->options.temperature, &tokens);
+        entropy_set_repo_d(&s->entropy, sum, tokens);
+    }
+}
+
+/* Log-probabilities under the frozen reference, where the objective has a KL term. */
+static void score_reference(struct Session *s, struct TrainingSet *set, int *order) {
+    if (!s->reference.data) return;
+    struct HeadStats out = {.logp = s->experience.logp_ref};
+    for (int i = 0; i < set->count; i++) order[i] = i;
+    trainer_score(s->trainer, &s->reference, set, order, set->count,
+                  (float)s->options.temperature, &out);
+    set->logp_ref = s->experience.logp_ref;
+}
+
+/* A non-finite update changes nothing; three in a row mean that the run is lost. */
+static void count_skipped(struct Session *s, struct StepReport *report,
+                          const struct UpdateResult *update) {
+    if (!update->skipped) {
+        s->state.skipped_in_a_row = 0;
+        return;
+    }
+    report->skipped++;
+    warn("step %lld: update skipped, %s is not finite", (long long)report->step,
+         update->bad_tensor);
+    if (++s->state.skipped_in_a_row == 3) session_fail(s, update->bad_tensor);
+}
+
+/* One optimizer step on the completions listed in pick. */
+static void learn(struct Session *s, const struct TrainingSet *set, const int *pick, int count,
+                  struct StepReport *report) {
+    const struct Options *o = &s->options;
+    struct ObjectiveStats stats = {0};
+    struct ObjectiveBatch batch = {.control = s->entropy.control,
+                                   .logp_dtype = o->logp_dtype,
+                                   .seed = (uint64_t)o->seed,
+                                   .ordinal = (uint64_t)s->state.update_ordinal++};
+    float rate = schedule_constant((float)o->lr, s->state.step, o->lr_warmup);
+    struct UpdateResult update =
+        trainer_update(s->trainer, &s->objective, set, pick, count, &batch, s->max_tokens,
+                       (float)o->temperature, rate, &stats);
+    count_skipped(s, report, &update);
+    if (report->updates++ == 0 && stats.tokens > 0) {   /* nothing was updated yet: same policy */
+        report->logp_difference_mean = stats.old_difference / stats.tokens;
+        report->logp_difference_max = stats.old_difference_max;
+    }
+    objective_stats_add(&report->stats, &stats);
+    report->learning_rate = rate;
+    report->grad_norm += (update.grad_norm - report->grad_norm) / report->updates;
+    report->train_tokens += (double)update.tokens;
+    s->state.num_tokens += update.tokens;
+}
+
+/* epochs x minibatches updates, each on a seeded random subset of the completions. */
+static void update(struct Session *s, struct StepReport *report) {
+    const struct Options *o = &s->options;
+    struct TrainingSet set = experience_training_set(&s->experience);
+    int *order = check_alloc((size_t)set.count + 1, sizeof *order, "minibatches");
+    double begin = seconds();
+    score_reference(s, &set, order);
+    report->seconds_logprob = seconds() - begin;
+    for (int64_t epoch = 0; epoch < o->epochs; epoch++) {
+        struct Rng rng;
+        rng_open(&rng, (uint64_t)o->seed, RNG_MINIBATCH,
+                 (uint64_t)(s->state.step * o->epochs + epoch));
+        for (int i = 0; i < set.count; i++) order[i] = i;
+        rng_shuffle(&rng, order, set.count);
+        for (int64_t m = 0; m < o->minibatches; m++) {
+            int64_t first = m * set.count / o->minibatches;
+            int64_t last = (m + 1) * set.count / o->minibatches;
+            learn(s, &set, order + first, (int)(last - first), report);
+        }
+    }
+    report->seconds_update = seconds() - begin - report->seconds_logprob;
+    free(order);
+}
+
+/* What the update did, against what was predicted; and where attention looks. */
+static void monitor(struct Session *s, struct StepReport *report) {
+    const struct Options *o = &s->options;
+    double begin = seconds();
+    report->push_measured = NAN;
+    if (o->entropy_push_tokens)
+        report->push_measured = monitor_entropy_push(
+            s->trainer, &s->experience, (float)o->temperature, o->entropy_push_tokens);
+    if (due(report->step, o->attention_entropy_every)) {
+        report->attention_entropy = trainer_attention_entropy(s->trainer);
+        report->layers = s->model->config.L, report->heads = s->model->config.NH;
+    }
+    report->seconds_monitor = seconds() - begin;
+}
+
+static void step(struct Session *s) {
+    const struct Options *o = &s->options;
+    struct Evaluation evaluation;
+    struct StepReport report = {.step = s->state.step + 1, .total_steps = o->steps,
+                                .task = s->task->name, .experience = &s->experience,
+                                .entropy = &s->entropy};
+    double begin = seconds();
+    collect(s);
+    if (due(report.step, o->attention_entropy_every)) trainer_watch_attention(s->trainer);
+    update(s, &report);
+    monitor(s, &report);
+    s->state.step++;
+    report.seconds_step = seconds() - begin;
+    report.num_tokens = s->state.num_tokens;
+    report.train_flops = report.train_tokens * model_flops_per_token(s->model, s->shape.max_T);
+    report.peak_memory_gb = peak_memory_gb();
+    if (due(s->state.step, o->eval_every) || (o->eval_every && s->state.step == o->steps)) {
+        evaluation = session_evaluate(s, s->task);
+        report.evaluation = &evaluation;
+    }
+    report_step(&s->report, &report);
+}
+
+/* ---- the program --------------------------------------------------------------------------------------- */
+
+/* Before the first step of a task: fresh moments and controller, the reference frozen, the starting
+   point measured. The weights are those of the warm start, or of the task before. */
+static void begin_phase(struct Session *s, int phase) {
+    s->task = s->phases[phase].task;
+    trainer_reset_optimizer(s->trainer);
+    entropy_open(&s->entropy, &s->entropy_options, s->objective.clip_high);
+    session_freeze_reference(s);
+    s->state.phases_begun = phase + 1;
+    if (!s->options.eval_every) return;
+    struct Evaluation evaluation = session_evaluate(s, s->task);
+    char text[256];
+    report_evaluation(&s->report, s->task->name, s->state.step, phase, &evaluation);
+    report_describe_evaluation(&evaluation, text, sizeof text);
+    say("%s before RL: held-out %s", s->task->name, text);
+    if (phase == 0)
+        say("(a policy gradient's loss is near 0 by construction: watch reward, entropy, pass@k)");
+}
+
+/* After the last task: what is left of the earlier ones. */
+static void evaluate_earlier_tasks(struct Session *s) {
+    for (int i = 0; i + 1 < s->num_phases && s->options.eval_every; i++) {
+        char text[256];
+        struct Evaluation evaluation = session_evaluate(s, s->phases[i].task);
+        report_evaluation(&s->report, s->phases[i].task->name, s->state.step, -1, &evaluation);
+        report_describe_evaluation(&evaluation, text, sizeof text);
+        say("%s after all: held-out %s", s->phases[i].task->name, text);
+    }
+}
+
+static void train(struct Session *s) {
+    const struct Options *o = &s->options;
+    while (s->state.warm_step < o->warm_start && s->state.step == 0 && !launch_stop_requested()) {
+        warm_step(s);
+        if (due(s->state.warm_step, o->save_every)) session_save(s);
+    }
+    while (s->state.step < o->steps && !launch_stop_requested()) {
+        int phase = (int)s->state.phases_begun;
+        if (phase < s->num_phases && s->state.step == s->phases[phase].begin) begin_phase(s, phase);
+        step(s);
+        if (due(s->state.step, o->save_every)) session_save(s);
+    }
+    if (s->state.step == o->steps) evaluate_earlier_tasks(s);
+    session_save(s);
+    report_summary(&s->report, s->state.step);
+    if (launch_stop_requested())
+        say("stopped after step %lld; go on with: ./train --resume %s", (long long)s->state.step,
+            s->run);
+}
+
+static void evaluate_only(struct Session *s) {
+    char text[256];
+    struct Evaluation evaluation = session_evaluate(s, s->task);
+    report_describe_evaluation(&evaluation, text, sizeof text);
+    say("%s held-out: %s", s->task->name, text);
+}
+
+int main(int argc, char **argv) {
+    struct Session session;
+    launch_with_patient_threads(argv);
+    session_open(&session, argc, argv);
+    if (session.options.score[0]) session_score(&session);
+    else if (session.options.eval_only) evaluate_only(&session);
+    else train(&session);
+    session_close(&session);
+    return 0;
+}
