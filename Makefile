@@ -1,0 +1,123 @@
+# policy.c: reinforcement learning of language models in plain C and CUDA.
+#
+#   make         builds ./train
+#   make run     installs what is missing, builds and runs it
+#   make test    installs what is missing, builds and runs every test
+#   make help    says the rest
+#
+# Overridable: CC (gcc or clang), CFLAGS (speed and debugging), BUILD (where objects go).
+
+CC     ?= cc
+CFLAGS ?= -O3 -march=native -g
+BUILD  ?= build
+
+# What the code needs whatever CFLAGS is. Never -ffast-math, -Ofast or -ffinite-math-only: they turn
+# isnan() off, and with it every guard against a diverging run.
+NEEDED := -std=gnu11 -D_GNU_SOURCE -fopenmp -fno-math-errno -fno-trapping-math \
+          -Wall -Wextra -Werror=incompatible-pointer-types
+
+# Goals that only call make again; everything else needs the libraries' places.
+WRAPPERS := run test asan bench clean help
+
+ifneq ($(filter-out $(WRAPPERS),$(or $(MAKECMDGOALS),all)),)
+include $(BUILD)/found.mk
+endif
+
+COMPILE = $(CC) $(NEEDED) $(CFLAGS) $(SANITIZE) $(BLAS_CFLAGS)
+LIBS    = $(BLAS_LIBS) -lcjson -lm
+
+SOURCES := $(wildcard llmc/*.c llmc/*/*.c)
+OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o)
+TESTS   := $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
+LIBRARY := $(BUILD)/libllmc.a
+
+# The program stands beside the Makefile; a second build (sanitizers) keeps its own in its folder.
+TRAIN   := $(if $(filter build,$(BUILD)),train,$(BUILD)/train)
+
+.PHONY: all $(WRAPPERS) tests syntax FORCE
+.DEFAULT_GOAL := all
+.SECONDARY:
+
+all: $(TRAIN)
+
+# ---- for people --------------------------------------------------------------------------------
+
+run:
+	@CC="$(CC)" sh scripts/install_deps.sh
+	@$(MAKE) --no-print-directory all
+	./train
+
+test:
+	@CC="$(CC)" sh scripts/install_deps.sh --tests
+	@$(MAKE) --no-print-directory tests
+
+# The tests and a short training run, with every access, overflow and leak checked. (Tests ask for
+# too much memory on purpose: that must fail as it does without a sanitizer.)
+ASAN := BUILD=build/asan CFLAGS="-O1 -march=native -g -fno-omit-frame-pointer" \
+        SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"
+asan: export ASAN_OPTIONS := allocator_may_return_null=1
+asan:
+	@$(MAKE) --no-print-directory $(ASAN) all
+	build/asan/train --warm-start 3 --steps 2 --eval-prompts 4 --eval-samples 4 --quiet \
+	    --run build/asan/run --overwrite
+	@$(MAKE) --no-print-directory $(ASAN) tests
+
+bench:
+	@$(MAKE) --no-print-directory $(BUILD)/bench
+	$(BUILD)/bench
+
+clean:
+	rm -rf build train
+
+help:
+	@echo "make         build ./train"
+	@echo "make run     install what is missing, build, run ./train"
+	@echo "make test    install what is missing, build and run every test"
+	@echo "make asan    the tests and a short run under the sanitizers"
+	@echo "make bench   time the operations"
+	@echo "make clean   remove what was built"
+	@echo "CC=clang, CFLAGS=..., BUILD=folder change how it is built."
+
+# ---- building ----------------------------------------------------------------------------------
+
+# Libraries are found by compiling, linking and running a probe. Plain make never installs: this
+# stops, naming the package and the command.
+$(BUILD)/found.mk: scripts/install_deps.sh
+	@NO_INSTALL=1 CC="$(CC)" sh scripts/install_deps.sh --found $@
+
+# Holds the compile command, and changes when that does, so that no object outlives its flags.
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(COMPILE)' | cmp -s - $@ || echo '$(COMPILE)' > $@
+
+$(BUILD)/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(COMPILE) -MMD -MP -c $< -o $@
+
+# The driver is C in a file with CUDA's suffix.
+$(BUILD)/train_gpt2.o: train_gpt2.cu $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(COMPILE) -MMD -MP -x c -c $< -o $@
+
+$(LIBRARY): $(OBJECTS)
+	@rm -f $@
+	ar rcs $@ $^
+
+$(TRAIN): $(BUILD)/train_gpt2.o $(LIBRARY)
+	$(COMPILE) $^ $(LIBS) -o $@
+
+$(BUILD)/bench: $(BUILD)/dev/bench.o $(LIBRARY)
+	$(COMPILE) $^ $(LIBS) -o $@
+
+$(BUILD)/test/%: $(BUILD)/test/%.o $(LIBRARY)
+	$(COMPILE) $^ -lcmocka $(LIBS) -o $@
+
+# Runs every test program and counts their tests; fails if any does.
+tests: $(TRAIN) $(TESTS)
+	@sh test/run.sh $(TESTS)
+
+# Reads all of it and makes nothing; a warning is an error.
+syntax:
+	$(COMPILE) -Werror -fsyntax-only $(SOURCES) $(wildcard test/*.c dev/*.c) -x c train_gpt2.cu
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
