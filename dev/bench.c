@@ -1,0 +1,343 @@
+/* make bench: how far from the floor is each part that users wait for?
+
+   Every figure is a ratio to a floor measured in the same run: the bare matrix products of the same
+   shapes at the best threading, or the bytes that must be read over the read bandwidth. Ours and the
+   floor alternate, so that a noisy neighbour hits both; the median of the ratios is printed.
+
+       build/bench            all of them
+       build/bench head ...   only those named: step head decode task */
+#include <cblas.h>
+#include <math.h>
+#include <omp.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../llmc/base/check.h"
+#include "../llmc/base/console.h"
+#include "../llmc/base/launch.h"
+#include "../llmc/base/schedule.h"
+#include "../llmc/rl/session.h"
+
+/* ---- measuring ------------------------------------------------------------------------------------- */
+
+static int compare(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *x, int n) {
+    qsort(x, (size_t)n, sizeof *x, compare);
+    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
+}
+
+struct Timing { double ours, floor, ratio; };   /* medians: seconds, seconds, of the ratios */
+
+/* Alternates the two `repeats` times, after one unmeasured turn of each. */
+static struct Timing compare_to_floor(void (*ours)(void *), double (*floor_seconds)(void *),
+                                      void *context, int repeats) {
+    double a[64], b[64], r[64];
+    ours(context), floor_seconds(context);
+    for (int i = 0; i < repeats; i++) {
+        double begin = seconds();
+        ours(context);
+        a[i] = seconds() - begin;
+        b[i] = floor_seconds(context);
+        r[i] = a[i] / b[i];
+    }
+    return (struct Timing){median(a, repeats), median(b, repeats), median(r, repeats)};
+}
+
+/* ---- the two floors: products and bytes -------------------------------------------------------------- */
+
+/* out [M,N] = a b with a [M,K] and b [K,N], stored as CBLAS is told. */
+struct Product { int M, N, K; CBLAS_TRANSPOSE a, b; };
+
+static float *scratch_a, *scratch_b, *scratch_out;   /* large enough for every product here */
+
+static void scratch_open(size_t a, size_t b, size_t out) {
+    float **all[] = {&scratch_a, &scratch_b, &scratch_out};
+    size_t sizes[] = {a, b, out};
+    for (int k = 0; k < 3; k++) {
+        *all[k] = check_alloc(sizes[k], sizeof(float), "the benchmark");
+        for (size_t i = 0; i < sizes[k]; i++) (*all[k])[i] = (float)(i % 13) / 13 - 0.5f;
+    }
+}
+
+static void scratch_close(void) { free(scratch_a), free(scratch_b), free(scratch_out); }
+
+static void product_rows(const struct Product *p, int first, int rows) {
+    int lda = p->a == CblasNoTrans ? p->K : p->M, ldb = p->b == CblasNoTrans ? p->N : p->K;
+    size_t offset = p->a == CblasNoTrans ? (size_t)first * (size_t)lda : (size_t)first;
+    cblas_sgemm(CblasRowMajor, p->a, p->b, rows, p->N, p->K, 1, scratch_a + offset, lda, scratch_b,
+                ldb, 0, scratch_out + (size_t)first * (size_t)p->N, p->N);
+}
+
+/* Seconds of one product: OpenBLAS's own threading, or a split over rows; the better of the two. */
+static double product_seconds(const struct Product *p) {
+    double begin = seconds();
+    product_rows(p, 0, p->M);
+    double own = seconds() - begin;
+    begin = seconds();
+    #pragma omp parallel
+    {
+        int parts = omp_get_num_threads(), part = omp_get_thread_num();
+        int first = (int)((long)p->M * part / parts), last = (int)((long)p->M * (part + 1) / parts);
+        product_rows(p, first, last - first);
+    }
+    double split = seconds() - begin;
+    return own < split ? own : split;
+}
+
+/* The three products of a linear layer out [N,OC] = x [N,C] w^T: forward, dx, dw. */
+static double layer_seconds(int N, int C, int OC) {
+    const struct Product products[] = {{N, OC, C, CblasNoTrans, CblasTrans},
+                                       {N, C, OC, CblasNoTrans, CblasNoTrans},
+                                       {OC, C, N, CblasTrans, CblasNoTrans}};
+    double sum = 0;
+    for (int i = 0; i < 3; i++) sum += product_seconds(&products[i]);
+    return sum;
+}
+
+/* Bytes per second of reading memory that no cache holds, all threads. */
+static double read_bandwidth(void) {
+    size_t n = (size_t)1 << 28;   /* 1 GiB of floats */
+    float *x = check_alloc(n, sizeof *x, "the benchmark"), sum = 0;
+    double best = 0;
+    memset(x, 1, n * sizeof *x);
+    for (int repeat = 0; repeat < 5; repeat++) {
+        double begin = seconds();
+        #pragma omp parallel for simd reduction(+ : sum)
+        for (size_t i = 0; i < n; i++) sum += x[i];
+        double rate = (double)(n * sizeof *x) / (seconds() - begin);
+        best = rate > best ? rate : best;
+    }
+    if (sum == 1) puts("");   /* so that the sum is needed */
+    free(x);
+    return best;
+}
+
+static double peak_flops(void) {
+    const struct Product p = {1024, 3072, 768, CblasNoTrans, CblasTrans};
+    double best = 1e9;
+    for (int i = 0; i < 10; i++) best = fmin(best, product_seconds(&p));
+    return 2.0 * p.M * p.N * p.K / best;
+}
+
+/* ---- a GPT-2 124M training step ------------------------------------------------------------------------ */
+
+struct Gpt2 {
+    const struct Ops *ops;
+    struct Model *model;
+    struct Arena arena;
+    struct Trainer *trainer;
+    struct TrainingSet set;
+    int pick[4];
+};
+
+static void gpt2_config(struct ModelConfig *config, const struct Ops *ops, int max_T) {
+    model_config_named(config, "gpt2");
+    config->V = 50257;
+    config->Vp = (config->V + ops->vocabulary_multiple - 1) / ops->vocabulary_multiple *
+                 ops->vocabulary_multiple;
+    if (max_T) config->max_T = max_T;
+}
+
+static void train_step(void *context) {
+    struct Gpt2 *g = context;
+    struct ObjectiveStats stats = {0};
+    struct ObjectiveBatch batch = {.logp_dtype = "fp32"};
+    trainer_update(g->trainer, objective_find("ce"), &g->set, g->pick, 4, &batch, 64, 1, 1e-5f,
+                   &stats);
+    if (!(stats.loss > 0)) die_machine("the benchmark's loss is %g", stats.loss);
+}
+
+/* All products of 12 layers and the head, 256 tokens, forward and backward. */
+static double step_products(void *context) {
+    (void)context;
+    double layer = layer_seconds(256, 768, 2304) + layer_seconds(256, 768, 768) +
+                   layer_seconds(256, 768, 3072) + layer_seconds(256, 3072, 768);
+    return 12 * layer + layer_seconds(256, 768, 50257);
+}
+
+static void bench_step(void) {
+    enum { B = 4, T = 64 };
+    static int token[B * (T + 1)], start[B + 1], loss_start[B + 1];
+    static unsigned char mask[B * (T + 1)];
+    struct ModelConfig config;
+    struct Gpt2 g = {.ops = ops_open("cpu"), .pick = {0, 1, 2, 3}};
+    struct OptimizerOptions optimizer = {.9f, .95f, 1e-8f, .1f, 1};
+    gpt2_config(&config, g.ops, 1024);
+    for (int i = 0; i < B * (T + 1); i++) token[i] = i * 7919 % 50257, mask[i] = i % (T + 1) > 0;
+    for (int b = 0; b <= B; b++) start[b] = b * (T + 1), loss_start[b] = b * T;
+    g.set = (struct TrainingSet){.count = B, .start = start, .token = token, .loss_mask = mask,
+                                 .loss_start = loss_start};
+    g.model = model_build(&config, g.ops);
+    struct OpsShape shape = {.N = B * T, .C = config.C, .F = config.F, .NH = config.NH,
+                             .NKV = config.NKV, .HS = config.HS, .V = config.V, .Vp = config.Vp,
+                             .max_T = T, .R = 1, .max_length = T};
+    g.trainer = trainer_reserve(g.model, &g.arena, &shape, &optimizer, 1);
+    arena_commit(&g.arena, g.ops);
+    model_initialise(g.model, trainer_weights(g.trainer), 1);
+    trainer_reset_optimizer(g.trainer);
+    scratch_open((size_t)256 * 50257, (size_t)50257 * 768, (size_t)256 * 50257 + 50257 * 768);
+    struct Timing t = compare_to_floor(train_step, step_products, &g, 9);
+    printf("step     GPT-2 124M, B=4 T=64: %.0f ms a training step, its products %.0f ms, ratio "
+           "%.3f\n", 1e3 * t.ours, 1e3 * t.floor, t.ratio);
+    scratch_close();
+    trainer_free(g.trainer), arena_free(&g.arena), model_free(g.model);
+}
+
+/* ---- the head --------------------------------------------------------------------------------------------- */
+
+struct Head {
+    const struct Ops *ops;
+    int N, D, V;
+    floatX *E, *W, *dE;
+    float *dW;
+    int *row, *target;
+    void *workspace;
+};
+
+static void head_coefficients(void *context, int first, int rows, const struct HeadStats *stats,
+                              float *dlogp, float *dentropy) {
+    (void)context, (void)first, (void)stats;
+    for (int i = 0; i < rows; i++) dlogp[i] = -1e-3f, dentropy[i] = -1e-5f;
+}
+
+static void head_both(void *context) {
+    struct Head *h = context;
+    const struct HeadStats none = {0};
+    h->ops->head_forward_backward(&none, h->dE, h->dW, h->E, h->W, h->row, h->target, h->N, h->N,
+                                  h->D, h->V, h->V, 1, head_coefficients, NULL, h->workspace);
+}
+
+static double head_products(void *context) {
+    struct Head *h = context;
+    return layer_seconds(h->N, h->D, h->V);
+}
+
+static void bench_head(void) {
+    struct Head h = {.ops = ops_open("cpu"), .N = 1024, .D = 768, .V = 50257};
+    size_t N = (size_t)h.N, D = (size_t)h.D, V = (size_t)h.V;
+    struct OpsShape shape = {.N = h.N, .C = h.D, .V = h.V, .Vp = h.V, .NH = 1, .NKV = 1,
+                             .HS = 64, .F = 64, .max_T = 1, .R = 1, .max_length = 1};
+    size_t extra = h.ops->workspace_size(&shape);
+    scratch_open(N * V, V * D, N * V + V * D);
+    h.E = h.ops->alloc(N * D * 4), h.W = h.ops->alloc(V * D * 4);
+    h.dE = h.ops->alloc(N * D * 4), h.dW = h.ops->alloc(V * D * 4);
+    h.row = h.ops->alloc(N * 4), h.target = h.ops->alloc(N * 4);
+    h.workspace = h.ops->alloc(extra);
+    h.ops->fill_zero(h.dW, V * D * 4);
+    h.ops->upload(h.E, scratch_b, N * D * 4), h.ops->upload(h.W, scratch_b, V * D * 4);
+    int *index = check_alloc(N, sizeof *index, "the benchmark");
+    for (int i = 0; i < h.N; i++) index[i] = i;
+    h.ops->upload(h.row, index, N * 4), h.ops->upload(h.target, index, N * 4);
+    struct Timing t = compare_to_floor(head_both, head_products, &h, 9);
+    double materialised = (double)(N * V * 4);
+    printf("head     N=1024 D=768 V=50257, logp and entropy, forward + backward: %.0f ms, its three "
+           "products %.0f ms, ratio %.3f; extra memory %.0f MB = %.2f of the materialised form's "
+           "%.0f MB\n", 1e3 * t.ours, 1e3 * t.floor, t.ratio, 1e-6 * (double)extra,
+           (double)extra / materialised, 1e-6 * materialised);
+    void *owned[] = {h.E, h.W, h.dE, h.dW, h.row, h.target, h.workspace};
+    for (int i = 0; i < 7; i++) h.ops->free(owned[i]);
+    free(index);
+    scratch_close();
+}
+
+/* ---- decode -------------------------------------------------------------------------------------------------- */
+
+/* Tokens per second of whole generations, `batch` completions of one prompt, against the larger of
+   reading the weights once a step and doing the products. */
+static void bench_decode_batch(const struct Ops *ops, const struct Model *model, int batch,
+                               double bandwidth, double flops) {
+    enum { TOKENS = 48 };
+    const struct ModelConfig *c = &model->config;
+    struct Arena arena = {0};
+    struct Weights weights;
+    void *workspace;
+    arena_reserve(&arena, &weights.data, model->num_parameters * ops->element_size, "weights", "w");
+    struct Sampler *sampler = sampler_reserve(model, &arena, batch, 2, TOKENS);
+    struct OpsShape shape = {.N = 1, .C = c->C, .F = c->F, .NH = c->NH, .NKV = c->NKV, .HS = c->HS,
+                             .V = c->V, .Vp = c->Vp, .max_T = 1,
+                             .R = sampler_step_rows(batch, 2), .max_length = TOKENS + 2};
+    arena_reserve(&arena, &workspace, ops->workspace_size(&shape), "workspace", "workspace");
+    arena_commit(&arena, ops);
+    model_initialise(model, &weights, 1);
+    sampler_load_weights(sampler, &weights);
+    int prompt[2] = {464, 1266}, start[2] = {0, 2};
+    uint32_t ordinal = 0;
+    struct RolloutRequest request = {.num_prompts = 1, .group = batch, .prompt_token = prompt,
+                                     .prompt_start = start, .ordinal = &ordinal, .seed = 1,
+                                     .purpose = RNG_SAMPLE, .temperature = 1,
+                                     .max_tokens = TOKENS, .end_of_text = -1};
+    struct Rollout rollout = {0};
+    double rates[16];
+    int repeats = batch == 1 ? 5 : 3;
+    sampler_generate(sampler, &weights, &request, &rollout, workspace);
+    for (int i = 0; i < repeats; i++) {
+        double begin = seconds();
+        sampler_generate(sampler, &weights, &request, &rollout, workspace);
+        rates[i] = batch * TOKENS / (seconds() - begin);
+    }
+    double rate = median(rates, repeats);
+    double products = (double)(model->num_real_parameters - (size_t)c->max_T * (size_t)c->C);
+    double by_bytes = batch * bandwidth / (4 * products), by_flops = flops / (2 * products);
+    double floor_rate = by_bytes < by_flops ? by_bytes : by_flops;
+    printf("decode   GPT-2 124M float32, batch %2d: %6.0f tokens/s, floor %6.0f (%s), %.0f %%\n", batch,
+           rate, floor_rate, by_bytes < by_flops ? "bytes" : "products", 100 * rate / floor_rate);
+    rollout_free(&rollout), sampler_free(sampler), arena_free(&arena);
+}
+
+static void bench_decode(void) {
+    const struct Ops *ops = ops_open("cpu");
+    struct ModelConfig config;
+    scratch_open(1024 * 768, 3072 * 768, 1024 * 3072);
+    double flops = peak_flops(), bandwidth = read_bandwidth();
+    scratch_close();
+    printf("floors   products %.0f GFLOP/s, reading memory %.1f GB/s\n", 1e-9 * flops,
+           1e-9 * bandwidth);
+    gpt2_config(&config, ops, 1024);
+    struct Model *model = model_build(&config, ops);
+    const int batches[] = {1, 8, 32, 64};
+    for (int i = 0; i < 4; i++) bench_decode_batch(ops, model, batches[i], bandwidth, flops);
+    model_free(model);
+}
+
+/* ---- the built-in task ------------------------------------------------------------------------------------------ */
+
+static void bench_task(void) {
+    enum { STEPS = 30 };
+    struct Session s;
+    char *line[] = {"bench", "--eval-every", "0", "--quiet", "--eval-only", NULL};
+    double generate[STEPS], rate[STEPS];
+    session_open(&s, 5, line);
+    for (int i = 0; i < STEPS; i++) {
+        struct CollectOptions options = session_collect_options(&s);
+        double begin = seconds();
+        sampler_load_weights(s.sampler, trainer_weights(s.trainer));
+        experience_collect(&s.experience, s.sampler, trainer_weights(s.trainer), &options,
+                           &s.state.group_ordinal, trainer_workspace(s.trainer));
+        generate[i] = seconds() - begin;
+        rate[i] = (double)s.experience.generated_tokens / generate[i];
+    }
+    printf("task     countdown, 32 prompts x 16: %.0f sampled tokens/s, %.1f ms a rollout (random "
+           "weights: completions of %.1f tokens)\n", median(rate, STEPS),
+           1e3 * median(generate, STEPS), s.experience.sum_length / s.experience.generated);
+    session_close(&s);
+}
+
+int main(int argc, char **argv) {
+    static const struct { const char *name; void (*run)(void); } benches[] = {
+        {"step", bench_step}, {"head", bench_head}, {"decode", bench_decode}, {"task", bench_task}};
+    launch_with_patient_threads(argv);
+    int threads = launch_threads(0);
+    printf("machine  %d threads, OpenBLAS %s\n", threads, launch_blas_name());
+    for (size_t i = 0; i < sizeof benches / sizeof *benches; i++) {
+        bool wanted = argc == 1;
+        for (int a = 1; a < argc; a++) wanted |= strcmp(argv[a], benches[i].name) == 0;
+        if (wanted) benches[i].run();
+        fflush(stdout);
+    }
+    return 0;
+}
