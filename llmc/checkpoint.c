@@ -69,16 +69,13 @@ static void json_save(cJSON *json, const char *path) {
 }
 
 const char *checkpoint_config(const char *directory, struct ModelConfig *config) {
-    static char sentence[PATH_SIZE + 400];
     char path[PATH_SIZE];
     const char *problem;
     check_path(path, sizeof path, "%s/config.json", directory);
     cJSON *json = json_read(path, &problem);
     if (json != NULL) problem = model_config_read(config, json);
     cJSON_Delete(json);
-    if (problem == NULL) return NULL;
-    snprintf(sentence, sizeof sentence, "%s: %s", path, problem);
-    return sentence;
+    return problem;
 }
 
 /* ---- the run's state: one table ------------------------------------------------------------- */
@@ -98,11 +95,12 @@ static const struct StateField {
 } state_fields[] = {
     INTEGER(step), INTEGER(warm_step), INTEGER(optimizer_step), INTEGER(group_ordinal),
     INTEGER(demonstration_ordinal), INTEGER(update_ordinal), INTEGER(num_tokens),
-    INTEGER(skipped_in_a_row), INTEGER(phases_begun), DOUBLE(entropy_initial), DOUBLE(entropy_target),
-    DOUBLE(entropy_cumulative), DOUBLE(entropy_integral), INTEGER(entropy_rollouts),
-    INTEGER(entropy_steps_at_bound), DOUBLE(entropy_error_at_bound), DOUBLE(entropy_bonus), DOUBLE(zeta),
-    DOUBLE(clip_high), DOUBLE(entropy_coef), DOUBLE(repo_d_beta), INTEGER(seed),
-    INTEGER(threads), INTEGER(micro_tokens), TEXT(dtype), TEXT(backend), TEXT(blas), TEXT(task),
+    INTEGER(skipped_in_a_row), INTEGER(phases_begun), DOUBLE(entropy_initial),
+    DOUBLE(entropy_target), DOUBLE(entropy_cumulative), DOUBLE(entropy_integral),
+    INTEGER(entropy_rollouts), INTEGER(entropy_steps_at_bound), DOUBLE(entropy_error_at_bound),
+    DOUBLE(entropy_bonus), DOUBLE(zeta), DOUBLE(clip_high), DOUBLE(entropy_coef),
+    DOUBLE(repo_d_beta), INTEGER(seed), INTEGER(threads), INTEGER(micro_tokens), TEXT(dtype),
+    TEXT(backend), TEXT(blas), TEXT(task),
 };
 #define NUM_STATE_FIELDS (sizeof state_fields / sizeof state_fields[0])
 

@@ -39,7 +39,8 @@ struct TrainerState {
     char task[64];
 };
 
-/* Reads DIR/config.json into `config`: NULL or one sentence saying what is wrong. */
+/* Reads DIR/config.json into `config`, with Vp = V: NULL or one sentence saying what is wrong
+   (static storage, without the file's name). */
 const char *checkpoint_config(const char *directory, struct ModelConfig *config);
 /* Loads weights (both names with and without "transformer."); die_input on any misfit, naming file,
    tensor, and what was expected. */

@@ -16,6 +16,8 @@
 #define TENSOR_ALIGN 32
 /* Elements that cross between host and backend at a time. */
 #define SLICE ((size_t)1 << 20)
+/* Initial weights that one thread draws in a row. */
+#define DRAWS ((size_t)4096)
 #define GPT2_INIT_STD 0.02f
 
 /* ---- families: one table row per tensor ----------------------------------------------------- */
@@ -407,19 +409,32 @@ void elements_download(const struct Ops *ops, float *host, const floatX *in, siz
     ops->free(slice);
 }
 
+/* Elements [begin, begin + n) of a tensor's draws. A draw takes two words and a block of the
+   generator has four, so element i begins block i / 2 (begin and DRAWS are even) and threads may
+   share the work: the numbers are those of one sequence. */
+static void draw_normals(float *out, uint64_t seed, int tensor, float std, size_t begin, size_t n) {
+    #pragma omp parallel for schedule(static)
+    for (size_t first = 0; first < n; first += DRAWS) {
+        uint64_t block = (begin + first) / 2;
+        struct Rng rng;
+        rng_open(&rng, seed, RNG_INIT, (uint64_t)tensor);
+        rng.counter[0] = (uint32_t)block;
+        rng.counter[1] = (uint32_t)(block >> 32);
+        for (size_t j = first; j < n && j < first + DRAWS; j++) out[j] = std * rng_normal(&rng);
+    }
+}
+
 void model_initialise(const struct Model *model, struct Weights *weights, uint64_t seed) {
     const struct Ops *ops = model->ops;
     float *host = check_alloc(SLICE, sizeof *host, "a slice of initial weights");
     ops->fill_zero(weights->data, model->num_parameters * ops->element_size);
     for (int i = 0; i < model->num_tensors; i++) {
         const struct Tensor *tensor = &model->tensors[i];
-        struct Rng rng;
-        rng_open(&rng, seed, RNG_INIT, (uint64_t)i);
         for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
             size_t part = tensor->saved - begin < SLICE ? tensor->saved - begin : SLICE;
-            for (size_t j = 0; j < part; j++)
-                host[j] = tensor->init_std > 0 ? tensor->init_std * rng_normal(&rng)
-                                               : tensor->init_value;
+            for (size_t j = 0; j < part; j++) host[j] = tensor->init_value;
+            if (tensor->init_std > 0)
+                draw_normals(host, seed, i, tensor->init_std, begin, part);
             elements_upload(ops, ops_at(ops, weights->data, tensor->offset + begin), host, part);
         }
     }

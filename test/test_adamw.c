@@ -82,7 +82,7 @@ static void test_decay_alone(void **state) {
 
 static void test_sum_of_squares(void **state) {
     (void)state;
-    const size_t sizes[] = {0, 1, 15, 16, 17, 1023, 1024, 1025, 16384, 16385, 1000003};
+    const size_t sizes[] = {0, 1, 15, 16, 17, 1023, 1024, 1025, 16383, 16385, 1000003};
     struct OpsShape shape = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     void *workspace = new_workspace(&shape);
     double *out = new_poison(sizeof *out);

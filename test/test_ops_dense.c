@@ -1,6 +1,6 @@
 /* Memory, the slot table, vector mathematics, and the dense operations of the transformer:
-   embedding, norm, linear layers, feed-forward block. Each against its definition in double; each backward's
-   definition against finite differences. */
+   embedding, norm, linear layers, feed-forward block. Each against its definition in double; each
+   backward's definition against finite differences. */
 #include "test_ops.h"
 #include <omp.h>
 #include "../llmc/kernels/vmath.h"

@@ -229,7 +229,7 @@ static void test_save_and_read(void **state) {
     static const char *const lines[] = {
         "",
         "--task split --model /a/\"b\\c --layers 3 --lr 0.1 --warm-lr 1e-7 --clip-high 0.28 "
-        "--kl-coef 0.001 --overwrite --seed 9007199254740991 --threads 2 --save-rollouts "
+        "--kl-coef 0.001 --overwrite --seed 9007199254740991 --threads 2 --repo-d-signed "
         "--temperature 0.3333333333333333 --score \xff\xfe --backend cpu --dry-run",
     };
     for (int i = 0; i < 2; i++) {

@@ -1,5 +1,6 @@
-/* Rollouts and evaluation on a small random model of odd sizes: bit for bit the same in every layout,
-   and token by token what the training path and the Gumbel-max rule, computed here in double, say. */
+/* Rollouts and evaluation on a small random model of odd sizes: bit for bit the same in every
+   layout, and token by token what the training path and the Gumbel-max rule, computed here in
+   double, say. */
 #include "test_ops.h"
 #include "../llmc/model.h"
 #include "../llmc/rl/evaluate.h"
@@ -16,7 +17,7 @@ static struct Arena arena;
 static void *workspace;
 static int end_of_text;   /* a token that this model draws often */
 
-/* ---- the model and its prompts ---------------------------------------------------------------- */
+/* ---- the model and its prompts -------------------------------------------------------------- */
 
 /* Weights large enough that distributions are far from uniform; padding rows stay zero. */
 static void fill_weights(void) {
@@ -115,7 +116,7 @@ static int teardown(void **state) {
     return 0;
 }
 
-/* ---- one result in every layout ----------------------------------------------------------------- */
+/* ---- one result in every layout ------------------------------------------------------------- */
 
 static void assert_same_completion(const struct Rollout *a, int i, const struct Rollout *b, int j) {
     int length = a->start[i + 1] - a->start[i];
@@ -173,7 +174,7 @@ static void test_draws_are_keyed(void **state) {
     rollout_free(&reference);
 }
 
-/* ---- against the training path -------------------------------------------------------------------- */
+/* ---- against the training path -------------------------------------------------------------- */
 
 /* For every drawn token: log p of all V tokens that could have been drawn, and the entropy, from
    model_forward and head_forward on the packed completions. Caller frees both. */
@@ -226,8 +227,8 @@ static double gumbel(const struct RolloutRequest *request, int p, int sample, in
     return -log(-log((double)rng_uniform(out[v % 4])));
 }
 
-/* Every token is the largest of log p + noise, and its logp and entropy are the training path's. The
-   two paths add in different orders: 1e-4 in float32. */
+/* Every token is the largest of log p + noise, and its logp and entropy are the training path's.
+   The two paths add in different orders: 1e-4 in float32. */
 static void check_against_training(float temperature) {
     double bound = strcmp(ops->dtype, "fp32") == 0 ? 1e-4 : 0.15;
     struct Prompts prompts = make_prompts(in_order);
@@ -249,7 +250,8 @@ static void check_against_training(float temperature) {
             }
             ASSERT_CLOSE("the drawn token's lead", best - drawn, 2 * bound);
             ASSERT_CLOSE("logp", fabs((double)rollout.logp[t] - row[rollout.token[t]]), bound);
-            ASSERT_CLOSE("entropy", fabs((double)rollout.entropy[t] - entropy[(size_t)t * V]), bound);
+            ASSERT_CLOSE("entropy", fabs((double)rollout.entropy[t] - entropy[(size_t)t * V]),
+                         bound);
         }
     }
     free(logp);
@@ -269,7 +271,7 @@ static void test_greedy(void **state) {
     check_against_training(0);
 }
 
-/* First tokens of 6000 samples follow the softmax: Pearson's chi-square over the V cells that expect
+/* First tokens of 6000 samples follow the softmax: Pearson's chi-square over the cells that expect
    five or more, within five deviations of its mean. */
 static void test_frequencies(void **state) {
     (void)state;
@@ -299,7 +301,7 @@ static void test_frequencies(void **state) {
     rollout_free(&one);
 }
 
-/* ---- ends, limits, counts ------------------------------------------------------------------------ */
+/* ---- ends, limits, counts ------------------------------------------------------------------- */
 
 /* The form of any rollout: flat arrays without gaps, end-of-text last or nowhere. */
 static void check_form(const struct Rollout *rollout, const struct RolloutRequest *request) {
@@ -365,6 +367,23 @@ static void test_edges(void **state) {
     rollout_free(&rollout);
 }
 
+/* A diverged model is no reason to crash: completions end, with tokens of the vocabulary. */
+static void test_weights_that_are_nan(void **state) {
+    (void)state;
+    struct Prompts prompts = make_prompts(in_order);
+    struct RolloutRequest request = make_request(&prompts, 1);
+    size_t bytes = model->num_parameters * ops->element_size;
+    ops->copy(weights.data, new_poison(bytes), bytes);   /* every byte 255: NaN in every type */
+    sampler_load_weights(samplers[1], &weights);
+    struct Rollout rollout = generate(1, &request);
+    assert_int_equal(rollout.count, PROMPTS * GROUP);
+    for (int t = 0; t < rollout.start[rollout.count]; t++)
+        assert_in_range(rollout.token[t], 0, V - 1);
+    rollout_free(&rollout);
+    fill_weights();
+    sampler_load_weights(samplers[1], &weights);
+}
+
 /* The prompt enters once per group, and no row is idle while a completion waits. */
 static void test_batching_is_continuous(void **state) {
     (void)state;
@@ -375,7 +394,7 @@ static void test_batching_is_continuous(void **state) {
         assert_int_equal(rollout.prefill_tokens, prompts.start[PROMPTS] - PROMPTS);
         rollout_free(&rollout);
 
-        /* The prompts of one and two tokens alone, so that prompts never wait for room in a step. */
+        /* Prompts of one and two tokens alone, which never wait for room in a step. */
         for (int p = 0; p < PROMPTS; p++) prompts.start[p] = 2 * p;
         prompts.start[PROMPTS] = 2 * PROMPTS - 1;
         request.group = 6;
@@ -387,7 +406,7 @@ static void test_batching_is_continuous(void **state) {
     }
 }
 
-/* ---- evaluation ------------------------------------------------------------------------------------ */
+/* ---- evaluation ----------------------------------------------------------------------------- */
 
 /* A task whose prompts are four letters and an equals sign, and whose right answers are those with
    an even sum of bytes. */
@@ -501,6 +520,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_frequencies),
         cmocka_unit_test(test_ends_and_limits),
         cmocka_unit_test(test_edges),
+        cmocka_unit_test(test_weights_that_are_nan),
         cmocka_unit_test(test_batching_is_continuous),
         cmocka_unit_test(test_evaluate),
     };

@@ -61,7 +61,7 @@ static const struct Option table[] = {
     REAL("dual-clip", dual_clip, 0, 1000, NAN, HOW, "bound on the ratio where A < 0; 0 = off"),
     REAL("clip-low", clip_low, 0, 1, NAN, HOW, "the ratio's lower bound is 1 - this"),
     REAL("clip-high", clip_high, 0, 1000, NAN, HOW, "the ratio's upper bound is 1 + this"),
-    WHOLE("steps", steps, 0, MANY, 300, HOW, "RL steps"),
+    WHOLE("steps", steps, 0, MANY, 600, HOW, "RL steps"),
     WHOLE("warm-start", warm_start, 0, MANY, 300, HOW, "supervised steps before them"),
     WHOLE("warm-batch", warm_batch, 1, 65536, 256, HOW, "demonstrations per supervised step"),
     REAL("warm-lr", warm_lr, 0, 1, 1e-3, HOW, "learning rate of the supervised steps"),
@@ -96,13 +96,13 @@ static const struct Option table[] = {
     WORD("logp-dtype", logp_dtype, "fp32", "fp32 bf16 fp16", ENTROPY,
          "rounds log-probabilities before the ratio: the precision study"),
     WHOLE("entropy-push-tokens", entropy_push_tokens, -1, MANY, -1, ENTROPY,
-          "tokens on which the change of entropy is measured; -1 = 2 % of them, 0 = none"),
+          "tokens whose change of entropy is measured; -1 = 2 % of them, 0 = none"),
     WHOLE("attention-entropy-every", attention_entropy_every, 0, MANY, 1, ENTROPY,
           "steps between measurements of attention entropy; 0 = none"),
 
     WHOLE("eval-every", eval_every, 0, MANY, 50, EVALUATION,
           "RL steps between evaluations, one before and one after included; 0 = none"),
-    WHOLE("eval-prompts", eval_prompts, 1, 1000000, 100, EVALUATION, "held-out prompts"),
+    WHOLE("eval-prompts", eval_prompts, 1, 1000000, 200, EVALUATION, "held-out prompts"),
     WHOLE("eval-samples", eval_samples, 1, 65536, 64, EVALUATION, "completions of each"),
     FLAG("eval-only", eval_only, EVALUATION, "evaluate and stop"),
     WORD("score", score, "", NULL, EVALUATION,
@@ -114,7 +114,8 @@ static const struct Option table[] = {
     WHOLE("save-every", save_every, 0, MANY, 100, RUN,
           "RL steps between checkpoints; 0 = only the last"),
     WHOLE("keep", keep, 0, MANY, 2, RUN, "checkpoints to keep; 0 = all"),
-    FLAG("save-rollouts", save_rollouts, RUN, "write every completion to rollouts.jsonl"),
+    WHOLE("rollouts-every", rollouts_every, 0, MANY, 10, RUN,
+          "RL steps between those whose completions go to rollouts.jsonl; 0 = none"),
     {"config", CONFIG, 0, 0, 0, 0, NULL, NULL, RUN,
      "options from a JSON file; what follows on the line replaces them"},
     FLAG("dry-run", dry_run, RUN, "print the plan and stop"),
@@ -217,7 +218,8 @@ static void check_number(const struct Option *o, double value, const char *sourc
 static void check_text(const struct Option *o, const char *value, const char *source) {
     if (strlen(value) >= OPTION_TEXT)
         die_input("%s--%s is too long: at most %d bytes", source, o->name, OPTION_TEXT - 1);
-    if (o->choices && !is_choice(value, o->choices))
+    bool is_default = strcmp(value, o->text) == 0;   /* may be empty: left to the objective */
+    if (o->choices && !is_default && !is_choice(value, o->choices))
         die_input("%s--%s %s is unknown; choose from: %s", source, o->name, value, o->choices);
 }
 

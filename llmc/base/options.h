@@ -46,7 +46,7 @@ struct Options {
     bool overwrite;
     char resume[OPTION_TEXT];
     int64_t save_every, keep;
-    bool save_rollouts;
+    int64_t rollouts_every;
     /* the machine */
     char backend[OPTION_TEXT];
     int64_t seed, threads, decode_rows, micro_tokens;   /* 0 = chosen by the program */

@@ -58,14 +58,10 @@ static void fill_words(uint32_t *bits, int n, int first, const uint32_t counter[
     }
 }
 
-/* race [n] = e^(z - m) / -log u. u is (bits + 1/2) / 2^24, whose largest value is 1 in float32: the
-   exponential then takes its exact value, 2^-25. */
+/* race [n] = e^(z - m) / -log u */
 static void run_race(float *race, const float *z, const uint32_t *bits, float m, int n) {
     #pragma omp simd
-    for (int j = 0; j < n; j++) {
-        float x = -vm_log(rng_uniform(bits[j]));
-        race[j] = vm_exp(z[j] - m) / (x > 0x1p-25f ? x : 0x1p-25f);
-    }
+    for (int j = 0; j < n; j++) race[j] = vm_exp(z[j] - m) / -vm_log(rng_uniform(bits[j]));
 }
 
 /* Some index of x [n] always, also if all of x is NaN; the first where x equals its maximum. */

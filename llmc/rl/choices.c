@@ -91,7 +91,7 @@ void session_open_run(struct Session *s) {
     if (!s->resumed) clear_run(s->run);
     check_path(path, sizeof path, "%s/config.json", s->run);
     options_save(&s->options, path);
-    report_open(&s->report, s->run, s->options.save_rollouts, &s->state);
+    report_open(&s->report, s->run, s->options.rollouts_every, &s->state);
 }
 
 /* ---- options, those of a resumed run first ------------------------------------------------------ */

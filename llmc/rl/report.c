@@ -16,10 +16,10 @@ static void open_log(struct Jsonl *log, const char *run, const char *name, const
     jsonl_open(log, path);
 }
 
-void report_open(struct Report *r, const char *run, bool save_rollouts,
+void report_open(struct Report *r, const char *run, int64_t rollouts_every,
                  const struct TrainerState *state) {
     char metrics[4096];
-    *r = (struct Report){.save_rollouts = save_rollouts, .started = seconds(),
+    *r = (struct Report){.rollouts_every = rollouts_every, .started = seconds(),
                          .first_step = state->step};
     check_path(r->run, sizeof r->run, "%s", run);
     check_path(metrics, sizeof metrics, "%s/metrics.jsonl", run);
@@ -27,7 +27,7 @@ void report_open(struct Report *r, const char *run, bool save_rollouts,
     open_log(&r->metrics, run, "metrics.jsonl", "step", state->step);
     open_log(&r->warm, run, "warm_start.jsonl", "warm_step", state->warm_step);
     open_log(&r->attention, run, "attention_entropy.jsonl", "step", state->step);
-    if (save_rollouts) open_log(&r->rollouts, run, "rollouts.jsonl", "step", state->step);
+    open_log(&r->rollouts, run, "rollouts.jsonl", "step", state->step);
     tensorboard_open(&r->board, run, state->step + 1);
 }
 
@@ -35,7 +35,7 @@ void report_close(struct Report *r) {
     jsonl_close(&r->metrics);
     jsonl_close(&r->warm);
     jsonl_close(&r->attention);
-    if (r->save_rollouts) jsonl_close(&r->rollouts);
+    jsonl_close(&r->rollouts);
     tensorboard_close(&r->board);
     free(r->attention_start);
 }
@@ -323,7 +323,8 @@ void report_step(struct Report *r, const struct StepReport *s) {
     if (s->evaluation) write_evaluation(r, s->evaluation);
     write_timing(r, s);
     end_line(r);
-    if (r->save_rollouts) write_rollouts(&r->rollouts, s->step, s->experience);
+    if (r->rollouts_every && s->step % r->rollouts_every == 0)
+        write_rollouts(&r->rollouts, s->step, s->experience);
 
     const struct Experience *e = s->experience;
     r->last_entropy = e->sum_entropy / (double)e->generated_tokens;
@@ -357,6 +358,5 @@ void report_summary(struct Report *r, int64_t steps_done) {
         say("%-22s %9.2f %9.2f   of %d samples", "distinct correct", r->first.distinct_correct,
             r->last.distinct_correct, r->last.samples);
     }
-    say("files: %s/{metrics.jsonl, %sconfig.json, checkpoints/}", r->run,
-        r->save_rollouts ? "rollouts.jsonl, " : "");
+    say("files: %s/{metrics.jsonl, rollouts.jsonl, config.json, checkpoints/}", r->run);
 }

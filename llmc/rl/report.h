@@ -39,7 +39,8 @@ struct Report {
     struct Jsonl metrics, warm, rollouts, attention;
     struct TensorBoard board;
     int64_t step;                          /* of the line being written */
-    bool save_rollouts, header_said;
+    int64_t rollouts_every;                /* steps; 0 = none */
+    bool header_said;
     double *attention_start;               /* [layers * heads] of the first measured step */
     bool attention_warned;
     struct Evaluation first, last;         /* for the summary */
@@ -53,7 +54,7 @@ struct Report {
 
 /* Opens the logs for appending, after removing the lines past what `state` has done: a resumed run
    logs no step twice. */
-void report_open(struct Report *report, const char *run, bool save_rollouts,
+void report_open(struct Report *report, const char *run, int64_t rollouts_every,
                  const struct TrainerState *state);
 void report_warm(struct Report *report, const struct WarmReport *warm);
 /* An evaluation outside a step: before the first step of phase number `phase`, or (-1) at the end,

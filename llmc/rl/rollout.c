@@ -101,7 +101,7 @@ void sampler_load_weights(struct Sampler *s, const struct Weights *weights) {
     decode_load_weights(s->model, s->decode, weights);
 }
 
-/* ---- the rollout's memory --------------------------------------------------------------------- */
+/* ---- the rollout's memory ------------------------------------------------------------------- */
 
 /* Makes room for every completion at its longest. Until rollout_pack, completion i lies at
    i * max_tokens and start[i + 1] counts its tokens. */
@@ -147,7 +147,7 @@ void rollout_free(struct Rollout *out) {
     *out = (struct Rollout){0};
 }
 
-/* ---- rows enter ------------------------------------------------------------------------------- */
+/* ---- rows enter ----------------------------------------------------------------------------- */
 
 /* Tokens of prompt p that go to its segment: all but the last. */
 static int segment_length(const struct RolloutRequest *request, int p) {
@@ -182,7 +182,7 @@ static void enter_completion(struct Generation *g) {
     s->completion[row] = g->next++;
 }
 
-/* Appends the segment of prompt p, which goes to `slot`, from row `row` on; returns the row after. */
+/* Appends prompt p's tokens for segment `slot` from row `row` on; returns the row after them. */
 static int enter_prompt(struct Generation *g, int row, int p, int slot) {
     struct DecodeRows *host = &g->sampler->host;
     int length = segment_length(g->request, p);
@@ -213,7 +213,7 @@ static void enter_rows(struct Generation *g) {
     g->out->prefill_tokens += g->prefill;
 }
 
-/* ---- a step ----------------------------------------------------------------------------------- */
+/* ---- a step --------------------------------------------------------------------------------- */
 
 /* Draws one token for every live row. Only rows that are not the last step's are uploaded. */
 static void draw_tokens(struct Generation *g, const struct Weights *weights, void *workspace) {

@@ -8,7 +8,7 @@
        waiting samples (group 0: s0 s1 .. | group 1: ...)
               |  prefill the prompt if its segment is not loaded
               v
-       row slots  [ tail 0 | tail 1 | ... ]   one token each per step -> end-of-text or max_tokens -> out
+       row slots  [ tail 0 | tail 1 | ... ]   one token each per step -> ended or cut -> out
 
    A sample's tokens and numbers depend on (weights, seed, purpose, ordinal, sample index) only; not
    on the number of rows, the order of arrival or its neighbours, bit for bit. */
@@ -56,7 +56,7 @@ void sampler_generate(struct Sampler *sampler, const struct Weights *weights,
                       const struct RolloutRequest *request, struct Rollout *out, void *workspace);
 void sampler_free(struct Sampler *sampler);
 void rollout_free(struct Rollout *rollout);
-/* Rows of the largest step, prefill included: R of the OpsShape for workspace_size, whose max_length
+/* Rows of the largest step, prefill included: R of the OpsShape for workspace_size. Its max_length
    is max_prompt + max_tokens. */
 int sampler_step_rows(int rows, int max_prompt);
 

@@ -289,9 +289,9 @@ void session_open(struct Session *s, int argc, char **argv) {
     choose_sizes(s);
     plan_memory(s);
     note_settings(s);
+    if (s->run[0] && !s->options.dry_run) session_open_run(s);
     if (!s->options.score[0]) describe(s);
     if (s->options.dry_run) exit(0);
-    if (s->run[0]) session_open_run(s);
     arena_commit(&s->arena, s->ops);
     load(s);
 }

@@ -1,0 +1,150 @@
+/* What the checkpoint tests stand on: a directory of this run's own, and a small model with weights
+   and moments. */
+#ifndef CHECKPOINT_RIG_H
+#define CHECKPOINT_RIG_H
+
+#include "test.h"
+#include <float.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "../llmc/checkpoint.h"
+
+#define PATH_SIZE 4096
+
+static char scratch[PATH_SIZE];
+
+/* ---- files ---------------------------------------------------------------------------------- */
+
+/* scratch/NAME in one of 32 static buffers, used in turn. */
+static const char *path_of(const char *format, ...) {
+    static char paths[32][PATH_SIZE];
+    static int next;
+    char *path = paths[next++ % 32];
+    int length = snprintf(path, PATH_SIZE, "%s/", scratch);
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(path + length, (size_t)(PATH_SIZE - length), format, arguments);
+    va_end(arguments);
+    return path;
+}
+
+static char *read_whole(const char *path, size_t *length) {
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) fail_msg("cannot read %s", path);
+    char *data = malloc(1 << 20);
+    *length = fread(data, 1, 1 << 20, file);
+    fclose(file);
+    return data;
+}
+
+static void write_whole(const char *path, const void *data, size_t length) {
+    unlink(path);   /* some file systems flush a file that is cut and written again */
+    FILE *file = fopen(path, "wb");
+    if (file == NULL || fwrite(data, 1, length, file) != length || fclose(file) != 0)
+        fail_msg("cannot write %s", path);
+}
+
+static bool exists(const char *path) { return access(path, F_OK) == 0; }
+
+static void remove_scratch(const char *name) {
+    char command[PATH_SIZE + 16];
+    snprintf(command, sizeof command, "rm -rf '%s'", path_of("%s", name));
+    if (system(command) != 0) fail_msg("cannot remove %s", name);
+}
+
+static pid_t main_process;
+
+/* Asked by the leak checker at exit: it cannot follow the fork of a process that had threads. */
+int __lsan_is_turned_off(void) { return getpid() != main_process; }
+
+static int set_up(void **state) {
+    (void)state;
+    main_process = getpid();
+    snprintf(scratch, sizeof scratch, "%s/test_checkpoint_XXXXXX", P_tmpdir);
+    return mkdtemp(scratch) == NULL;
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    remove_scratch("");
+    return 0;
+}
+
+/* ---- a model with weights and moments ------------------------------------------------------- */
+
+struct Run {
+    const struct Ops *ops;
+    struct Model *model;
+    struct Weights weights;
+    float *m, *v;
+    size_t n;
+};
+
+static void run_open(struct Run *run, const struct ModelConfig *config) {
+    run->ops = ops_open("cpu");
+    run->model = model_build(config, run->ops);
+    run->n = run->model->num_parameters;
+    run->weights.data = run->ops->alloc(run->n * run->ops->element_size);
+    run->m = run->ops->alloc(run->n * sizeof(float));
+    run->v = run->ops->alloc(run->n * sizeof(float));
+    memset(run->weights.data, 0x7f, run->n * run->ops->element_size);
+    memset(run->m, 0x7f, run->n * sizeof(float));
+    memset(run->v, 0x7f, run->n * sizeof(float));
+}
+
+static void run_close(struct Run *run) {
+    run->ops->free(run->weights.data);
+    run->ops->free(run->m);
+    run->ops->free(run->v);
+    model_free(run->model);
+}
+
+/* Random everywhere but in padding and gaps, which are zero. */
+static void run_fill(struct Run *run, uint64_t stream) {
+    float *buffers[3] = {calloc(run->n, sizeof(float)), run->m, run->v};
+    memset(run->m, 0, run->n * sizeof(float));
+    memset(run->v, 0, run->n * sizeof(float));
+    for (int k = 0; k < 3; k++)
+        for (int i = 0; i < run->model->num_tensors; i++) {
+            const struct Tensor *t = &run->model->tensors[i];
+            uint64_t tensor_stream = stream + 1000 * (uint64_t)k + (uint64_t)i;
+            fill_normal(buffers[k] + t->offset, t->saved, 1, tensor_stream);
+        }
+    elements_upload(run->ops, run->weights.data, buffers[0], run->n);
+    free(buffers[0]);
+}
+
+static struct ModelConfig small_config(bool tied) {
+    /* HS 36, F 100: several transpose blocks of 32 and a remainder in each direction */
+    return (struct ModelConfig){.family = "gpt2", .L = 2, .NH = 2, .NKV = 2, .C = 72, .HS = 36,
+                                .F = 100, .V = 24, .Vp = 64, .max_T = 16, .tied = tied};
+}
+
+/* Every field is set, also one added later: 0x3c3c... is an integer past 2^53 and a finite
+   double. */
+static struct TrainerState awkward_state(int64_t step) {
+    struct TrainerState state;
+    memset(&state, 0x3c, sizeof state);
+    memset(state.dtype, 0, sizeof state - offsetof(struct TrainerState, dtype));
+    snprintf(state.dtype, sizeof state.dtype, "fp32");
+    snprintf(state.backend, sizeof state.backend, "a \"b\\\t\n");
+    snprintf(state.blas, sizeof state.blas, "%031d", 7);   /* no room left */
+    snprintf(state.task, sizeof state.task, "t\xc3\xa4sk");
+    state.step = step;
+    state.warm_step = 1LL << 53, state.demonstration_ordinal = -(1LL << 53) - 1;
+    state.seed = INT64_MIN, state.threads = INT64_MAX, state.micro_tokens = 0;
+    state.entropy_initial = 0.1, state.entropy_target = DBL_MAX, state.zeta = INFINITY;
+    state.entropy_cumulative = -DBL_MIN, state.entropy_integral = 1.0 / 3;
+    state.entropy_error_at_bound = -0.0, state.clip_high = 0x1.fffffffffffffp-1;
+    state.entropy_coef = -INFINITY, state.repo_d_beta = 4.9e-324;
+    return state;
+}
+
+static void save_step(struct Run *run, const char *directory, int64_t step, int keep) {
+    struct TrainerState state = awkward_state(step);
+    struct Tokenizer tokenizer;
+    tokenizer_from_alphabet(&tokenizer, "0123456789+-*=:abcdefgh");
+    checkpoint_save(directory, run->model, &run->weights, run->m, run->v, &tokenizer, &state, keep);
+}
+
+#endif

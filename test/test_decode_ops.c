@@ -1,0 +1,410 @@
+/* The operations of a decode step but attention: the packed product, and drawing a token. Each against
+   its definition in double; and bit by bit against itself in other batches, for a row's bits may not
+   depend on its neighbours. */
+#include "test_ops.h"
+#include <omp.h>
+
+/* ---- matmul_decode --------------------------------------------------------------------------- */
+
+static void *pack(const floatX *w, int C, int OC) {
+    void *packed = new_poison(ops->matmul_packed_size(C, OC));
+    ops->matmul_pack(packed, w, C, OC);
+    return packed;
+}
+
+static double gelu(double x) {
+    return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+}
+
+static void check_matmul(int R, int C, int OC, bool biased, bool activated) {
+    float *x = new_normal((size_t)R * C, 1, 1), *w = new_normal((size_t)OC * C, 1, 2);
+    float *bias = new_normal(OC, 2, 3);
+    floatX *x_device = put_x(x, (size_t)R * C), *w_device = put_x(w, (size_t)OC * C);
+    floatX *bias_device = put_x(bias, OC), *out = new_x((size_t)R * OC);
+    ops->matmul_decode(out, x_device, pack(w_device, C, OC), biased ? bias_device : NULL, R, C, OC,
+                       activated);
+    float *got = get_x(out, (size_t)R * OC);
+    for (int r = 0; r < R; r++)
+        for (int o = 0; o < OC; o++) {
+            double sum = biased ? bias[o] : 0, size = fabs(sum);
+            for (int k = 0; k < C; k++) {
+                double term = (double)x[(size_t)r * C + k] * w[(size_t)o * C + k];
+                sum += term, size += fabs(term);
+            }
+            /* GELU is no steeper than 1.13 */
+            double expected = activated ? gelu(sum) : sum, bound = bound_of(1) * size * 1.2;
+            char name[96];
+            snprintf(name, sizeof name, "R %d C %d OC %d, row %d column %d", R, C, OC, r, o);
+            ASSERT_CLOSE(name, fabs(got[(size_t)r * OC + o] - expected), bound);
+        }
+    free(x), free(w), free(bias), free(got);
+    release_all();
+}
+
+static void test_matmul(void **state) {
+    (void)state;
+    for (int R = 1; R <= 29; R++) check_matmul(R, 37, 70, R % 2, R % 3 == 0); /* every block height */
+    check_matmul(64, 131, 97, true, true);
+    check_matmul(200, 19, 33, true, false);
+    check_matmul(3, 1031, 65, false, true);
+    check_matmul(5, 48, 31, true, true);
+    check_matmul(2, 1, 1, true, false);
+}
+
+/* The rows of some batches, in shuffled order, have the bits they have alone. */
+static void test_matmul_bits(void **state) {
+    (void)state;
+    enum { ROWS = 64, C = 131, OC = 97 };
+    float *x = new_normal(ROWS * C, 1, 1), *w = new_normal(OC * C, 1, 2), *bias = new_normal(OC, 1, 3);
+    floatX *w_device = put_x(w, OC * C), *bias_device = put_x(bias, OC);
+    void *packed = pack(w_device, C, OC);
+    float *alone[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        floatX *out = new_x(OC);
+        ops->matmul_decode(out, put_x(x + r * C, C), packed, bias_device, 1, C, OC, 1);
+        alone[r] = get_x(out, OC);
+    }
+    struct Rng rng;
+    rng_open(&rng, 5, RNG_TEST, 0);
+    const int batches[] = {1, 7, 13, 14, 64};
+    int threads = omp_get_max_threads(), order[ROWS];
+    for (int r = 0; r < ROWS; r++) order[r] = r;
+    for (int b = 0; b < 10; b++) {
+        int R = batches[b / 2];
+        float *batch = malloc((size_t)R * C * sizeof *batch);
+        rng_shuffle(&rng, order, ROWS);
+        for (int i = 0; i < R; i++) memcpy(batch + i * C, x + order[i] * C, C * sizeof *batch);
+        omp_set_num_threads(b % 2 ? 1 : threads);
+        floatX *out = new_x(R * OC);
+        ops->matmul_decode(out, put_x(batch, (size_t)R * C), packed, bias_device, R, C, OC, 1);
+        float *got = get_x(out, (size_t)R * OC);
+        for (int i = 0; i < R; i++)
+            assert_memory_equal(got + i * OC, alone[order[i]], OC * sizeof *got);
+        free(batch), free(got);
+    }
+    omp_set_num_threads(threads);
+    for (int r = 0; r < ROWS; r++) free(alone[r]);
+    free(x), free(w), free(bias);
+    release_all();
+}
+
+/* ---- head_sample ----------------------------------------------------------------------------- */
+
+/* R rows about to be drawn. Inputs are multiples of 1/16, so logits are exact in float32. */
+struct Batch {
+    int R, D, V, Vp;
+    float inv_temperature;
+    float *E, *W; /* [R,D] [Vp,D] */
+    int *position;
+    uint32_t *sample, *ordinal, key[2];
+    floatX *E_device, *W_device;
+    void *packed, *workspace;
+};
+
+struct Drawn {
+    int *token;
+    float *logp, *entropy;
+};
+
+static struct Batch batch_open(int R, int D, int V, int Vp, float inv_temperature) {
+    struct Batch b = {R, D, V, Vp, inv_temperature, .key = {77, 1u << 31}};
+    size_t NW = (size_t)Vp * D, real = (size_t)V * D;
+    b.E = new_normal((size_t)R * D, 1, 1), b.W = new_normal(NW, 0.7f, 2);
+    for (size_t i = 0; i < (size_t)R * D; i++) b.E[i] = roundf(fminf(b.E[i], 7) * 16) / 16;
+    for (size_t i = 0; i < NW; i++) b.W[i] = roundf(fminf(b.W[i], 7) * 16) / 16;
+    b.position = malloc(R * sizeof(int));
+    b.sample = malloc(R * sizeof(uint32_t)), b.ordinal = malloc(R * sizeof(uint32_t));
+    for (int i = 0; i < R; i++) {
+        b.position[i] = 3 * i % 11;
+        b.sample[i] = i % 16, b.ordinal[i] = 4000000000u + i / 16;
+    }
+    b.W_device = put_x(b.W, NW);
+    floatX *poison = new_x(NW - real); /* padding must not be drawn, nor counted */
+    ops->copy(ops_at(ops, b.W_device, real), poison, (NW - real) * ops->element_size);
+    b.packed = pack(b.W_device, D, Vp);
+    b.workspace =
+        new_workspace(&(struct OpsShape){.N = R, .C = D, .V = V, .Vp = Vp, .R = R});
+    return b;
+}
+
+static void batch_close(struct Batch *b) {
+    free(b->E), free(b->W), free(b->position), free(b->sample), free(b->ordinal);
+    release_all();
+}
+
+/* Draws for rows order[0..R) of the batch (NULL: all, in order). */
+static struct Drawn draw(struct Batch *b, const int *order, int R) {
+    float *E = malloc((size_t)R * b->D * sizeof *E);
+    int *position = malloc(R * sizeof *position);
+    uint32_t *sample = malloc(R * sizeof *sample), *ordinal = malloc(R * sizeof *ordinal);
+    for (int i = 0; i < R; i++) {
+        int from = order ? order[i] : i;
+        memcpy(E + (size_t)i * b->D, b->E + (size_t)from * b->D, b->D * sizeof *E);
+        position[i] = b->position[from];
+        sample[i] = b->sample[from], ordinal[i] = b->ordinal[from];
+    }
+    struct DecodeRows rows = {.position = put_ints(position, R),
+                              .sample = put_bytes(sample, R * sizeof *sample),
+                              .ordinal = put_bytes(ordinal, R * sizeof *ordinal)};
+    b->E_device = put_x(E, (size_t)R * b->D);
+    int *token = new_poison(R * sizeof *token);
+    float *logp = new_floats(R), *entropy = new_floats(R);
+    ops->head_sample(token, logp, entropy, b->E_device, b->packed, &rows, b->key, R, b->D, b->V,
+                     b->Vp, b->inv_temperature, b->workspace);
+    struct Drawn drawn = {malloc(R * sizeof(int)), get_floats(logp, R), get_floats(entropy, R)};
+    ops->download(drawn.token, token, R * sizeof *token);
+    free(E), free(position), free(sample), free(ordinal);
+    return drawn;
+}
+
+static void drawn_free(struct Drawn d) { free(d.token), free(d.logp), free(d.entropy); }
+
+/* z [V] of row i in double, before the temperature. */
+static void reference_logits(double *z, const struct Batch *b, int i) {
+    for (int v = 0; v < b->V; v++) {
+        z[v] = 0;
+        for (int d = 0; d < b->D; d++)
+            z[v] += (double)b->E[(size_t)i * b->D + d] * b->W[(size_t)v * b->D + d];
+    }
+}
+
+/* z becomes log p; returns the entropy. */
+static double log_softmax(double *z, int V) {
+    double m = -INFINITY, sum = 0, entropy = 0;
+    for (int v = 0; v < V; v++) m = fmax(m, z[v]);
+    for (int v = 0; v < V; v++) sum += exp(z[v] - m);
+    for (int v = 0; v < V; v++) {
+        z[v] -= m + log(sum);
+        entropy -= exp(z[v]) * z[v];
+    }
+    return entropy;
+}
+
+/* The Gumbel noise of word v: -log(-log u). */
+static double reference_noise(const struct Batch *b, int i, int v) {
+    uint32_t out[4], counter[4] = {(uint32_t)v / 4, (uint32_t)b->position[i] + 1, b->sample[i],
+                                   b->ordinal[i]};
+    philox(out, counter, b->key);
+    return -log(-log((double)rng_uniform(out[v % 4])));
+}
+
+static bool is_float32(void) { return strcmp(ops->dtype, "fp32") == 0; }
+
+/* The token is the reference's, or one whose score is as good within the logits' error. */
+static void check_draws(struct Batch *b) {
+    struct Drawn drawn = draw(b, NULL, b->R);
+    double *z = new_doubles(b->V), *score = new_doubles(b->V);
+    bool greedy = b->inv_temperature == 0;
+    for (int i = 0; i < b->R; i++) {
+        double best = -INFINITY, largest = 0;
+        reference_logits(z, b, i);
+        for (int v = 0; v < b->V; v++) {
+            z[v] *= greedy ? 1 : b->inv_temperature;
+            score[v] = z[v] + (greedy ? 0 : reference_noise(b, i, v));
+            best = fmax(best, score[v]), largest = fmax(largest, fabs(z[v]));
+        }
+        int token = drawn.token[i];
+        assert_in_range(token, 0, b->V - 1);
+        double slack = is_float32() ? 4e-6 : 4e-6 + 4 * rounding_unit() * largest;
+        ASSERT_CLOSE("score", best - score[token], slack);
+        double H = log_softmax(z, b->V);
+        ASSERT_CLOSE("logp", fabs(drawn.logp[i] - z[token]), slack);
+        ASSERT_CLOSE("entropy", fabs(drawn.entropy[i] - H), slack);
+    }
+    free(z), free(score);
+    drawn_free(drawn);
+}
+
+static void test_sample_against_definition(void **state) {
+    (void)state;
+    /* R, D, V, Vp: larger than every block, ragged; single tiles, rows and words */
+    const int sizes[][4] = {{70, 29, 4133, 4160}, {300, 16, 24, 32}, {13, 37, 512, 512},
+                            {14, 37, 513, 520},   {1, 5, 1537, 1544}, {3, 5, 1, 8}, {53, 7, 2, 2}};
+    const float inv_temperatures[] = {1, 0.5f, 2, 0};
+    for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++)
+        for (int t = 0; t < 4; t++) {
+            const int *s = sizes[k];
+            struct Batch b = batch_open(s[0], s[1], s[2], s[3], inv_temperatures[t]);
+            check_draws(&b);
+            batch_close(&b);
+        }
+}
+
+/* What is recorded when sampling is what training computes: they must agree for the first update's
+   ratio to be 1. */
+static void test_sample_agrees_with_head(void **state) {
+    (void)state;
+    struct Batch b = batch_open(64, 67, 4133, 4160, 1 / 0.7f);
+    int *rows = malloc(b.R * sizeof *rows);
+    for (int i = 0; i < b.R; i++) rows[i] = i;
+    struct Drawn drawn = draw(&b, NULL, b.R);
+    float *logp = malloc(b.R * sizeof *logp), *entropy = malloc(b.R * sizeof *entropy);
+    struct HeadStats stats = {.logp = logp, .entropy = entropy};
+    ops->head_forward(&stats, b.E_device, b.W_device, put_ints(rows, b.R),
+                      put_ints(drawn.token, b.R), b.R, b.D, b.V, b.Vp, b.inv_temperature,
+                      b.workspace);
+    double bound = is_float32() ? 1e-5 : 100 * rounding_unit();
+    for (int i = 0; i < b.R; i++) {
+        ASSERT_CLOSE("logp", fabs(logp[i] - drawn.logp[i]), bound);
+        ASSERT_CLOSE("entropy", fabs(entropy[i] - drawn.entropy[i]), bound);
+    }
+    free(rows), free(logp), free(entropy);
+    drawn_free(drawn);
+    batch_close(&b);
+}
+
+/* 100 000 draws of one row against its softmax: Pearson's statistic over words that are expected at
+   least 20 times, the rest in one bin. Its mean is the degrees of freedom k, its variance 2 k. */
+static void test_sample_distribution(void **state) {
+    (void)state;
+    enum { R = 500, CALLS = 200, V = 600 };
+    struct Batch b = batch_open(R, 4, V, V, 1 / 0.7f);
+    for (int i = 0; i < R; i++) {
+        memcpy(b.E + i * 4, b.E, 4 * sizeof *b.E);
+        b.position[i] = 5, b.sample[i] = i;
+    }
+    int counts[V] = {0};
+    for (int call = 0; call < CALLS; call++) {
+        for (int i = 0; i < R; i++) b.ordinal[i] = call;
+        struct Drawn drawn = draw(&b, NULL, R);
+        for (int i = 0; i < R; i++) counts[drawn.token[i]]++;
+        drawn_free(drawn);
+    }
+    double z[V], rest = 0, rest_expected = 0, statistic = 0;
+    reference_logits(z, &b, 0);
+    for (int v = 0; v < V; v++) z[v] *= b.inv_temperature;
+    log_softmax(z, V);
+    int bins = 0;
+    for (int v = 0; v < V; v++) {
+        double expected = exp(z[v]) * R * CALLS, d = counts[v] - expected;
+        if (expected >= 20) bins++, statistic += d * d / expected;
+        else rest += counts[v], rest_expected += expected;
+    }
+    assert_in_range(bins, 100, V);
+    statistic += (rest - rest_expected) * (rest - rest_expected) / rest_expected;
+    ASSERT_CLOSE("chi square", fabs(statistic - bins), 4 * sqrt(2.0 * bins));
+    batch_close(&b);
+}
+
+static void test_sample_bits(void **state) {
+    (void)state;
+    struct Batch b = batch_open(64, 37, 1301, 1304, 1);
+    int order[64], threads = omp_get_max_threads();
+    struct Drawn alone[64];
+    for (int i = 0; i < 64; i++) {
+        order[i] = i;
+        alone[i] = draw(&b, order + i, 1);
+    }
+    struct Rng rng;
+    rng_open(&rng, 6, RNG_TEST, 0);
+    const int batches[] = {1, 7, 13, 14, 64};
+    for (int k = 0; k < 10; k++) {
+        int R = batches[k / 2];
+        rng_shuffle(&rng, order, 64);
+        omp_set_num_threads(k % 2 ? 1 : threads);
+        struct Drawn drawn = draw(&b, order, R);
+        for (int i = 0; i < R; i++) {
+            assert_int_equal(drawn.token[i], alone[order[i]].token[0]);
+            assert_memory_equal(drawn.logp + i, alone[order[i]].logp, sizeof(float));
+            assert_memory_equal(drawn.entropy + i, alone[order[i]].entropy, sizeof(float));
+        }
+        drawn_free(drawn);
+    }
+    omp_set_num_threads(threads);
+    for (int i = 0; i < 64; i++) drawn_free(alone[i]);
+    batch_close(&b);
+}
+
+/* Equal logits: greedy takes the smallest word, within a tile and across tiles. */
+static void test_greedy_ties(void **state) {
+    (void)state;
+    struct Batch b = batch_open(3, 2, 1600, 1600, 0);
+    for (int v = 0; v < 1600; v++) {
+        b.W[2 * v] = v == 700 || v == 701 || v == 1599 ? 5 : 1;
+        b.W[2 * v + 1] = v == 3 || v == 1030 ? 1 : 0;
+    }
+    const float E[] = {0, 0, 1, 0, 0, 1};
+    memcpy(b.E, E, sizeof E);
+    b.packed = pack(put_x(b.W, 3200), 2, 1600);
+    struct Drawn drawn = draw(&b, NULL, 3);
+    assert_int_equal(drawn.token[0], 0);
+    assert_int_equal(drawn.token[1], 700);
+    assert_int_equal(drawn.token[2], 3);
+    drawn_free(drawn);
+    batch_close(&b);
+}
+
+/* The largest uniform: the noise must be 16.6 then and not infinite, or one token in 2^23 / V would be
+   drawn at random. */
+static void test_largest_noise(void **state) {
+    (void)state;
+    struct Batch b = batch_open(1, 2, 1024, 1024, 1);
+    uint32_t counter[4] = {0, 8, 2, 0}, out[4];
+    int lucky = -1;
+    while (lucky < 0) {
+        philox(out, counter, b.key);
+        for (int w = 0; w < 4; w++)
+            if (out[w] >> 9 == 0x7fffff) lucky = (int)counter[0] * 4 + w;
+        if (lucky < 0 && ++counter[0] == 256) counter[0] = 0, counter[3]++;
+    }
+    b.position[0] = 7, b.sample[0] = 2, b.ordinal[0] = counter[3];
+    b.E[0] = 1, b.E[1] = 0;
+    for (int v = 0; v < 1024; v++) b.W[2 * v] = v == lucky ? -40 : 0;
+    b.packed = pack(put_x(b.W, 2048), 2, 1024);
+    check_draws(&b);
+    struct Drawn drawn = draw(&b, NULL, 1);
+    assert_int_not_equal(drawn.token[0], lucky);
+    drawn_free(drawn);
+    batch_close(&b);
+}
+
+/* A diverged model draws something, in range, and its log-probability says so. */
+static void test_sample_not_finite(void **state) {
+    (void)state;
+    struct Batch b = batch_open(5, 3, 700, 704, 1);
+    struct Drawn before = draw(&b, NULL, 5);
+    b.E[2 * 3] = NAN;
+    for (int greedy = 0; greedy < 2; greedy++) {
+        b.inv_temperature = !greedy;
+        struct Drawn after = draw(&b, NULL, 5);
+        assert_in_range(after.token[2], 0, b.V - 1);
+        assert_true(isnan(after.logp[2]) && isnan(after.entropy[2]));
+        for (int i = 0; i < 5 && !greedy; i++)
+            if (i != 2) assert_int_equal(after.token[i], before.token[i]);
+        drawn_free(after);
+    }
+    drawn_free(before);
+    batch_close(&b);
+}
+
+static void test_advance(void **state) {
+    (void)state;
+    const int tokens[] = {4, 0, 50256}, old[] = {1, 2, 3}, position[] = {0, 7, 1022};
+    struct DecodeRows rows = {.token = put_ints(old, 3), .position = put_ints(position, 3)};
+    ops->decode_advance(&rows, put_ints(tokens, 3), 3);
+    int token[3], next[3];
+    ops->download(token, rows.token, sizeof token);
+    ops->download(next, rows.position, sizeof next);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(token[i], tokens[i]);
+        assert_int_equal(next[i], position[i] + 1);
+    }
+    release_all();
+}
+
+int main(int argc, char **argv) {
+    open_backend(argc, argv);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_matmul),
+        cmocka_unit_test(test_matmul_bits),
+        cmocka_unit_test(test_sample_against_definition),
+        cmocka_unit_test(test_sample_agrees_with_head),
+        cmocka_unit_test(test_sample_distribution),
+        cmocka_unit_test(test_sample_bits),
+        cmocka_unit_test(test_greedy_ties),
+        cmocka_unit_test(test_largest_noise),
+        cmocka_unit_test(test_sample_not_finite),
+        cmocka_unit_test(test_advance),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
