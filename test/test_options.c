@@ -63,7 +63,7 @@ static void test_defaults(void **state) {
     assert_string_equal(o.backend, "auto");
     assert_string_equal(o.run, "");
     assert_true(isnan(o.clip_low) && isnan(o.clip_high) && isnan(o.kl_coef));
-    assert_int_equal(o.steps, 300);
+    assert_int_equal(o.steps, 600);
     assert_int_equal(o.warm_start, 300);
     assert_int_equal(o.warm_batch, 256);
     assert_int_equal(o.prompts, 32);
@@ -275,7 +275,7 @@ static void test_help_agrees(void **state) {
     assert_int_equal(count, cJSON_GetArraySize(saved));
     cJSON_Delete(saved);
     static const char *const lines[] = {
-        "(0 to 1000000000; default 300)", "(auto cpu; default auto)", "(default countdown)",
+        "(0 to 1000000000; default 600)", "(auto cpu; default auto)", "(default countdown)",
         "default the objective's)", "(0 to 9007199254740991; default 1)",
         "(0 to 1; default 0.0001)",
     };
