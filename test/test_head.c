@@ -43,13 +43,16 @@ struct Problem {
     double largest_logit;
 };
 
+/* The word of the peaked rows: not in the first tile. */
+static int peak_word(int V) { return V * 5 / 8; }
+
 /* Rows that have gone wrong elsewhere. The last two columns of E steer them: W has 100 in column D-1
-   and, in column D-2, 1 for the word 7 and 0 for all others. */
+   and, in column D-2, 1 for the peak word and 0 for all others. */
 static void make_exact_rows(struct Problem *p) {
     int N = p->size.N, D = p->size.D, V = p->size.V;
     for (int v = 0; v < V; v++) {
         p->W[(size_t)v * D + D - 1] = 100;
-        p->W[(size_t)v * D + D - 2] = v == 7;
+        p->W[(size_t)v * D + D - 2] = v == peak_word(V);
     }
     const float offset[] = {0, -100, 3, -3, 0, 0}, peak[] = {0, 0, 0, 0, 240, 0};
     for (int i = 0; i < N; i++) {
@@ -84,7 +87,7 @@ static void make_data(struct Problem *p) {
     rng_shuffle(&rng, all, c.N);
     for (int i = 0; i < c.n; i++) {
         p->row[i] = all[i];
-        p->target[i] = i % 4 == 1 && c.V > 7 ? 7 : (int)rng_below(&rng, c.V);
+        p->target[i] = i % 4 == 1 ? peak_word(c.V) : (int)rng_below(&rng, c.V);
         if (i % 7 == 3) p->a[i] = p->b[i] = 0;
         if (i % 7 == 4) p->b[i] = 0;
         if (i % 7 == 5) p->a[i] = 0;
@@ -243,12 +246,13 @@ static void output_free(struct Output out) { free(out.stats), free(out.dE), free
 
 /* ---- the tests ------------------------------------------------------------------------------- */
 
-/* In the exact cases only exp, log and the sums err: a few 1e-7 each, H up to 10. Otherwise a logit
-   of size z errs by a few roundings of its terms. */
+/* In the exact cases only exp, log and the sums err, by about 1e-6 in all where they are vector code
+   and by 3e-6 where a tile's 512 terms are added one after another (-O1). Otherwise a logit of size
+   z errs by a few roundings of its terms. */
 static double stats_bound(const struct Problem *p) {
     bool float32 = strcmp(ops->dtype, "fp32") == 0;
     double logit = p->size.data == EXACT && float32 ? 0 : 4 * rounding_unit() * p->largest_logit;
-    return 3e-6 + logit;
+    return 5e-6 + logit;
 }
 
 static void check_stats(const struct Problem *p, const float *four) {
@@ -259,8 +263,9 @@ static void check_stats(const struct Problem *p, const float *four) {
         /* a log-probability of -240 has ulps of 1.5e-5 */
         ASSERT_CLOSE(name, fabs(got.logp[i] - p->logp[i]), bound - 1e-7 * p->logp[i]);
         ASSERT_CLOSE(name, fabs(got.entropy[i] - p->H[i]), bound);
-        ASSERT_CLOSE(name, fabs(got.q[i] - p->Q[i]), bound * p->Q[i]);
-        ASSERT_CLOSE(name, fabs(got.r[i] - p->R[i]), bound * (p->Q[i] - p->R[i]));
+        /* relative, and of three sums: q (or r), s and s */
+        ASSERT_CLOSE(name, fabs(got.q[i] - p->Q[i]), 3 * bound * p->Q[i]);
+        ASSERT_CLOSE(name, fabs(got.r[i] - p->R[i]), 3 * bound * (p->Q[i] - p->R[i]));
     }
 }
 
@@ -310,6 +315,10 @@ static void test_zero_rows(void **state) {
     output_free(out);
     free(listed);
     memset(p->a, 0, c.n * sizeof *p->a), memset(p->b, 0, c.n * sizeof *p->b);
+    /* finite hidden states whose logits overflow: still 0 (fp16 has no such numbers) */
+    if (strcmp(ops->dtype, "fp16") != 0)
+        for (int d = 0; d < c.D; d++) p->E[(size_t)p->row[5] * c.D + d] = 3e38f;
+    p->E_device = put_x(p->E, (size_t)c.N * c.D);
     out = differentiate(p);
     for (size_t i = 0; i < (size_t)c.N * c.D; i++) assert_true(out.dE[i] == 0);
     assert_memory_equal(out.dW, p->dW, (size_t)c.Vp * c.D * sizeof(float));

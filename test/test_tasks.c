@@ -349,7 +349,7 @@ static void test_demonstrations_are_uniform(void **state) {
 
 static int compare_texts(const void *a, const void *b) { return strcmp(a, b); }
 
-/* Draws n prompts of a split, each with its characters sorted, in ascending order. */
+/* Draws n prompts of a split, in ascending order. */
 static char (*sorted_prompts(const struct Task *task, uint64_t seed, enum TaskSplit split,
                              int n))[TASK_TEXT] {
     char(*texts)[TASK_TEXT] = calloc((size_t)n, TASK_TEXT);
@@ -360,14 +360,13 @@ static char (*sorted_prompts(const struct Task *task, uint64_t seed, enum TaskSp
                                   : i % 2                 ? RNG_PROMPT
                                                           : RNG_DEMONSTRATION;
         task_prompt(task, texts[i], seed, purpose, (uint64_t)i, split);
-        qsort(texts[i], strlen(texts[i]), 1, compare_chars);
     }
     qsort(texts, (size_t)n, TASK_TEXT, compare_texts);
     return texts;
 }
 
-/* No held-out prompt, nor a permutation of it, is ever drawn for training; drawing ends for every
-   seed, however few prompts a task has. */
+/* No held-out prompt is ever drawn for training; drawing ends for every seed, however few prompts a
+   task has. */
 static void test_held_out_prompts(void **state) {
     (void)state;
     for (int i = 0; i < NUM_TASKS; i++) {
@@ -378,7 +377,7 @@ static void test_held_out_prompts(void **state) {
             char(*held_out)[TASK_TEXT] = sorted_prompts(task, seed, SPLIT_HELD_OUT, num_held_out);
             for (int k = 0; k < num_held_out; k++)
                 if (bsearch(held_out[k], train, (size_t)num_train, TASK_TEXT, compare_texts))
-                    fail_msg("%s, seed %d: both splits have the characters %s", task->name,
+                    fail_msg("%s, seed %d: both splits have %s", task->name,
                              (int)seed, held_out[k]);
             free(train);
             free(held_out);

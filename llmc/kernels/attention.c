@@ -72,9 +72,18 @@ static void softmax_block(float *s, float *scale, float *lse, float *entropy, in
     if (entropy) memcpy(entropy, moment, (size_t)queries * sizeof *entropy);
 }
 
-/* Scratch of the calling thread: two blocks of scores. */
-static float *thread_scores(void *workspace, int max_T) {
-    return (float *)workspace + (size_t)omp_get_thread_num() * 2 * BLOCK * max_T;
+/* out [HS][BLOCK] = alpha x^T, x being `queries` rows of HS numbers. OpenBLAS is quick at small
+   products unless their second operand is to be transposed: so it is, once for all keys. */
+static void transpose_block(float *out, const float *x, float alpha, int stride, int queries,
+                            int HS) {
+    cblas_somatcopy(CblasRowMajor, CblasTrans, queries, HS, alpha, x, stride, out, BLOCK);
+}
+
+/* A thread's scratch: two blocks of scores [max_T][BLOCK], and transposed queries [HS][BLOCK]. */
+static size_t scratch_size(int max_T, int HS) { return (size_t)BLOCK * (2 * (size_t)max_T + HS); }
+
+static float *thread_scratch(void *workspace, int max_T, int HS) {
+    return (float *)workspace + (size_t)omp_get_thread_num() * scratch_size(max_T, HS);
 }
 
 static void attention_forward(floatX *out, float *lse, float *entropy, const floatX *qkv,
@@ -85,15 +94,17 @@ static void attention_forward(floatX *out, float *lse, float *entropy, const flo
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int b = 0; b < B; b++) {
         for (int h = 0; h < NH; h++) {
-            float *s = thread_scores(workspace, max_T), scale[BLOCK];
+            float *s = thread_scratch(workspace, max_T, HS), scale[BLOCK];
+            float *transposed = s + (size_t)BLOCK * 2 * max_T;
             int start = row_start[b], T = row_start[b + 1] - start;
             struct Head head = head_of(start, h, NH, NKV, HS);
             for (int t = 0; t < T; t += BLOCK) {
                 int queries = min_int(BLOCK, T - t), keys = t + queries;
                 size_t first = (size_t)start + t, index = (size_t)h * N + first;
                 floatX *out_t = out + first * C + (size_t)h * HS;
-                gemm_nt(s, BLOCK, qkv + head.k, QKV, qkv + head.q + (size_t)t * QKV, QKV, keys,
-                        queries, HS, root, 0.0f);
+                transpose_block(transposed, qkv + head.q + (size_t)t * QKV, root, QKV, queries, HS);
+                gemm_nn(s, BLOCK, qkv + head.k, QKV, transposed, BLOCK, keys, queries, HS, 1.0f,
+                        0.0f);
                 softmax_block(s, scale, lse + index, entropy ? entropy + index : NULL, t, queries);
                 gemm_tn(out_t, C, s, BLOCK, qkv + head.v, QKV, queries, HS, keys, 1.0f, 0.0f);
                 for (int i = 0; i < queries; i++)
@@ -118,17 +129,20 @@ static void softmax_backward_block(float *s, float *dp, const float *lse, const 
     }
 }
 
-/* The blocks of one query head: dq is written, dk and dv are added to. s: two blocks of scores. */
-static void backward_head(floatX *dqkv, float *s, float *dp, const floatX *dout, const floatX *out,
-                          const floatX *qkv, const float *lse, const struct Head *head, int T,
-                          int QKV, int C, int HS) {
+/* The blocks of one query head of a row of T tokens: dq is written, dk and dv are added to. */
+static void backward_head(floatX *dqkv, const floatX *dout, const floatX *out, const floatX *qkv,
+                          const float *lse, const struct Head *head, int T, int QKV, int C, int HS,
+                          float *scratch) {
     const float root = 1.0f / sqrtf((float)HS);
+    float *s = scratch, *dp = s + (size_t)BLOCK * T, *transposed = dp + (size_t)BLOCK * T;
     for (int t = 0; t < T; t += BLOCK) {
         int queries = min_int(BLOCK, T - t), keys = t + queries;
         size_t q = head->q + (size_t)t * QKV, at = (size_t)t * C;
         float delta[BLOCK] = {0}, lse_t[BLOCK] = {0};
-        gemm_nt(s, BLOCK, qkv + head->k, QKV, qkv + q, QKV, keys, queries, HS, root, 0.0f);
-        gemm_nt(dp, BLOCK, qkv + head->v, QKV, dout + at, C, keys, queries, HS, 1.0f, 0.0f);
+        transpose_block(transposed, qkv + q, root, QKV, queries, HS);
+        gemm_nn(s, BLOCK, qkv + head->k, QKV, transposed, BLOCK, keys, queries, HS, 1.0f, 0.0f);
+        transpose_block(transposed, dout + at, 1.0f, C, queries, HS);
+        gemm_nn(dp, BLOCK, qkv + head->v, QKV, transposed, BLOCK, keys, queries, HS, 1.0f, 0.0f);
         for (int i = 0; i < queries; i++)
             delta[i] = vm_dot(dout + at + (size_t)i * C, out + at + (size_t)i * C, HS);
         memcpy(lse_t, lse + t, (size_t)queries * sizeof *lse);
@@ -147,7 +161,7 @@ static void attention_backward(floatX *dqkv, const floatX *dout, const floatX *o
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int b = 0; b < B; b++) {
         for (int g = 0; g < NKV; g++) {
-            float *s = thread_scores(workspace, max_T), *dp = s + (size_t)BLOCK * max_T;
+            float *scratch = thread_scratch(workspace, max_T, HS);
             int start = row_start[b], T = row_start[b + 1] - start;
             struct Head head = head_of(start, g * group, NH, NKV, HS);
             for (int t = 0; t < T; t++) {
@@ -157,8 +171,8 @@ static void attention_backward(floatX *dqkv, const floatX *dout, const floatX *o
             for (int h = g * group; h < (g + 1) * group; h++) {
                 size_t at = (size_t)start * C + (size_t)h * HS;
                 head.q = head_of(start, h, NH, NKV, HS).q;
-                backward_head(dqkv, s, dp, dout + at, out + at, qkv,
-                              lse + (size_t)h * N + start, &head, T, QKV, C, HS);
+                backward_head(dqkv, dout + at, out + at, qkv, lse + (size_t)h * N + start, &head,
+                              T, QKV, C, HS, scratch);
             }
         }
     }
@@ -321,7 +335,7 @@ static void attention_decode(floatX *out, const floatX *qkv, const struct KvCach
 }
 
 size_t cpu_attention_workspace(const struct OpsShape *shape) {
-    return (size_t)omp_get_max_threads() * 2 * BLOCK * shape->max_T * sizeof(float);
+    return (size_t)omp_get_max_threads() * scratch_size(shape->max_T, shape->HS) * sizeof(float);
 }
 
 void cpu_attention(struct Ops *ops) {

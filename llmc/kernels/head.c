@@ -72,8 +72,7 @@ static size_t chunk_open(struct Chunk *c, char *workspace, int rows, int D, int 
     c->states = take(workspace, &offset, tiles * rows, sizeof *c->states);
     c->dhidden = take(workspace, &offset, parts * rows * D, sizeof(float));
     float **arrays[] = {&c->stats.logp, &c->stats.entropy, &c->stats.q, &c->stats.r,
-                        &c->target_logit, &c->maximum, &c->log_s, &c->dlogp,
-                        &c->dentropy};
+                        &c->target_logit, &c->maximum, &c->log_s, &c->dlogp, &c->dentropy};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         *arrays[i] = take(workspace, &offset, rows, sizeof(float));
     return offset;
@@ -170,7 +169,7 @@ static void part_backward(struct Chunk *c, const float *W, int block, int part,
     }
 }
 
-/* dE and dW of a chunk whose coefficients are known. */
+/* dE and dW of a chunk whose coefficients are known. dE was zero; a token is listed at most once. */
 static void chunk_backward(struct Chunk *c, float *dE, float *dW, const float *W, const int *row,
                            float inv_temperature) {
     int D = c->D, blocks = (c->rows + BLOCK - 1) / BLOCK;
@@ -237,7 +236,8 @@ static void head_forward_backward(const struct HeadStats *stats, floatX *dE, flo
 }
 
 /* A smaller vocabulary may need more, because its chunks are longer; beyond CHUNK_LOGITS / CHUNK
-   columns they no longer shrink, and only the largest counts. */
+   columns they no longer shrink, and only the largest counts. Serves as many threads as there are
+   now. */
 size_t cpu_head_workspace(const struct OpsShape *shape) {
     size_t most = 0;
     for (int V = shape->V; V > 0; V = min_int(V - 1, CHUNK_LOGITS / CHUNK)) {

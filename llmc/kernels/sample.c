@@ -18,7 +18,6 @@
 
 enum {
     TILE = 512,              /* vocabulary columns whose logits exist at once */
-    BLOCKS = TILE / PACKED_COLUMNS,
     GROUP_PARTS = 4,         /* so many row parts of packed.h pass a weight block together */
     GROUP = GROUP_PARTS * PACKED_ROWS,
     LANES = 8                /* Philox counters side by side */
