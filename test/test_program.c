@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "../llmc/rl/objectives.h"
 #include "test.h"
 
 static char train[8192], place[64];
@@ -203,10 +204,62 @@ static void test_metric_keys(void **state) {
 
 static void test_every_objective_runs(void **state) {
     (void)state;
-    static const char *const names[] = {"reinforce", "rloo", "grpo"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        RUN_OK("$T " SMALL "--steps 1 --eval-every 0 --objective %s --run objective-%s", names[i],
-               names[i]);
+    for (int i = 0; objective_row(i); i++) {
+        const char *name = objective_row(i)->name;
+        RUN_OK("$T " SMALL "--steps 2 --eval-every 0 --objective %s --run objective-%s", name, name);
+    }
+}
+
+static void test_every_control_runs(void **state) {
+    (void)state;
+    char names[512], *rest = names, *name;
+    snprintf(names, sizeof names, "%s", objective_axis_names("entropy-control"));
+    while ((name = strsep(&rest, " ")) != NULL) {
+        RUN_OK("$T " SMALL "--steps 2 --eval-every 0 --objective dapo --entropy-control %s "
+               "--run control-%s", name, name);
+        char log[128];
+        snprintf(log, sizeof log, "control-%s/metrics.jsonl", name);
+        cJSON *lines = read_log(log);
+        assert_int_equal(isnan(logged(lines, 2, "repo_zeta")), strncmp(name, "repo", 4) != 0);
+        assert_int_equal(isnan(logged(lines, 2, "clip_high")), strcmp(name, "adapo") != 0);
+        assert_int_equal(isnan(logged(lines, 2, "entropy_coef")), !strstr(name, "bonus"));
+        cJSON_Delete(lines);
+    }
+}
+
+/* A second task starts with fresh moments and a target of its own; resuming at the border or after
+   it gives the same run. */
+static void test_tasks_in_sequence(void **state) {
+    (void)state;
+    static const char tasks[] = "--tasks countdown:2,countdown_sorted:2 --objective repo";
+    RUN_OK("$T " SMALL "%s --run sequence", tasks);
+    RUN_OK("$T " SMALL "%s --run sequence-cut --tasks countdown:2", tasks);
+    RUN_OK("$T --quiet --resume sequence-cut %s", tasks);
+    assert_same_end("sequence", "sequence-cut", 4);
+    cJSON *log = read_log("sequence/metrics.jsonl");
+    assert_true(logged(log, 3, "entropy_ratio") == 1);
+    assert_true(logged(log, 2, "entropy_ratio") != 1);
+    assert_string_equal(cJSON_GetObjectItem(cJSON_GetArrayItem(log, 3), "task")->valuestring,
+                        "countdown_sorted");
+    const cJSON *last = cJSON_GetArrayItem(log, cJSON_GetArraySize(log) - 1);
+    assert_string_equal(cJSON_GetObjectItem(last, "task")->valuestring, "countdown");
+    cJSON_Delete(log);
+}
+
+static void test_monitors(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--steps 2 --entropy-push-tokens 1000 --run monitors");
+    cJSON *log = read_log("monitors/metrics.jsonl"), *attention;
+    assert_false(isnan(logged(log, 2, "entropy_push_raw")));
+    assert_false(isnan(logged(log, 2, "entropy_push_measured")));
+    double min = logged(log, 2, "attention_entropy/min");
+    double mean = logged(log, 2, "attention_entropy/mean");
+    assert_true(0 < min && min <= mean && mean <= 1);
+    attention = read_log("monitors/attention_entropy.jsonl");
+    const cJSON *heads = cJSON_GetObjectItem(cJSON_GetArrayItem(attention, 1), "entropy");
+    assert_int_equal(cJSON_GetArraySize(heads), 12);
+    cJSON_Delete(log), cJSON_Delete(attention);
+    RUN_OK("ls monitors/events.out.tfevents.*");
 }
 
 static void test_every_task_runs(void **state) {
@@ -282,6 +335,11 @@ static void test_bad_input(void **state) {
         {"$T --run /proc/none/run", 2, "/proc/none"},
         {"$T --run taken", 2, "--overwrite"},
         {"$T --backend cuda9", 2, "cuda9"},
+        {"$T --objective reinforce --entropy-control adapo", 2, "adapo"},
+        {"$T --entropy-control magic", 2, "repo_r"},
+        {"$T --tasks countdown", 2, "NAME:STEPS"},
+        {"$T --tasks chess:3", 2, "chess"},
+        {"$T --objective repo --zeta-min 5", 2, "--zeta-min"},
     };
     RUN_OK("mkdir taken && echo mine > taken/file");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -406,6 +464,9 @@ int main(void) {
         cmocka_unit_test(test_sampled_logp_is_scored_logp),
         cmocka_unit_test(test_metric_keys),
         cmocka_unit_test(test_every_objective_runs),
+        cmocka_unit_test(test_every_control_runs),
+        cmocka_unit_test(test_tasks_in_sequence),
+        cmocka_unit_test(test_monitors),
         cmocka_unit_test(test_every_task_runs),
         cmocka_unit_test(test_reference_kl),
         cmocka_unit_test(test_score),

@@ -6,8 +6,9 @@
 
        (tile of the vocabulary, group of rows) -> a partial draw per row -> merged in tile order
 
-   Within a tile the race is run without its outer logarithm: with x_v = -log u_v (exponentially
-   distributed) the winner is the v with the largest e^(z_v - m) / x_v.
+   Within a tile the maximum needs hardly a logarithm: exponentiated, the winner has the largest
+   e^(z_v - m) / -log u_v, and since -log u >= 1 - u, only words whose e^(z_v - m) / (1 - u_v) reaches
+   some other word's value can win. They are few.
 
    Products are those of packed.h, the partition depends on V only, and a row is merged by itself: a
    row's draw, log-probability and entropy have the same bits in any batch. */
@@ -57,14 +58,22 @@ static void fill_words(uint32_t *bits, int n, int first, const uint32_t counter[
     }
 }
 
-/* race [n] = e^(z - m) / -log u */
-static void run_race(float *race, const float *z, const uint32_t *bits, float m, int n) {
-    #pragma omp simd
-    for (int j = 0; j < n; j++) race[j] = vm_exp(z[j] - m) / -vm_log(rng_uniform(bits[j]));
+/* Softmax statistics of z [n] (row_state.h, without q and r), and weight [n] = e^(z - m). */
+static struct RowState weigh(float *weight, const float *z, int n) {
+    float m = row_maximum(z, n), s = 0, w = 0;
+    #pragma omp simd reduction(+ : s, w)
+    for (int j = 0; j < n; j++) {
+        float centred = z[j] - m, e = vm_exp(centred);
+        weight[j] = e;
+        s += e;
+        w += e * centred;
+    }
+    return (struct RowState){.m = m, .s = s, .w = w};
 }
 
-/* Some index of x [n] always, also if all of x is NaN; the first where x equals its maximum. */
-static int find_first(const float *x, int n, float maximum) {
+/* The first index where x [n] equals its maximum; the last one of all if x is NaN there. */
+static int find_maximum(const float *x, int n) {
+    float maximum = row_maximum(x, n);
     int first = n - 1;
     #pragma omp simd reduction(min : first)
     for (int j = 0; j < n; j++) {
@@ -74,22 +83,44 @@ static int find_first(const float *x, int n, float maximum) {
     return first;
 }
 
+static float race_value(float weight, uint32_t bits) { return weight / -vm_log(rng_uniform(bits)); }
+
+/* The index of the largest weight / -log u, the first of equals, and that value. */
+static int run_race(float *value, const float *weight, const uint32_t *bits, int n) {
+    _Alignas(64) float bound[TILE];
+    #pragma omp simd
+    for (int j = 0; j < n; j++) bound[j] = weight[j] / rng_uniform(~bits[j]); /* that is 1 - u */
+    int winner = find_maximum(bound, n);
+    *value = race_value(weight[winner], bits[winner]);
+    float least = *value * (1 - 0x1p-20f); /* some ulps less: both sides are rounded */
+    for (int begin = 0; begin < n; begin += 64) {
+        int end = min_int(begin + 64, n), rivals = 0;
+        #pragma omp simd reduction(+ : rivals)
+        for (int j = begin; j < end; j++) rivals += bound[j] >= least;
+        for (int j = begin; rivals && j < end; j++) {
+            if (!(bound[j] >= least)) continue;
+            float mine = race_value(weight[j], bits[j]);
+            if (mine > *value || (mine == *value && j < winner)) *value = mine, winner = j;
+        }
+    }
+    return winner;
+}
+
 /* The draw among z [n], the logits of vocabulary indices first .. first + n - 1. */
 static struct Draw draw_from_tile(const float *z, int n, int first, const uint32_t counter[3],
                                   const uint32_t key[2], bool greedy) {
-    struct Draw draw = {.state = row_state(z, n)};
+    _Alignas(64) float weight[TILE];
+    struct Draw draw = {.state = weigh(weight, z, n)};
     int winner;
     if (greedy) {
-        winner = find_first(z, n, draw.state.m);
+        winner = find_maximum(z, n);
         draw.score = draw.state.m;
     } else {
         _Alignas(64) uint32_t bits[TILE];
-        _Alignas(64) float race[TILE];
+        float value;
         fill_words(bits, n, first, counter, key);
-        run_race(race, z, bits, draw.state.m, n);
-        float best = row_maximum(race, n);
-        winner = find_first(race, n, best);
-        draw.score = draw.state.m + vm_log(best);
+        winner = run_race(&value, weight, bits, n);
+        draw.score = draw.state.m + vm_log(value);
     }
     draw.logit = z[winner];
     draw.token = first + winner;

@@ -259,6 +259,7 @@ void session_choose(struct Session *s, int argc, char **argv) {
     parse_options(s, argc, argv);
     console_open(s->options.quiet);
     launch_catch_signals();
+    s->threads = launch_threads(s->options.threads);   /* workspaces are sized by it */
     choose_tasks(s);
     choose_objective(s);
     choose_entropy(s);

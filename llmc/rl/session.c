@@ -220,8 +220,7 @@ static void note_settings(struct Session *s) {
     snprintf(s->state.backend, sizeof s->state.backend, "%s", s->ops->name);
     snprintf(s->state.blas, sizeof s->state.blas, "%s", launch_blas_name());
     snprintf(s->state.task, sizeof s->state.task, "%s", s->task->name);
-    int64_t threads = launch_threads(s->options.threads);
-    s->state.threads = threads;
+    s->state.threads = s->threads;
     if (s->resumed) compare_settings(&before, &s->state);
 }
 

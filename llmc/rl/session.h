@@ -36,7 +36,7 @@ struct Session {
     struct Model *model;
     struct Arena arena;
     struct OpsShape shape;           /* micro-batch, decode rows, lengths */
-    int decode_rows, max_tokens;
+    int decode_rows, max_tokens, threads;
     struct Trainer *trainer;
     struct Sampler *sampler;
     struct Weights reference;        /* frozen; data NULL: no reference */
