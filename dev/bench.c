@@ -99,29 +99,21 @@ static double layer_seconds(int N, int C, int OC) {
     return sum;
 }
 
-/* Bytes per second of reading memory that no cache holds, all threads. */
-static double read_bandwidth(void) {
-    size_t n = (size_t)1 << 28;   /* 1 GiB of floats */
-    float *x = check_alloc(n, sizeof *x, "the benchmark"), sum = 0;
-    double best = 0;
-    memset(x, 1, n * sizeof *x);
-    for (int repeat = 0; repeat < 5; repeat++) {
-        double begin = seconds();
-        #pragma omp parallel for simd reduction(+ : sum)
-        for (size_t i = 0; i < n; i++) sum += x[i];
-        double rate = (double)(n * sizeof *x) / (seconds() - begin);
-        best = rate > best ? rate : best;
+/* Seconds to read 512 MB that no cache holds, all threads. */
+static double read_seconds(void) {
+    static float *memory;
+    size_t n = (size_t)128000000;
+    float sum = 0;
+    if (!memory) {
+        memory = check_alloc(n, sizeof *memory, "the benchmark");
+        memset(memory, 1, n * sizeof *memory);
     }
+    double begin = seconds();
+    #pragma omp parallel for simd reduction(+ : sum)
+    for (size_t i = 0; i < n; i++) sum += memory[i];
+    double end = seconds();
     if (sum == 1) puts("");   /* so that the sum is needed */
-    free(x);
-    return best;
-}
-
-static double peak_flops(void) {
-    const struct Product p = {1024, 3072, 768, CblasNoTrans, CblasTrans};
-    double best = 1e9;
-    for (int i = 0; i < 10; i++) best = fmin(best, product_seconds(&p));
-    return 2.0 * p.M * p.N * p.K / best;
+    return end - begin;
 }
 
 /* ---- a GPT-2 124M training step ------------------------------------------------------------------------ */
@@ -247,61 +239,74 @@ static void bench_head(void) {
 
 /* ---- decode -------------------------------------------------------------------------------------------------- */
 
-/* Tokens per second of whole generations, `batch` completions of one prompt, against the larger of
-   reading the weights once a step and doing the products. */
-static void bench_decode_batch(const struct Ops *ops, const struct Model *model, int batch,
-                               double bandwidth, double flops) {
-    enum { TOKENS = 48 };
-    const struct ModelConfig *c = &model->config;
-    struct Arena arena = {0};
+enum { DECODE_TOKENS = 48 };
+
+struct Decode {
+    struct Sampler *sampler;
     struct Weights weights;
     void *workspace;
-    arena_reserve(&arena, &weights.data, model->num_parameters * ops->element_size, "weights", "w");
-    struct Sampler *sampler = sampler_reserve(model, &arena, batch, 2, TOKENS);
+    struct RolloutRequest request;
+    struct Rollout rollout;
+    double products;   /* weights that take part in a product, per token */
+};
+
+static void decode_generate(void *context) {
+    struct Decode *d = context;
+    sampler_generate(d->sampler, &d->weights, &d->request, &d->rollout, d->workspace);
+}
+
+/* Every step must read the weights once and do two operations per weight and row: the larger of the
+   two, at the rates of this moment. */
+static double decode_floor(void *context) {
+    const struct Decode *d = context;
+    const struct Product p = {1024, 3072, 768, CblasNoTrans, CblasTrans};
+    double bytes = read_seconds() / 512e6 * 4 * d->products;
+    double flops = product_seconds(&p) / (2.0 * p.M * p.N * p.K) * 2 * d->products;
+    double step = d->request.group * flops > bytes ? d->request.group * flops : bytes;
+    return DECODE_TOKENS * step;
+}
+
+/* Tokens per second of whole generations: `batch` completions of one prompt. */
+static void bench_decode_batch(const struct Ops *ops, const struct Model *model, int batch) {
+    static const int prompt[2] = {464, 1266}, start[2] = {0, 2};
+    static const uint32_t ordinal = 0;
+    const struct ModelConfig *c = &model->config;
+    struct Arena arena = {0};
+    struct Decode d = {.request = {.num_prompts = 1, .group = batch, .prompt_token = prompt,
+                                   .prompt_start = start, .ordinal = &ordinal, .seed = 1,
+                                   .purpose = RNG_SAMPLE, .temperature = 1,
+                                   .max_tokens = DECODE_TOKENS, .end_of_text = -1}};
+    arena_reserve(&arena, &d.weights.data, model->num_parameters * ops->element_size, "weights",
+                  "weights");
+    d.sampler = sampler_reserve(model, &arena, batch, 2, DECODE_TOKENS);
     struct OpsShape shape = {.N = 1, .C = c->C, .F = c->F, .NH = c->NH, .NKV = c->NKV, .HS = c->HS,
                              .V = c->V, .Vp = c->Vp, .max_T = 1,
-                             .R = sampler_step_rows(batch, 2), .max_length = TOKENS + 2};
-    arena_reserve(&arena, &workspace, ops->workspace_size(&shape), "workspace", "workspace");
+                             .R = sampler_step_rows(batch, 2), .max_length = DECODE_TOKENS + 2};
+    arena_reserve(&arena, &d.workspace, ops->workspace_size(&shape), "workspace", "workspace");
     arena_commit(&arena, ops);
-    model_initialise(model, &weights, 1);
-    sampler_load_weights(sampler, &weights);
-    int prompt[2] = {464, 1266}, start[2] = {0, 2};
-    uint32_t ordinal = 0;
-    struct RolloutRequest request = {.num_prompts = 1, .group = batch, .prompt_token = prompt,
-                                     .prompt_start = start, .ordinal = &ordinal, .seed = 1,
-                                     .purpose = RNG_SAMPLE, .temperature = 1,
-                                     .max_tokens = TOKENS, .end_of_text = -1};
-    struct Rollout rollout = {0};
-    double rates[16];
-    int repeats = batch == 1 ? 5 : 3;
-    sampler_generate(sampler, &weights, &request, &rollout, workspace);
-    for (int i = 0; i < repeats; i++) {
-        double begin = seconds();
-        sampler_generate(sampler, &weights, &request, &rollout, workspace);
-        rates[i] = batch * TOKENS / (seconds() - begin);
-    }
-    double rate = median(rates, repeats);
-    double products = (double)(model->num_real_parameters - (size_t)c->max_T * (size_t)c->C);
-    double by_bytes = batch * bandwidth / (4 * products), by_flops = flops / (2 * products);
-    double floor_rate = by_bytes < by_flops ? by_bytes : by_flops;
-    printf("decode   GPT-2 124M float32, batch %2d: %6.0f tokens/s, floor %6.0f (%s), %.0f %%\n", batch,
-           rate, floor_rate, by_bytes < by_flops ? "bytes" : "products", 100 * rate / floor_rate);
-    rollout_free(&rollout), sampler_free(sampler), arena_free(&arena);
+    model_initialise(model, &d.weights, 1);
+    sampler_load_weights(d.sampler, &d.weights);
+    d.products = (double)(model->num_real_parameters - (size_t)c->max_T * (size_t)c->C);
+    struct Timing t = compare_to_floor(decode_generate, decode_floor, &d, 5);
+    printf("decode   GPT-2 124M float32, batch %2d: %6.0f tokens/s, floor %6.0f, %.0f %%\n", batch,
+           batch * DECODE_TOKENS / t.ours, batch * DECODE_TOKENS / t.floor, 100 / t.ratio);
+    rollout_free(&d.rollout), sampler_free(d.sampler), arena_free(&arena);
 }
 
 static void bench_decode(void) {
     const struct Ops *ops = ops_open("cpu");
     struct ModelConfig config;
+    const struct Product p = {1024, 3072, 768, CblasNoTrans, CblasTrans};
     scratch_open(1024 * 768, 3072 * 768, 1024 * 3072);
-    double flops = peak_flops(), bandwidth = read_bandwidth();
-    scratch_close();
-    printf("floors   products %.0f GFLOP/s, reading memory %.1f GB/s\n", 1e-9 * flops,
-           1e-9 * bandwidth);
+    product_seconds(&p), read_seconds();
+    printf("floors   products %.0f GFLOP/s, reading memory %.1f GB/s\n",
+           2e-9 * p.M * p.N * p.K / product_seconds(&p), 0.512 / read_seconds());
     gpt2_config(&config, ops, 1024);
     struct Model *model = model_build(&config, ops);
     const int batches[] = {1, 8, 32, 64};
-    for (int i = 0; i < 4; i++) bench_decode_batch(ops, model, batches[i], bandwidth, flops);
+    for (int i = 0; i < 4; i++) bench_decode_batch(ops, model, batches[i]);
     model_free(model);
+    scratch_close();
 }
 
 /* ---- the built-in task ------------------------------------------------------------------------------------------ */

@@ -6,9 +6,8 @@
 
        (tile of the vocabulary, group of rows) -> a partial draw per row -> merged in tile order
 
-   Within a tile the maximum needs hardly a logarithm: exponentiated, the winner has the largest
-   e^(z_v - m) / -log u_v, and since -log u >= 1 - u, only words whose e^(z_v - m) / (1 - u_v) reaches
-   some other word's value can win. They are few.
+   Within a tile the outer logarithm is not taken: the winner has the largest e^(z_v - m) / -log u_v,
+   and e^(z - m) is there already.
 
    Products are those of packed.h, the partition depends on V only, and a row is merged by itself: a
    row's draw, log-probability and entropy have the same bits in any batch. */
@@ -19,7 +18,7 @@
 
 enum {
     TILE = 512,              /* vocabulary columns whose logits exist at once */
-    GROUP_PARTS = 4,         /* so many row parts of packed.h pass a weight block together */
+    GROUP_PARTS = 5,         /* so many row parts of packed.h (64 rows) share a weight block */
     GROUP = GROUP_PARTS * PACKED_ROWS,
     LANES = 8                /* Philox counters side by side */
 };
@@ -83,29 +82,6 @@ static int find_maximum(const float *x, int n) {
     return first;
 }
 
-static float race_value(float weight, uint32_t bits) { return weight / -vm_log(rng_uniform(bits)); }
-
-/* The index of the largest weight / -log u, the first of equals, and that value. */
-static int run_race(float *value, const float *weight, const uint32_t *bits, int n) {
-    _Alignas(64) float bound[TILE];
-    #pragma omp simd
-    for (int j = 0; j < n; j++) bound[j] = weight[j] / rng_uniform(~bits[j]); /* that is 1 - u */
-    int winner = find_maximum(bound, n);
-    *value = race_value(weight[winner], bits[winner]);
-    float least = *value * (1 - 0x1p-20f); /* some ulps less: both sides are rounded */
-    for (int begin = 0; begin < n; begin += 64) {
-        int end = min_int(begin + 64, n), rivals = 0;
-        #pragma omp simd reduction(+ : rivals)
-        for (int j = begin; j < end; j++) rivals += bound[j] >= least;
-        for (int j = begin; rivals && j < end; j++) {
-            if (!(bound[j] >= least)) continue;
-            float mine = race_value(weight[j], bits[j]);
-            if (mine > *value || (mine == *value && j < winner)) *value = mine, winner = j;
-        }
-    }
-    return winner;
-}
-
 /* The draw among z [n], the logits of vocabulary indices first .. first + n - 1. */
 static struct Draw draw_from_tile(const float *z, int n, int first, const uint32_t counter[3],
                                   const uint32_t key[2], bool greedy) {
@@ -117,10 +93,11 @@ static struct Draw draw_from_tile(const float *z, int n, int first, const uint32
         draw.score = draw.state.m;
     } else {
         _Alignas(64) uint32_t bits[TILE];
-        float value;
         fill_words(bits, n, first, counter, key);
-        winner = run_race(&value, weight, bits, n);
-        draw.score = draw.state.m + vm_log(value);
+        #pragma omp simd
+        for (int j = 0; j < n; j++) weight[j] /= -vm_log(rng_uniform(bits[j]));
+        winner = find_maximum(weight, n);
+        draw.score = draw.state.m + vm_log(weight[winner]);
     }
     draw.logit = z[winner];
     draw.token = first + winner;
