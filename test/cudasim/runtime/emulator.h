@@ -173,8 +173,8 @@ void wait_until(const std::function<bool()> &condition, const char *what, const 
                 int line);
 void wake_conditions();
 struct AsyncEngine {
-    bool (*pending)();
-    void (*step)(); /* carries out some pending work in the context of a waiting thread */
+    bool (*pending)(const Block *block);
+    void (*step)(); /* carries out some of the running block's work, as a waiting thread of it */
 };
 extern AsyncEngine async_engine;
 const std::vector<Block *> &resident_blocks();
@@ -278,7 +278,16 @@ bool in_module(const void *address);     /* literals, __device__ and __constant_
 #endif
 
 namespace cudasim {
-enum AccessKind { READ, WRITE, ATOMIC };
+/* A volatile read may meet an atomic (the first look of a compare-and-swap loop), but not a plain
+   write; a volatile write is a plain one. An exchange may be the first write. */
+enum AccessKind : unsigned {
+    READ = 1,
+    WRITE = 2,
+    UNORDERED = 4, /* does not conflict with another of its kind */
+    VOLATILE_READ = READ | UNORDERED,
+    EXCHANGE = WRITE | UNORDERED,
+    ATOMIC = READ | WRITE | UNORDERED
+};
 CUDASIM_RACE_HOOK(void race_access(const void *, size_t, AccessKind, uintptr_t))
 CUDASIM_RACE_HOOK(void race_begin_launch())
 CUDASIM_RACE_HOOK(void race_begin_block(const Block *))

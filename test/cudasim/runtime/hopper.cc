@@ -56,6 +56,7 @@ static void arrive(uint64_t *address, int bytes, const char *what) {
 enum : uint32_t { TENSOR_MAP = 0x7a317a31 };
 
 struct TmaLoad {
+    const Block *block;
     char *out;
     CUtensorMap map;
     int column, row;
@@ -99,11 +100,19 @@ static void carry_out(const TmaLoad &load) {
     wake_conditions();
 }
 
-static bool loads_pending() { return !loads.empty(); }
+static std::vector<size_t> loads_of(const Block *block) {
+    std::vector<size_t> indices;
+    for (size_t i = 0; i < loads.size(); i++)
+        if (loads[i].block == block) indices.push_back(i);
+    return indices;
+}
+
+static bool loads_pending(const Block *block) { return !loads_of(block).empty(); }
 
 /* One load at a time, in any order: that is all TMA promises. */
 static void step_loads() {
-    size_t pick = random_number() % loads.size();
+    std::vector<size_t> candidates = loads_of(current->block);
+    size_t pick = candidates[random_number() % candidates.size()];
     TmaLoad load = loads[pick];
     loads.erase(loads.begin() + (long)pick);
     carry_out(load);
@@ -285,7 +294,7 @@ void tma_load_2d(void *shared, const CUtensorMap *map, int column, int row, uint
         fail("TMA: tiles with the 128-byte swizzle are aligned to 1024 bytes");
     check_late_write(shared, (size_t)map->tile_rows * 128, CUDASIM_CALLER);
     release(shared);
-    loads.push_back(TmaLoad{(char *)shared, *map, column, row, barrier, CUDASIM_CALLER});
+    loads.push_back(TmaLoad{current->block, (char *)shared, *map, column, row, barrier, CUDASIM_CALLER});
 }
 
 uint64_t wgmma_descriptor(const void *shared) {

@@ -16,9 +16,10 @@ static const size_t DEVICE_SPACE = (size_t)64 << 30;
 struct Allocation {
     size_t bytes;
     MemoryKind kind;
+    bool live; /* freed ones are remembered, so that a report can name them */
 };
 typedef std::map<char *, Allocation> AllocationMap;
-static auto &allocations = *new AllocationMap(); /* live ones, device and managed */
+static auto &allocations = *new AllocationMap(); /* device and managed */
 static auto &pinned = *new std::map<char *, size_t>();
 static size_t device_used; /* bytes from the start of device space that were ever handed out */
 
@@ -77,7 +78,7 @@ cudaError_t allocate(void **out, size_t bytes, MemoryKind kind) {
     char *begin = device_base() + device_used, *address = begin + before;
     device_used += before + room;
     last_gap = gap;
-    allocations[address] = Allocation{bytes, kind};
+    allocations[address] = Allocation{bytes, kind, true};
     /* 0xff is a NaN in fp32, bf16 and fp16; a little of the gap gets it too, for builds where
        nothing else notices a read beyond the end. */
     CUDASIM_UNPOISON(begin, before + room + gap);
@@ -97,7 +98,7 @@ static AllocationMap::iterator find_allocation(const void *address, size_t bytes
     if (it == allocations.begin()) return allocations.end();
     --it;
     bool inside = (const char *)address + bytes <= it->first + it->second.bytes;
-    return inside ? it : allocations.end();
+    return inside && it->second.live ? it : allocations.end();
 }
 
 void require_device(const void *address, size_t bytes, const char *what) {
@@ -144,11 +145,11 @@ std::string describe(const void *address) {
         if (in_window(block, address)) return describe_shared(block, (const char *)address);
     if (is_device(address)) {
         auto it = allocations.upper_bound((char *)address);
-        if (it == allocations.begin()) return "device memory before any live allocation";
+        if (it == allocations.begin()) return "device memory before the first buffer";
         --it;
         size_t offset = (size_t)((const char *)address - it->first);
-        snprintf(text, sizeof text, "device buffer %p (byte %zu of %zu)", (void *)it->first, offset,
-                 it->second.bytes);
+        snprintf(text, sizeof text, "%sdevice buffer %p (byte %zu of %zu)",
+                 it->second.live ? "" : "freed ", (void *)it->first, offset, it->second.bytes);
         return text;
     }
     snprintf(text, sizeof text, "host memory at %p", address);
@@ -182,11 +183,11 @@ void check_late_write(void *address, size_t bytes, uintptr_t pc) {
     memset(address, 0xff, bytes);
 }
 
-void before_atomic(const void *address, size_t bytes, uintptr_t pc) {
+void before_atomic(const void *address, size_t bytes, bool reads, uintptr_t pc) {
     if ((uintptr_t)address % bytes) fail("misaligned atomic at %s", describe(address).c_str());
     fuzz();
     require_readable(address, bytes, "atomic");
-    race_access(address, bytes, ATOMIC, pc);
+    race_access(address, bytes, reads ? ATOMIC : EXCHANGE, pc);
 }
 
 void library_read(const void *address, size_t bytes, const char *what) {
@@ -281,10 +282,10 @@ cudaError_t cudaFree(void *memory) {
     if (cudaError_t error = forbid_in_capture(true)) return error;
     drain_all();
     auto it = allocations.find((char *)memory);
-    if (it == allocations.end())
+    if (it == allocations.end() || !it->second.live)
         fail("cudaFree: %p is not the start of a live allocation (freed twice?)", memory);
     size_t bytes = it->second.bytes;
-    allocations.erase(it);
+    it->second.live = false;
     race_free(memory, bytes);
     CUDASIM_POISON(memory, bytes);
     /* Give whole pages back; the addresses stay reserved. */

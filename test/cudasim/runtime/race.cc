@@ -29,7 +29,7 @@ struct Access {
     uint32_t segment; /* of a block: see Segment; 0 = none */
     uint32_t pc;      /* offset in the module */
     uint16_t clock;   /* of the thread, within the segment */
-    uint16_t thread : 10, bytes : 2, atomic : 1;
+    uint16_t thread : 10, bytes : 2, unordered : 1; /* unordered: see AccessKind */
 };
 
 struct Cell {
@@ -313,7 +313,7 @@ struct Context {
 
 static bool conflicts(const Access &earlier, unsigned mask, const Context &c) {
     if (!(earlier.bytes & mask)) return false;
-    if (c.kind == ATOMIC && earlier.atomic) return false;
+    if ((c.kind & UNORDERED) && earlier.unordered) return false;
     return !happens_before(earlier, *c.slot, c.thread, c.shared);
 }
 
@@ -325,9 +325,9 @@ static void report_conflict(Context &c, const Access &earlier, const char *kind,
 static void check_races(const Cell &cell, unsigned mask, Context &c) {
     if (conflicts(cell.write, mask, c))
         report_conflict(c, cell.write,
-                        c.kind == READ ? "RACE read-after-write" : "RACE write-after-write",
-                        cell.write.atomic ? "earlier atomic" : "earlier write");
-    if (c.kind == READ) return;
+                        c.kind & WRITE ? "RACE write-after-write" : "RACE read-after-write",
+                        cell.write.unordered ? "earlier atomic" : "earlier write");
+    if (!(c.kind & WRITE)) return;
     for (const Access &read : cell.reads) {
         if (!conflicts(read, mask, c)) continue;
         report_conflict(c, read, "RACE write-after-read", "earlier read");
@@ -342,8 +342,8 @@ static void remember(Cell &cell, unsigned mask, const Context &c) {
     now.clock = clocks_of(*c.slot, c.thread)[c.thread];
     now.thread = (uint16_t)(c.thread & 1023);
     now.bytes = (uint16_t)(mask & 3);
-    now.atomic = c.kind == ATOMIC;
-    if (c.kind != READ) {
+    now.unordered = (c.kind & UNORDERED) != 0;
+    if (c.kind & WRITE) {
         cell.write = now;
         cell.initialised |= (uint8_t)mask;
         return;
@@ -357,11 +357,11 @@ static void remember(Cell &cell, unsigned mask, const Context &c) {
 static bool check_cell(Cell &cell, unsigned mask, const char *address, Context &c) {
     c.report.address = address;
     if ((cell.allocated & mask) != mask) {
-        c.report.kind = c.kind == READ ? "OUT-OF-BOUNDS READ" : "OUT-OF-BOUNDS WRITE";
+        c.report.kind = c.kind & WRITE ? "OUT-OF-BOUNDS WRITE" : "OUT-OF-BOUNDS READ";
         print_report(c.report, nullptr, nullptr);
         return false;
     }
-    if (c.kind != WRITE && (cell.initialised & mask) != mask) {
+    if ((c.kind & READ) && (cell.initialised & mask) != mask) {
         c.report.kind = "UNINITIALISED READ";
         print_report(c.report, nullptr, nullptr);
         cell.initialised |= (uint8_t)mask;
@@ -391,7 +391,8 @@ void race_access(const void *address, size_t bytes, AccessKind kind, uintptr_t p
     bool shared = (size_t)((const char *)address - base) < SHARED_SPACE;
     Context context{&slot, current->index, shared, kind,
                     Report{"", (const char *)address, bytes, pc}};
-    if (kind == ATOMIC && !shared) synchronise_by_atomic(slot, address, current->index);
+    bool atomic = (kind & WRITE) && (kind & UNORDERED);
+    if (atomic && !shared) synchronise_by_atomic(slot, address, current->index);
     if (kind == WRITE && !shared) slot.fenced[current->index] = 0;
     for_cells(address, bytes, [&](Cell &cell, unsigned mask, const char *at) {
         return check_cell(cell, mask, at, context);

@@ -74,14 +74,16 @@ void wake_conditions() {
     }
 }
 
-static bool async_pending() { return async_engine.pending && async_engine.pending(); }
+static bool async_pending(const Fiber *waiter) {
+    return async_engine.pending && async_engine.pending(waiter->block);
+}
 
 /* Asynchronous work is done late, when nothing else can run (or at random): legal and unfriendly. */
 void wait_until(const std::function<bool()> &condition, const char *what, const char *file,
                 int line) {
     while (!condition()) {
         bool impatient = options().order == RANDOM && random_number() % 4 == 0;
-        if (async_pending() && (nobody_ready() || impatient)) {
+        if (async_pending(current) && (nobody_ready() || impatient)) {
             async_engine.step();
             continue;
         }
@@ -98,11 +100,14 @@ static Fiber *find_runnable() {
     if (Fiber *fiber = take_ready()) return fiber;
     wake_conditions();
     if (Fiber *fiber = take_ready()) return fiber;
-    if (waiters.empty() || !async_pending()) return nullptr;
-    Fiber *fiber = waiters.back();
-    waiters.pop_back();
-    fiber->state = State::READY;
-    return fiber;
+    for (size_t i = waiters.size(); i > 0; i--) {
+        Fiber *fiber = waiters[i - 1];
+        if (!async_pending(fiber)) continue;
+        waiters.erase(waiters.begin() + (long)(i - 1));
+        fiber->state = State::READY;
+        return fiber;
+    }
+    return nullptr;
 }
 
 /* ---- the deadlock report: threads grouped by what they wait for ---- */

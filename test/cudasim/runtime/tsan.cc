@@ -6,6 +6,7 @@
 
 using cudasim::race_access;
 using cudasim::READ;
+using cudasim::VOLATILE_READ;
 using cudasim::WRITE;
 
 /* A vector access that is not aligned to its size is an error on the device. */
@@ -47,7 +48,7 @@ void __tsan_vptr_read(void **) {}
         race_access(address, bytes, WRITE, CUDASIM_CALLER);                       \
     }                                                                             \
     void __tsan_volatile_read##bytes(void *address) {                             \
-        race_access(address, bytes, READ, CUDASIM_CALLER);                        \
+        race_access(address, bytes, VOLATILE_READ, CUDASIM_CALLER);               \
     }                                                                             \
     void __tsan_volatile_write##bytes(void *address) {                            \
         race_access(address, bytes, WRITE, CUDASIM_CALLER);                       \

@@ -211,7 +211,7 @@ static void test_constants_and_launches() {
 /* ---- atomics ---- */
 
 __device__ float atomic_max_float(float *address, float value) {
-    int *bits = (int *)address, old = *(volatile int *)bits;
+    int *bits = (int *)address, old = *(volatile int *)bits; /* volatile: others are at it */
     while (__int_as_float(old) < value) {
         int assumed = old;
         old = atomicCAS(bits, assumed, __float_as_int(value));
@@ -230,9 +230,10 @@ __global__ void atomics_kernel(int *histogram, float *largest, __nv_bfloat162 *p
         atomicAdd(&histogram[x[i] & 7], 1);
         atomicMax(&histogram[8], x[i]);
         if (i < 64) atomicAdd(pair, __floats2bfloat162_rn(1.0f, 2.0f));
+        atomic_max_float(&block_largest, (float)x[i]);
     }
     __syncthreads();
-    if (threadIdx.x == 0) atomicExch((int *)largest + blockIdx.x, __float_as_int(block_largest));
+    if (threadIdx.x == 0) atomicExch(&largest[blockIdx.x], block_largest); /* the first write */
 }
 
 static void test_atomics() {
@@ -247,6 +248,8 @@ static void test_atomics() {
     std::vector<int> got = to_host(histogram, 9);
     for (int i = 0; i < 8; i++) expect(got[i] == 125, "histogram");
     expect(got[8] == 999, "atomicMax");
+    std::vector<float> maxima = to_host(largest, 4);
+    for (int b = 0; b < 4; b++) expect(maxima[b] == (float)(b < 3 ? b * 256 + 255 : 999), "CAS loop");
     uint32_t sum = to_host(pair, 1)[0];
     expect((sum & 0xffff) == encode_bf16(64) && sum >> 16 == encode_bf16(128), "pair atomicAdd");
 }
