@@ -2,7 +2,8 @@
 # alone: make -f test/cudasim/cudasim.mk sim-selftest
 #
 #   sim-selftest  sim-asan-selftest  sim-race-selftest   the emulator's own tests, one build each
-#   cudasim-nvcc                                         the sample kernels by nvcc, sm_80 and sm_90a
+#   cudasim-nvcc   the sample kernels and tests by nvcc for sm_80 and sm_90a: that they are real CUDA
+#   cudasim-gpu    the sound cases as a program for a GPU (Hopper): build/cudasim-gpu
 #
 # To build one's own files, in all three builds at once:
 #
@@ -102,7 +103,7 @@ $(foreach m,$(SIM_MODES),$(eval $(call sim_runtime_rules,$(m))) \
 
 SIM_SAMPLES := $(addprefix $(SIM)/kernels/,layernorm.cu lse.cu gemm.cu attention.cu hopper_gemm.cu)
 SIM_SELFTEST := $(SIM_SAMPLES) $(wildcard $(SIM)/selftest/*.cc) \
-    $(addprefix $(SIM)/selftest/,features.cu host_bugs.cu graphs.cu)
+    $(addprefix $(SIM)/selftest/,features.cu host_bugs.cu graphs.cu float16.cu)
 $(eval $(call sim_program,cudasim-selftest,$(SIM_SELFTEST)))
 $(eval $(call sim_plugin,cudasim_plugin,,,$(SIM)/selftest/plugin.cu))
 
@@ -120,16 +121,21 @@ $(1)-selftest: $(BUILD)/$(1)/cudasim-selftest $(BUILD)/cudasim_plugin_$(1).so $(
 endef
 $(foreach m,$(SIM_MODES),$(eval $(call sim_selftest_rules,$(m))))
 
-# That the samples are real CUDA. wgmma needs compute_90a named in full.
-SIM_NVCC_OBJECTS := $(patsubst $(SIM)/%.cu,$(BUILD)/nvcc/%.o,$(SIM_SAMPLES) \
-    $(filter %.cu,$(SIM_SELFTEST)) $(SIM)/selftest/plugin.cu)
+# wgmma needs compute_90a named in full.
+SIM_NVCC_OBJECTS := $(patsubst $(SIM)/%,$(BUILD)/nvcc/%.o,$(basename $(SIM_SELFTEST)))
 $(BUILD)/nvcc/kernels/hopper_gemm.o: SIM_ARCH := -gencode arch=compute_90a,code=sm_90a
 SIM_ARCH := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
 $(BUILD)/nvcc/%.o: $(SIM)/%.cu
 	@mkdir -p $(@D)
 	$(NVCC) -std=c++17 -O2 $(SIM_ARCH) -Xcompiler -Wall -c $< -o $@
-cudasim-nvcc: $(SIM_NVCC_OBJECTS)
-.PHONY: cudasim-nvcc
+$(BUILD)/nvcc/%.o: $(SIM)/%.cc
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O2 -Xcompiler -Wall -c $< -o $@
+$(BUILD)/cudasim-gpu: $(SIM_NVCC_OBJECTS)
+	$(NVCC) -o $@ $^ -lcuda -lcublas -lcublasLt -lnccl
+cudasim-nvcc: $(SIM_NVCC_OBJECTS) $(BUILD)/nvcc/selftest/plugin.o
+cudasim-gpu: $(BUILD)/cudasim-gpu
+.PHONY: cudasim-nvcc cudasim-gpu
 
 .SECONDARY:
 -include $(wildcard $(BUILD)/sim*/*/*.d $(BUILD)/sim*/*/*/*.d $(BUILD)/sim*/*/*/*/*.d \

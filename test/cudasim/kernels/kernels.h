@@ -4,12 +4,14 @@
 #ifndef CUDASIM_KERNELS_H
 #define CUDASIM_KERNELS_H
 
+#include <cuda_runtime.h>
+
 #ifdef CUDASIM
 extern int planted_bug;
-#define BUG(number) (planted_bug == (number))
 #else
-#define BUG(number) 0
+enum { planted_bug = 0 };
 #endif
+#define BUG(number) (planted_bug == (number))
 
 /* out [N,C], mean [N], rstd [N] = layer norm of x [N,C] with weight, bias [C] */
 void layernorm_forward(float *out, float *mean, float *rstd, const float *x, const float *weight,

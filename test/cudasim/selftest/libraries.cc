@@ -2,6 +2,7 @@
 #include "selftest.h"
 #include "../kernels/kernels.h"
 #include <cublasLt.h>
+#include <cublas_v2.h>
 #include <nccl.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -48,19 +48,43 @@ static void test_from_double() {
     }
 }
 
-/* Products, sums and fused multiply-adds round once; long double holds them exactly enough. */
-static void test_arithmetic() {
-    for (int i = 0; i < 20000; i++) {
-        double a = next_number(), b = next_number(), c = ldexp(next_number(), -(i % 24));
-        __nv_bfloat16 x(a), y(b), z(c);
-        expect(__bfloat16_as_ushort(x * y) == encode_bf16(a * b), "bf16 product");
-        double cz = decode_bf16(__bfloat16_as_ushort(z));
-        expect(__bfloat16_as_ushort(x + z) == encode_bf16(a + cz), "bf16 sum");
-        expect(__bfloat16_as_ushort(__hfma(x, y, z)) == encode_bf16(a * b + cz), "bf16 fma");
-        __half p(a), q(b), r(c);
-        double cr = decode_half(__half_as_ushort(r));
-        expect(__half_as_ushort(__hfma(p, q, r)) == encode_half(a * b + cr), "fp16 fma");
+template <class T>
+__global__ void arithmetic_kernel(T *product, T *sum, T *fused, const T *a, const T *b, const T *c,
+                                  int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    product[i] = a[i] * b[i];
+    sum[i] = a[i] + c[i];
+    fused[i] = __hfma(a[i], b[i], c[i]);
+}
+
+/* Products, sums and fused multiply-adds round once: the exact results fit in a double. */
+template <class T> static void check_arithmetic(int exponent_bits, int mantissa_bits) {
+    enum { N = 20000 };
+    std::vector<uint16_t> a(N), b(N), c(N);
+    for (int i = 0; i < N; i++) {
+        a[i] = encode16(next_number(), exponent_bits, mantissa_bits);
+        b[i] = encode16(next_number(), exponent_bits, mantissa_bits);
+        c[i] = encode16(ldexp(next_number(), -(i % 24)), exponent_bits, mantissa_bits);
     }
+    uint16_t *out = new_device<uint16_t>(3 * N);
+    arithmetic_kernel<T><<<(N + 127) / 128, 128>>>((T *)out, (T *)out + N, (T *)out + 2 * N,
+                                                   (T *)to_device(a), (T *)to_device(b),
+                                                   (T *)to_device(c), N);
+    std::vector<uint16_t> got = to_host(out, 3 * N);
+    for (int i = 0; i < N; i++) {
+        double x = decode16(a[i], exponent_bits, mantissa_bits);
+        double y = decode16(b[i], exponent_bits, mantissa_bits);
+        double z = decode16(c[i], exponent_bits, mantissa_bits);
+        expect(got[i] == encode16(x * y, exponent_bits, mantissa_bits), "product");
+        expect(got[N + i] == encode16(x + z, exponent_bits, mantissa_bits), "sum");
+        expect(got[2 * N + i] == encode16(x * y + z, exponent_bits, mantissa_bits), "fma");
+    }
+}
+
+static void test_arithmetic() {
+    check_arithmetic<__nv_bfloat16>(8, 7);
+    check_arithmetic<__half>(5, 10);
 }
 
 const Case float16_cases[] = {
