@@ -124,6 +124,26 @@ static size_t skip_literal(const struct Source *s, size_t i) {
     return i;
 }
 
+/* What follows blanks and comments. */
+static size_t skip_blank(const struct Source *s, size_t i) {
+    for (;;) {
+        i = skip_space(s, i);
+        size_t end = s->data[i] == '/' ? skip_literal(s, i) : i;
+        if (end == i) return i;
+        i = end;
+    }
+}
+
+/* The next place from i on where code, not a comment or literal, holds one of these characters. */
+static size_t find_any(const struct Source *s, size_t i, size_t end, const char *characters) {
+    while (i < end) {
+        size_t literal_end = skip_literal(s, i);
+        if (literal_end == i && strchr(characters, s->data[i])) return i;
+        i = literal_end == i ? i + 1 : literal_end;
+    }
+    return end;
+}
+
 /* The position of the bracket that closes the one at or after i. */
 static size_t match_bracket(const struct Source *s, size_t i, char open, char close) {
     size_t start = i;
@@ -150,17 +170,21 @@ struct SharedDeclaration {
     char type[MAX_PATH_LENGTH];
 };
 
-/* Copies source text [begin, end) on one line. */
+/* Copies source text [begin, end) on one line, without its comments. */
 static void copy_text(char *out, size_t capacity, const struct Source *s, size_t begin, size_t end) {
     if (end - begin + 1 > capacity) die(s->path, line_of(s, begin), "declaration too long");
-    for (size_t i = begin; i < end; i++) *out++ = s->data[i] == '\n' ? ' ' : s->data[i];
+    for (size_t i = begin; i < end;) {
+        size_t next = s->data[i] == '/' ? skip_literal(s, i) : i;
+        *out++ = next != i || s->data[i] == '\n' ? ' ' : s->data[i];
+        i = next != i ? next : i + 1;
+    }
     *out = 0;
 }
 
 /* Reads `extern`, `static`, `__shared__` and alignments in any order; returns what follows. */
 static size_t parse_qualifiers(const struct Source *s, size_t i, struct SharedDeclaration *d) {
     for (;;) {
-        i = skip_space(s, i);
+        i = skip_blank(s, i);
         if (word_at(s, i, "extern")) {
             d->dynamic = true;
             i += strlen("extern");
@@ -184,7 +208,7 @@ static size_t parse_qualifiers(const struct Source *s, size_t i, struct SharedDe
 static size_t find_first_name(const struct Source *s, size_t begin, size_t end) {
     size_t name = begin;
     int angle = 0;
-    for (size_t i = begin; i < end; i++) {
+    for (size_t i = skip_blank(s, begin); i < end; i = skip_blank(s, i + 1)) {
         char c = s->data[i];
         if (c == '<') angle++;
         if (c == '>') angle--;
@@ -214,29 +238,25 @@ static void emit_shared(const struct SharedDeclaration *d, const char *name, con
 /* Rewrites the declaration that starts at i; returns the position of its ';' (copied by the caller). */
 static size_t rewrite_shared(const struct Source *s, size_t start) {
     struct SharedDeclaration d = {0};
-    size_t type = parse_qualifiers(s, start, &d), end = type;
-    while (end < s->size && s->data[end] != ';') end++;
+    size_t type = parse_qualifiers(s, start, &d), end = find_any(s, type, s->size, ";");
     size_t name = find_first_name(s, type, end), type_end = name;
     while (type_end > type && isspace((unsigned char)s->data[type_end - 1])) type_end--;
     if (type_end == type) die(s->path, line_of(s, start), "cannot read this __shared__ declaration");
     copy_text(d.type, sizeof d.type, s, type, type_end);
 
     for (;;) { /* one declarator per round */
-        size_t name_end = name, declarator_end;
+        size_t name_end = name;
         while (is_identifier(s->data[name_end])) name_end++;
-        declarator_end = name_end;
-        while (declarator_end < end && s->data[declarator_end] != ',') {
-            if (s->data[declarator_end] == '[')
-                declarator_end = match_bracket(s, declarator_end, '[', ']');
-            declarator_end++;
-        }
+        size_t declarator_end = find_any(s, name_end, end, ",[");
+        while (declarator_end < end && s->data[declarator_end] == '[')
+            declarator_end = find_any(s, match_bracket(s, declarator_end, '[', ']') + 1, end, ",[");
         char text[MAX_NAME], extents[MAX_NAME];
         copy_text(text, sizeof text, s, name, name_end);
         copy_text(extents, sizeof extents, s, name_end, declarator_end);
         emit_shared(&d, text, extents);
         if (declarator_end >= end) break;
         emit("; ");
-        name = skip_space(s, declarator_end + 1);
+        name = skip_blank(s, declarator_end + 1);
     }
     for (size_t i = start; i < end; i++)
         if (s->data[i] == '\n') emit("\n");

@@ -63,7 +63,7 @@ sim_objects = $(patsubst %,$(BUILD)/$(1)/$(2)/%.o,$(basename $(3)))
 define sim_runtime_rules
 $(BUILD)/$(1)/runtime/%.o: $(SIM)/runtime/%.cc
 	@mkdir -p $$(@D)
-	$(SIM_CXX_$(1)) $(SIM_FLAGS) $(SIM_HOST_$(1)) -MMD -c $$< -o $$@
+	$(SIM_CXX_$(1)) $(SIM_FLAGS) $(SIM_HOST_$(1)) -MMD -MP -c $$< -o $$@
 endef
 
 define sim_source_rules
@@ -71,14 +71,14 @@ $(BUILD)/$(1)/$(2)/%.cc: %.cu $(BUILD)/cu2cpp
 	@mkdir -p $$(@D)
 	$(BUILD)/cu2cpp $$< $$@ $$@.d
 $(BUILD)/$(1)/$(2)/%.o: $(BUILD)/$(1)/$(2)/%.cc
-	$(SIM_CXX_$(1)) $(SIM_FLAGS) $(SIM_KERNEL_$(1)) $(SIM_DEFINES_$(2)) -MMD -c $$< -o $$@
+	$(SIM_CXX_$(1)) $(SIM_FLAGS) $(SIM_KERNEL_$(1)) $(SIM_DEFINES_$(2)) -MMD -MP -c $$< -o $$@
 	$$(SIM_AFTER_$(1))
 $(BUILD)/$(1)/$(2)/%.o: %.cc
 	@mkdir -p $$(@D)
-	$(SIM_CXX_$(1)) $(SIM_FLAGS) $(SIM_HOST_$(1)) $(SIM_DEFINES_$(2)) -MMD -c $$< -o $$@
+	$(SIM_CXX_$(1)) $(SIM_FLAGS) $(SIM_HOST_$(1)) $(SIM_DEFINES_$(2)) -MMD -MP -c $$< -o $$@
 $(BUILD)/$(1)/$(2)/%.o: %.c
 	@mkdir -p $$(@D)
-	$(SIM_CC) $(CFLAGS) $(filter -f% -O% -m%,$(SIM_HOST_$(1))) -MMD -c $$< -o $$@
+	$(SIM_CC) $(CFLAGS) $(filter -f% -O% -m%,$(SIM_HOST_$(1))) -MMD -MP -c $$< -o $$@
 endef
 
 define sim_program_rules

@@ -116,6 +116,12 @@ cudaError_t cudaFreeHost(void *memory);
 cudaError_t cudaMemcpy(void *out, const void *in, size_t bytes, cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *out, const void *in, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream = 0);
+/* `height` rows of `width` bytes, at distances of out_pitch and in_pitch bytes. */
+cudaError_t cudaMemcpy2D(void *out, size_t out_pitch, const void *in, size_t in_pitch, size_t width,
+                         size_t height, cudaMemcpyKind kind);
+cudaError_t cudaMemcpy2DAsync(void *out, size_t out_pitch, const void *in, size_t in_pitch,
+                              size_t width, size_t height, cudaMemcpyKind kind,
+                              cudaStream_t stream = 0);
 cudaError_t cudaMemset(void *out, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void *out, int value, size_t bytes, cudaStream_t stream = 0);
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes);
@@ -133,6 +139,8 @@ cudaError_t cudaMemcpyFromSymbol(void *out, const T &symbol, size_t bytes, size_
 
 cudaError_t cudaStreamCreate(cudaStream_t *stream);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority);
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamQuery(cudaStream_t stream);

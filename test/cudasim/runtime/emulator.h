@@ -29,6 +29,9 @@
 #include <sanitizer/asan_interface.h>
 #endif
 #ifndef __x86_64__
+#define CUDASIM_UCONTEXT 1 /* switch stacks by swapcontext: anywhere, but slower */
+#endif
+#ifdef CUDASIM_UCONTEXT
 #include <ucontext.h>
 #endif
 
@@ -88,7 +91,7 @@ struct Fiber {
     std::vector<PendingCopy> copies;
     int copy_group;
     const std::function<bool()> *condition;
-#ifndef __x86_64__
+#ifdef CUDASIM_UCONTEXT
     ucontext_t context;
 #endif
 };

@@ -33,7 +33,7 @@ bool on_guard_page(const Fiber *fiber, const void *address) {
     return (size_t)(fiber->stack - 1 - (const char *)address) < GUARD;
 }
 
-#ifdef __x86_64__
+#ifndef CUDASIM_UCONTEXT
 
 /* Saves the callee-saved registers and the stack pointer, and takes up another stack's. */
 extern "C" void cudasim_switch_stack(void **save, void *to) __attribute__((visibility("hidden")));

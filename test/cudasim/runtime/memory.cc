@@ -249,6 +249,29 @@ cudaError_t cudaMemcpyAsync(void *out, const void *in, size_t bytes, cudaMemcpyK
     return submit(stream, copy);
 }
 
+cudaError_t cudaMemcpy2D(void *out, size_t out_pitch, const void *in, size_t in_pitch, size_t width,
+                         size_t height, cudaMemcpyKind kind) {
+    if (width > out_pitch || width > in_pitch) return set_error(cudaErrorInvalidValue);
+    for (size_t row = 0; row < height; row++) {
+        cudaError_t error = cudaMemcpy((char *)out + row * out_pitch,
+                                       (const char *)in + row * in_pitch, width, kind);
+        if (error) return error;
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy2DAsync(void *out, size_t out_pitch, const void *in, size_t in_pitch,
+                              size_t width, size_t height, cudaMemcpyKind kind,
+                              cudaStream_t stream) {
+    if (width > out_pitch || width > in_pitch) return set_error(cudaErrorInvalidValue);
+    for (size_t row = 0; row < height; row++) {
+        cudaError_t error = cudaMemcpyAsync((char *)out + row * out_pitch,
+                                            (const char *)in + row * in_pitch, width, kind, stream);
+        if (error) return error;
+    }
+    return cudaSuccess;
+}
+
 cudaError_t cudaMemsetAsync(void *out, int value, size_t bytes, cudaStream_t stream) {
     require_device(out, bytes, "cudaMemset");
     Operation fill;

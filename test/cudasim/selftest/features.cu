@@ -194,6 +194,22 @@ __global__ void constants_kernel(float *out) {
 
 #define LAUNCH_ON(stream, kernel, ...) kernel<<<1, 64, 64 * sizeof(float), stream>>>(__VA_ARGS__)
 
+/* What must not mislead the rewriter: <<< and __shared__ in comments (f<<<1, 2>>>()), */
+static const char *const decoys = "__shared__ int x; f<<<1, 2>>>(3); \" R\"(";
+static const char *const raw_decoy = R"x(__shared__ float y[2]; g<<<1>>>("))x";
+static const int big = 1'000'000, quote = '"', shifted = 1 << 3;
+
+namespace nested {
+template <class T, int N> __global__ void add_up_kernel(T *out, int n) {
+    __shared__ Tile<T, N> tile, // two variables, a comment and a line break between them
+        second[2];
+    tile.value[threadIdx.x] = (T)1;
+    second[1].value[threadIdx.x] = (T)2;
+    __syncthreads();
+    if (threadIdx.x == 0) *out = tile.value[n - 1] + second[1].value[0];
+}
+} // namespace nested
+
 static void test_constants_and_launches() {
     float host[4] = {1, 2, 3, 4};
     cudaMemcpyToSymbol(scale_of, host, sizeof host);
@@ -203,6 +219,11 @@ static void test_constants_and_launches() {
     kernel<<<1, 64, 256>>>(out);
     std::vector<float> got = to_host(out, 64);
     for (int i = 0; i < 64; i++) expect(got[i] == host[(i ^ 1) % 4] + 64, "constants");
+    nested::add_up_kernel<float, 32><<<dim3((shifted >> 3), 1),
+                                       32 /* threads >>> */, 0>>>(out, 32);
+    expect(to_host(out, 1)[0] == 3, "launch over two lines");
+    expect(strlen(decoys) == 39 && strlen(raw_decoy) == 34 && big == 1000000 && quote == 34,
+           "literals");
     int seen;
     cudaMemcpyFromSymbol(&seen, launches_seen, sizeof seen);
     expect(seen == 2, "device variable");

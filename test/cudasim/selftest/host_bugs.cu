@@ -2,6 +2,7 @@
 #include "../../../llmc/kernels/ptx.cuh"
 #include "../kernels/kernels.h"
 #include "selftest.h"
+#include <pthread.h>
 
 enum { N = 1000 };
 
@@ -36,6 +37,31 @@ static void test_pointers() {
     if (BUG(6)) fill_with<<<4, 256>>>(a, N, 1); /* use after free */
     if (BUG(7)) cudaFree(a);                    /* freed twice */
     cudaDeviceSynchronize();
+}
+
+static void *allocate_elsewhere(void *) {
+    new_device<float>(N);
+    return nullptr;
+}
+
+/* On a GPU this is legal; the emulator says that it cannot do it. */
+static void test_second_thread() {
+    new_device<float>(N);
+    pthread_t thread;
+    pthread_create(&thread, nullptr, allocate_elsewhere, nullptr);
+    pthread_join(thread, nullptr);
+}
+
+/* Rows of 12 floats out of 20, into rows of 16. */
+static void test_strided_copies() {
+    std::vector<float> host(20 * 5);
+    for (size_t i = 0; i < host.size(); i++) host[i] = (float)i;
+    float *device = new_device<float>(16 * 5);
+    cudaMemset(device, 0, 16 * 5 * sizeof(float));
+    cudaMemcpy2D(device, 64, host.data(), 80, 48, BUG(1) ? 6 : 5, cudaMemcpyHostToDevice);
+    std::vector<float> got = to_host(device, 16 * 5);
+    for (int i = 0; i < 16 * 5; i++)
+        expect(got[i] == (i % 16 < 12 ? (float)(i / 16 * 20 + i % 16) : 0), "strided copy");
 }
 
 static void test_never_written() {
@@ -178,6 +204,9 @@ const Case host_cases[] = {
     {"pointers", 5, "too many threads", "sar", "bad launch", "", test_pointers},
     {"pointers", 6, "use after free", "ar", "freed device buffer", "", test_pointers},
     {"pointers", 7, "freed twice", "sar", "freed twice", "", test_pointers},
+    {"threads", 1, "a second host thread", "sar", "second thread", "", test_second_thread},
+    {"strided", 0, "copies of rows", "", nullptr, "", test_strided_copies},
+    {"strided", 1, "one row too many", "sar", "not all inside", "", test_strided_copies},
     {"unwritten", 0, "everything written first", "", nullptr, "", test_never_written},
     {"unwritten", 1, "kernel reads unwritten memory", "sar", "UNINITIALISED READ", "",
      test_never_written},
