@@ -1,17 +1,18 @@
 /* Every inline-PTX instruction of the project, wrapped once: as asm here, and as a CPU body in the
    emulator (test/cudasim). The wrappers' contract is the same in both:
 
-       cp_async16(shared, global, n)     starts a copy of n <= 16 bytes and zeroes the rest of the 16;
-                                         both addresses aligned to 16. For n = 0 global is not read,
-                                         but must still be a valid address
-       cp_async_commit, cp_async_wait    groups of copies: wait<n> returns when all but the n youngest
-                                         groups have landed, for the calling thread only: other
-                                         threads see them after a barrier
-       ldmatrix_x2, _x4 [_trans]         2 or 4 matrices of 8 x 8 16-bit elements from shared memory;
-                                         lane 8 m + i brings the address of row i of matrix m
-       mma_m16n8k16<T>                   d = a b^T + c on 16x16, 8x16 (T, both K-contiguous) and 16x8
-                                         (float) fragments; d may be c
-       barrier_sync, barrier_arrive      named barriers 1 to 15 of `threads` threads, a multiple of 32
+       cp_async16(shared, global, n)   starts a copy of n <= 16 bytes and zeroes the rest of the 16;
+                                       both addresses aligned to 16. For n = 0 global is not read,
+                                       but must still be a valid address
+       cp_async_commit, _wait<n>       groups of copies: wait<n> returns when all but the n youngest
+                                       groups have landed, for the calling thread only: other
+                                       threads see them after a barrier
+       ldmatrix_x2, _x4 [_trans]       2 or 4 matrices of 8 x 8 16-bit elements from shared memory;
+                                       lane 8 m + i brings the address of row i of matrix m
+       mma_m16n8k16<T>                 d = a b^T + c on 16x16, 8x16 (T, both K-contiguous) and 16x8
+                                       (float) fragments; d may be c
+       barrier_sync, barrier_arrive    named barriers 1 to 15 of `threads` threads, which is a
+                                       multiple of 32
 
    ldmatrix and mma are .aligned: all 32 lanes execute them together. PTX ISA 8.x, sections
    "cp.async", "ldmatrix", "mma.m16n8k16". */
@@ -115,8 +116,8 @@ __device__ __forceinline__ void barrier_arrive(int id, int threads) {
 
 #endif
 
-/* ---- pairs of 16-bit elements in a register, as mma fragments and 32-bit loads hold them: the lower
-   half is the element with the lower index. These compile to one cvt (or prmt) each. ---- */
+/* ---- pairs of 16-bit elements in a register, as mma fragments and 32-bit loads hold them: the
+   lower half is the element with the lower index. These compile to one cvt (or prmt) each. ---- */
 
 template <class T> __device__ __forceinline__ uint32_t pack_pair(float low, float high);
 

@@ -11,8 +11,8 @@
                                   evaluation of arguments stay as they were
 
    `#pragma unroll` goes (it would only slow the compilation down), and quoted includes of .cuh and
-   .cu files are expanded in place, because they too may declare shared memory or launch. Other quoted
-   includes are written relative to the working directory: compile the output with -iquote . */
+   .cu files are expanded in place, because they too may declare shared memory or launch. Other
+   quoted includes are written relative to the working directory: compile with -iquote . */
 #include <ctype.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -51,7 +51,7 @@ static int line_of(const struct Source *s, size_t at) {
     return line;
 }
 
-/* ---- output ---------------------------------------------------------------------------------- */
+/* ---- output ---- */
 
 static void emit_bytes(const char *bytes, size_t count) {
     if (output_size + count + 1 > output_capacity) {
@@ -74,7 +74,7 @@ __attribute__((format(printf, 1, 2))) static void emit(const char *format, ...) 
     emit_bytes(text, (size_t)length);
 }
 
-/* ---- scanning -------------------------------------------------------------------------------- */
+/* ---- scanning ---- */
 
 static bool is_identifier(char c) { return isalnum((unsigned char)c) || c == '_'; }
 
@@ -162,7 +162,7 @@ static size_t match_bracket(const struct Source *s, size_t i, char open, char cl
     return s->size;
 }
 
-/* ---- __shared__ declarations ------------------------------------------------------------------ */
+/* ---- __shared__ declarations ---- */
 
 struct SharedDeclaration {
     bool dynamic;        /* extern __shared__ */
@@ -171,7 +171,8 @@ struct SharedDeclaration {
 };
 
 /* Copies source text [begin, end) on one line, without its comments. */
-static void copy_text(char *out, size_t capacity, const struct Source *s, size_t begin, size_t end) {
+static void copy_text(char *out, size_t capacity, const struct Source *s, size_t begin,
+                      size_t end) {
     if (end - begin + 1 > capacity) die(s->path, line_of(s, begin), "declaration too long");
     for (size_t i = begin; i < end;) {
         size_t next = s->data[i] == '/' ? skip_literal(s, i) : i;
@@ -224,24 +225,26 @@ static void emit_shared(const struct SharedDeclaration *d, const char *name, con
     else snprintf(alignment, sizeof alignment, "alignof(cudasim_type_%s)", name);
     if (d->dynamic) {
         emit("typedef %s cudasim_type_%s; ", d->type, name);
-        emit("cudasim_type_%s *%s = (cudasim_type_%s *)cudasim::dynamic_shared(%s)", name, name, name,
-             alignment);
+        emit("cudasim_type_%s *%s = (cudasim_type_%s *)cudasim::dynamic_shared(%s)", name, name,
+             name, alignment);
         return;
     }
     emit("typedef %s cudasim_type_%s%s; ", d->type, name, extents);
     emit("static cudasim::SharedVariable cudasim_slot_%s; ", name);
     emit("cudasim_type_%s &%s = *(cudasim_type_%s *)", name, name, name);
-    emit("cudasim::shared_variable(cudasim_slot_%s, sizeof(cudasim_type_%s), %s, \"%s\")", name, name,
-         alignment, name);
+    emit("cudasim::shared_variable(cudasim_slot_%s, sizeof(cudasim_type_%s), %s, \"%s\")", name,
+         name, alignment, name);
 }
 
-/* Rewrites the declaration that starts at i; returns the position of its ';' (copied by the caller). */
+/* Rewrites the declaration that starts at i; returns the position of its ';', which the caller
+   copies. */
 static size_t rewrite_shared(const struct Source *s, size_t start) {
     struct SharedDeclaration d = {0};
     size_t type = parse_qualifiers(s, start, &d), end = find_any(s, type, s->size, ";");
     size_t name = find_first_name(s, type, end), type_end = name;
     while (type_end > type && isspace((unsigned char)s->data[type_end - 1])) type_end--;
-    if (type_end == type) die(s->path, line_of(s, start), "cannot read this __shared__ declaration");
+    if (type_end == type)
+        die(s->path, line_of(s, start), "cannot read this __shared__ declaration");
     copy_text(d.type, sizeof d.type, s, type, type_end);
 
     for (;;) { /* one declarator per round */
@@ -263,7 +266,7 @@ static size_t rewrite_shared(const struct Source *s, size_t start) {
     return end;
 }
 
-/* ---- launches --------------------------------------------------------------------------------- */
+/* ---- launches ---- */
 
 /* Walks back over the bracketed text that ends at output[end - 1]; returns where it begins. */
 static size_t output_bracket_start(size_t end, char open, char close) {
@@ -326,7 +329,7 @@ static size_t rewrite_launch(const struct Source *s, size_t i) {
     return end + 3;
 }
 
-/* ---- files ------------------------------------------------------------------------------------ */
+/* ---- files ---- */
 
 static bool read_source(struct Source *s, const char *path) {
     FILE *stream = fopen(path, "rb");
@@ -426,7 +429,8 @@ static void rewrite_file(const struct Source *s) {
         size_t next = skip_literal(s, i);
         if (next != i) {
             emit_bytes(s->data + i, next - i);
-        } else if (s->data[i] == '#' && starts_line(s, i) && (next = rewrite_directive(s, i)) != i) {
+        } else if (s->data[i] == '#' && starts_line(s, i) &&
+                   (next = rewrite_directive(s, i)) != i) {
             ; /* done */
         } else if (starts_shared(s, i)) {
             next = rewrite_shared(s, i);

@@ -1,8 +1,8 @@
-# The emulator's builds: CUDA files as C++ for the CPU, three ways. Included by the Makefile, or used
-# alone: make -f test/cudasim/cudasim.mk sim-selftest
+# The emulator's builds: CUDA files as C++ for the CPU, three ways. Included by the Makefile, or
+# used alone: make -f test/cudasim/cudasim.mk sim-selftest
 #
 #   sim-selftest  sim-asan-selftest  sim-race-selftest   the emulator's own tests, one build each
-#   cudasim-nvcc   the sample kernels and tests by nvcc for sm_80 and sm_90a: that they are real CUDA
+#   cudasim-nvcc   the sample kernels and tests by nvcc for sm_80 and sm_90a: they are real CUDA
 #   cudasim-gpu    the sound cases as a program for a GPU (Hopper): build/cudasim-gpu
 #
 # To build one's own files, in all three builds at once:
@@ -11,8 +11,8 @@
 #   $(eval $(call sim_plugin,NAME,VARIANTS,SOURCES,ONCE))   -> build/NAME_MODE.so, for dlopen
 #
 # MODE is sim, sim-asan or sim-race. A plug-in's SOURCES are compiled once per variant, with
-# SIM_DEFINES_<variant> on the command line, and the ONCE files once. Programs that load a plug-in run
-# as $(SIM_RUN_<mode>) PROGRAM, because AddressSanitizer must be loaded first.
+# SIM_DEFINES_<variant> on the command line, and the ONCE files once. Programs that load a plug-in
+# run as $(SIM_RUN_<mode>) PROGRAM, because AddressSanitizer must be loaded first.
 
 BUILD ?= build
 SIM := test/cudasim
@@ -57,7 +57,8 @@ $(BUILD)/cu2cpp: $(SIM)/cu2cpp.c
 	$(CC) -std=gnu11 -O2 -Wall -Wextra -o $@ $<
 
 # Objects of the emulator, and of sources in a mode and variant: build/MODE/VARIANT/path.o
-sim_runtime = $(patsubst $(SIM)/runtime/%.cc,$(BUILD)/$(1)/runtime/%.o,$(wildcard $(SIM)/runtime/*.cc))
+SIM_RUNTIME := $(wildcard $(SIM)/runtime/*.cc)
+sim_runtime = $(SIM_RUNTIME:$(SIM)/runtime/%.cc=$(BUILD)/$(1)/runtime/%.o)
 sim_objects = $(patsubst %,$(BUILD)/$(1)/$(2)/%.o,$(basename $(3)))
 
 define sim_runtime_rules

@@ -41,7 +41,8 @@ inline float half_to_float(uint16_t x) {
     uint32_t exponent = (x >> 10) & 31u, mantissa = x & 1023u;
     if (exponent == 31 && mantissa) return cudasim_bit_cast<float>(0x7fffffffu); /* any NaN */
     if (exponent == 31) return cudasim_bit_cast<float>(sign | 0x7f800000u);
-    if (exponent) return cudasim_bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+    if (exponent)
+        return cudasim_bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
     float magnitude = (float)mantissa * 0x1p-24f;
     return sign ? -magnitude : magnitude;
 }

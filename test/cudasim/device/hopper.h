@@ -1,5 +1,5 @@
-/* CPU bodies of the Hopper wrappers in kernels/ptx_hopper.cuh: mbarriers with transaction counts, TMA
-   loads of 2-D tiles, wgmma from shared memory. */
+/* CPU bodies of the Hopper wrappers in kernels/ptx_hopper.cuh: mbarriers with transaction counts,
+   TMA loads of 2-D tiles, wgmma from shared memory. */
 #ifndef CUDASIM_HOPPER_H
 #define CUDASIM_HOPPER_H
 

@@ -105,7 +105,8 @@ struct LaunchConfig {
     cudaStream_t stream;
 };
 
-inline LaunchConfig config(dim3 grid, dim3 block, size_t shared_bytes = 0, cudaStream_t stream = 0) {
+inline LaunchConfig config(dim3 grid, dim3 block, size_t shared_bytes = 0,
+                           cudaStream_t stream = 0) {
     return LaunchConfig{grid, block, shared_bytes, stream};
 }
 

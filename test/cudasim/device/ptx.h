@@ -16,7 +16,8 @@ void mma_bf16(float *d, const uint32_t *a, const uint32_t *b, const float *c, co
 void mma_half(float *d, const uint32_t *a, const uint32_t *b, const float *c, const char *file,
               int line);
 inline void named_barrier(int id, int threads, bool wait, const char *file, int line) {
-    if (threads <= 0 || threads % 32) fail("barrier %d: %d threads is no multiple of 32", id, threads);
+    if (threads <= 0 || threads % 32)
+        fail("barrier %d: %d threads is no multiple of 32", id, threads);
     block_barrier(id, threads, wait, 0, BarrierResult::NONE, file, line);
 }
 } // namespace cudasim

@@ -94,8 +94,8 @@ inline void __nanosleep(unsigned) { cudasim::yield_thread(); }
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, CUDASIM_HERE) {
-    return cudasim::shuffle(cudasim::Shuffle::INDEX, mask, value, source, width, "__shfl_sync", file,
-                            line);
+    return cudasim::shuffle(cudasim::Shuffle::INDEX, mask, value, source, width, "__shfl_sync",
+                            file, line);
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, CUDASIM_HERE) {

@@ -1,5 +1,5 @@
-/* Stands in for cuBLAS: the calls that mixed-precision matrix products need, as plain loops that check
-   their operands (runtime/cublas.cc). Column-major, values as in the toolkit's header. */
+/* Stands in for cuBLAS: the calls that mixed-precision matrix products need, as plain loops that
+   check their operands (runtime/cublas.cc). Column-major, values as in the toolkit's header. */
 #ifndef CUDASIM_CUBLAS_V2_H
 #define CUDASIM_CUBLAS_V2_H
 
@@ -40,7 +40,8 @@ cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream);
 cublasStatus_t cublasSetMathMode(cublasHandle_t handle, cublasMath_t mode);
 cublasStatus_t cublasSetWorkspace(cublasHandle_t handle, void *workspace, size_t bytes);
 
-/* C = alpha op(A) op(B) + beta C; alpha and beta are host floats. C [m,n], op(A) [m,k], op(B) [k,n]. */
+/* C = alpha op(A) op(B) + beta C; alpha and beta are host floats. C [m,n], op(A) [m,k], op(B)
+   [k,n]. */
 cublasStatus_t cublasGemmStridedBatchedEx(
     cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb, int m, int n, int k,
     const void *alpha, const void *A, cudaDataType_t Atype, int lda, long long strideA,

@@ -39,7 +39,8 @@ typedef struct cudasim_nccl *ncclComm_t;
 const char *ncclGetErrorString(ncclResult_t result);
 const char *ncclGetLastError(ncclComm_t comm);
 ncclResult_t ncclGetVersion(int *version);
-/* A name for one world. With NCCL_COMM_ID=host:port in the environment every process gets the same. */
+/* A name for one world. With NCCL_COMM_ID=host:port in the environment every process gets the
+   same. */
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id);
 ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank);
 ncclResult_t ncclCommDestroy(ncclComm_t comm);

@@ -1,4 +1,5 @@
-/* Causal attention forward in fp32: one block per 32 queries, head and sequence; 4 threads a query. */
+/* Causal attention forward in fp32: one block per 32 queries, head and sequence; 4 threads a
+   query. */
 #include <cuda_runtime.h>
 #include "kernels.h"
 

@@ -1,11 +1,13 @@
-/* C [M,N] = A [M,K] B [N,K]^T on tensor cores: 64 x 64 x 32 tiles, 4 warps, two stages of cp.async. */
+/* C [M,N] = A [M,K] B [N,K]^T on tensor cores: 64 x 64 x 32 tiles, 4 warps, two stages of
+   cp.async. */
 #include <cuda_runtime.h>
 #include "../../../llmc/kernels/ptx.cuh"
 #include "kernels.h"
 
 enum { TILE_M = 64, TILE_N = 64, TILE_K = 32, THREADS = 128 };
 
-/* Where the 16-byte chunk (0 to 3) of a row lies: exchanged so that ldmatrix meets no bank twice. */
+/* Where the 16-byte chunk (0 to 3) of a row lies: exchanged so that ldmatrix meets no bank
+   twice. */
 __device__ __forceinline__ int swizzled(int row, int chunk) {
     return row * TILE_K + (chunk ^ (row / 2 % 4)) * 8;
 }

@@ -12,8 +12,8 @@ struct Pipeline {
     uint64_t *full, *empty;
 };
 
-__device__ void produce(const Pipeline &p, const CUtensorMap *map_a, const CUtensorMap *map_b, int m0,
-                        int n0, int num_tiles) {
+__device__ void produce(const Pipeline &p, const CUtensorMap *map_a, const CUtensorMap *map_b,
+                        int m0, int n0, int num_tiles) {
     for (int t = 0; t < num_tiles; t++) {
         int s = t % STAGES;
         if (t >= STAGES && !BUG(1)) /* BUG 1: does not wait until the stage is empty */

@@ -1,6 +1,6 @@
-/* Small kernels for the emulator's own tests. Each works, and can be told to make one of the mistakes
-   that are easy to make: BUG(n) is true for the bug the test asked for, and never under nvcc. All
-   pointers are device pointers; bf16 and fp16 data is passed as unsigned short. */
+/* Small kernels for the emulator's own tests. Each works, and can be told to make one of the
+   mistakes that are easy to make: BUG(n) is true for the bug the test asked for, and never under
+   nvcc. All pointers are device pointers; bf16 and fp16 data is passed as unsigned short. */
 #ifndef CUDASIM_KERNELS_H
 #define CUDASIM_KERNELS_H
 
@@ -19,8 +19,8 @@ void layernorm_forward(float *out, float *mean, float *rstd, const float *x, con
 void layernorm_forward_bf16(unsigned short *out, const unsigned short *x,
                             const unsigned short *weight, const unsigned short *bias, int N, int C);
 
-/* Per row of logits [rows,Vp], over its V real columns: log-sum-exp, entropy of the softmax, and the
-   log-probability of target [rows]. V need not be a multiple of 8. */
+/* Per row of logits [rows,Vp], over its V real columns: log-sum-exp, entropy of the softmax, and
+   the log-probability of target [rows]. V need not be a multiple of 8. */
 void row_lse_entropy(float *lse, float *entropy, float *logp, const unsigned short *logits,
                      const int *target, int rows, int V, int Vp);
 

@@ -4,7 +4,7 @@
 #include "kernels.h"
 
 __device__ __forceinline__ float warp_sum(float v) {
-    unsigned mask = BUG(3) ? 0x0000ffffu : 0xffffffffu; /* BUG 3: half the warp is not in the mask */
+    unsigned mask = BUG(3) ? 0x0000ffffu : 0xffffffffu; /* BUG 3: half the warp is left out */
     for (int offset = 16; offset > 0; offset >>= 1) v += __shfl_xor_sync(mask, v, offset);
     return v;
 }
@@ -60,7 +60,8 @@ void layernorm_forward(float *out, float *mean, float *rstd, const float *x, con
 }
 
 void layernorm_forward_bf16(unsigned short *out, const unsigned short *x,
-                            const unsigned short *weight, const unsigned short *bias, int N, int C) {
+                            const unsigned short *weight, const unsigned short *bias, int N,
+                            int C) {
     typedef __nv_bfloat16 bf16;
     layernorm_kernel<bf16><<<dim3(N), 128, 0, 0>>>((bf16 *)out, nullptr, nullptr, (const bf16 *)x,
                                                    (const bf16 *)weight, (const bf16 *)bias, C);

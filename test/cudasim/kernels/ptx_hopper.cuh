@@ -1,6 +1,6 @@
 /* Hopper's asynchronous instructions, wrapped once as asm and once as a CPU body, in the manner of
-   llmc/kernels/ptx.cuh: mbarriers, TMA loads of 2-D tiles with the 128-byte swizzle, and the product
-   wgmma m64n64k16 of two K-contiguous tiles in shared memory. Needs sm_90a. */
+   llmc/kernels/ptx.cuh: mbarriers, TMA loads of 2-D tiles with the 128-byte swizzle, and the
+   product wgmma m64n64k16 of two K-contiguous tiles in shared memory. Needs sm_90a. */
 #pragma once
 #include <stdint.h>
 #include <cuda.h>
@@ -99,7 +99,8 @@ template <int groups_left> __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(groups_left) : "memory");
 }
 
-/* d += a b^T for a 64 x 16 and a 64 x 16 tile; d is the warpgroup's 64 x 64 in 32 registers each. */
+/* d += a b^T for a 64 x 16 and a 64 x 16 tile; d is the warpgroup's 64 x 64 in 32 registers
+   each. */
 __device__ __forceinline__ void wgmma_m64n64k16_bf16(float d[32], uint64_t a, uint64_t b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "

@@ -15,9 +15,12 @@ bool in_window(const Block *block, const void *address) {
 
 /* ---- shared memory ---- */
 
-static size_t align_up(size_t x, size_t alignment) { return (x + alignment - 1) / alignment * alignment; }
+static size_t align_up(size_t x, size_t alignment) {
+    return (x + alignment - 1) / alignment * alignment;
+}
 
-/* Unreadable bytes between variables: as large as the variable, because strides jump over small gaps. */
+/* Unreadable bytes between variables: as large as the variable, because strides jump over small
+   gaps. */
 static size_t gap_after(size_t bytes) {
     const size_t smallest = 1 << 10, largest = 32 << 10;
     return bytes < smallest ? smallest : bytes > largest ? largest : bytes;

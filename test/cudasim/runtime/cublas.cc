@@ -59,7 +59,8 @@ static const char *end_of(const Matrix &x) {
     return x.data + (size_t)((x.columns - 1) * x.ld + x.rows) * element_size(x.type);
 }
 
-/* The output must not overlap an input: the order in which elements are read and written is open. */
+/* The output must not overlap an input: the order in which elements are read and written is
+   open. */
 static void check_overlap(const Matrix &out, const Matrix &in, const char *what) {
     if (out.data < end_of(in) && in.data < end_of(out))
         fail("cuBLAS: the output overlaps %s", what);
@@ -297,8 +298,9 @@ cublasStatus_t cublasSgemmStridedBatched(cublasHandle_t handle, cublasOperation_
                                          long long strideB, const float *beta, float *C, int ldc,
                                          long long strideC, int batchCount) {
     return cublasGemmStridedBatchedEx(handle, transa, transb, m, n, k, alpha, A, CUDA_R_32F, lda,
-                                      strideA, B, CUDA_R_32F, ldb, strideB, beta, C, CUDA_R_32F, ldc,
-                                      strideC, batchCount, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+                                      strideA, B, CUDA_R_32F, ldb, strideB, beta, C, CUDA_R_32F,
+                                      ldc, strideC, batchCount, CUBLAS_COMPUTE_32F,
+                                      CUBLAS_GEMM_DEFAULT);
 }
 
 /* ---- cuBLASLt ---- */

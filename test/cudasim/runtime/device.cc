@@ -11,7 +11,8 @@ static cudaError_t last_error;
 
 cudaError_t set_error(cudaError_t error) { return last_error = error; }
 
-/* The scheduler has one state and the fibers one home stack: all calls must come from one thread. */
+/* The scheduler has one state and the fibers one home stack: all calls must come from one
+   thread. */
 void require_one_thread() {
     static pthread_t owner = pthread_self();
     if (!pthread_equal(owner, pthread_self()))
@@ -103,8 +104,8 @@ void enqueue_launch(const char *name, const char *file, int line, const LaunchCo
                               : limit->second;
     if (cudaError_t error = check_launch(c, shared_limit)) {
         fprintf(stderr,
-                "CUDASIM: bad launch of %s at %s:%d: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of "
-                "dynamic shared memory (limit %zu)\n",
+                "CUDASIM: bad launch of %s at %s:%d: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes "
+                "of dynamic shared memory (limit %zu)\n",
                 name, file, line, c.grid.x, c.grid.y, c.grid.z, c.block.x, c.block.y, c.block.z,
                 c.shared_bytes, shared_limit);
         set_error(error);

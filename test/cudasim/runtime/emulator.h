@@ -3,7 +3,7 @@
        options.cc    the CUDASIM variable            stream.cc   streams, events, queued operations
        fiber.cc      one stack per CUDA thread       graph.cc    capture and replay
        scheduler.cc  who runs next, deadlocks        device.cc   launch limits, device properties
-       block.cc      blocks and shared memory        race.cc     happens-before, bounds, uninitialised
+       block.cc      blocks and shared memory        race.cc     races, bounds, unwritten memory
        meet.cc       barriers, warp operations       tsan.cc     the compiler's calls into race.cc
        memory.cc     device memory and copies        tensor.cc   cp.async, ldmatrix, mma.sync
        report.cc     errors, source lines, signals   hopper.cc   mbarrier, TMA, wgmma
@@ -264,7 +264,8 @@ void require_one_thread();
 
 void install_handlers();
 void watch(bool on); /* the watchdog, around a kernel */
-/* Where code at pc comes from: "file:line in function", innermost first, emulator frames left out. */
+/* Where code at pc comes from: "file:line in function", innermost first, emulator frames left
+   out. */
 std::string source_of(uintptr_t pc);
 uintptr_t module_offset(uintptr_t pc);   /* pc relative to this program or shared library */
 uintptr_t module_address(uint32_t offset);

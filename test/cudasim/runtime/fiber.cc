@@ -1,5 +1,5 @@
-/* One stack per CUDA thread, and the switch between stacks. Stacks are kept for the next block; each
-   has a guard page below it, so that an overflow is a fault and not a silent overwrite. */
+/* One stack per CUDA thread, and the switch between stacks. Stacks are kept for the next block;
+   each has a guard page below it, so that an overflow is a fault and not a silent overwrite. */
 #include "emulator.h"
 #include <sys/mman.h>
 #ifdef CUDASIM_ASAN

@@ -1,6 +1,6 @@
-/* CUDA graphs. While a stream captures, its operations become nodes of a graph: what to run, with the
-   addresses and by-value arguments of that moment, and the nodes it comes after. A launch runs all
-   nodes again, in the order of capture or (streams=random) in a random legal one. */
+/* CUDA graphs. While a stream captures, its operations become nodes of a graph: what to run, with
+   the addresses and by-value arguments of that moment, and the nodes it comes after. A launch runs
+   all nodes again, in the order of capture or (streams=random) in a random legal one. */
 #include "stream.h"
 #include <algorithm>
 #include <memory>

@@ -1,5 +1,5 @@
-/* Hopper's asynchronous instructions: mbarriers, TMA loads, wgmma. Asynchronous work is done as late as
-   the program allows; until then its target holds NaNs and counts as never written. */
+/* Hopper's asynchronous instructions: mbarriers, TMA loads, wgmma. Asynchronous work is done as
+   late as the program allows; until then its target holds NaNs and counts as never written. */
 #include "../device/hopper.h"
 #include "../device/float16.h"
 #include "emulator.h"
@@ -78,8 +78,8 @@ static void gather(uint16_t out[8], const TmaLoad &load, int row, int column) {
     }
 }
 
-/* Carried out by a waiting thread on behalf of the one that issued it. A tile's row is 128 bytes; the
-   swizzle exchanges its 16-byte chunks by the row's number. */
+/* Carried out by a waiting thread on behalf of the one that issued it. A tile's row is 128 bytes;
+   the swizzle exchanges its 16-byte chunks by the row's number. */
 static void carry_out(const TmaLoad &load) {
     acquire(load.out);
     const CUtensorMap &map = load.map;
@@ -157,7 +157,8 @@ static size_t descriptor_start(uint64_t descriptor) { return (size_t)(descriptor
 
 /* Element (row, k) of a K-contiguous tile with the 128-byte swizzle, by the descriptor's fields. */
 static float load_element(uint64_t descriptor, int row, int k) {
-    if (descriptor >> 62 != 1) fail("wgmma: swizzle mode %d is not emulated", (int)(descriptor >> 62));
+    if (descriptor >> 62 != 1)
+        fail("wgmma: swizzle mode %d is not emulated", (int)(descriptor >> 62));
     size_t stride = (size_t)(descriptor >> 32 & 0x3fff) << 4;
     size_t linear = descriptor_start(descriptor) + (size_t)(row / 8) * stride +
                     (size_t)(row % 8) * 128 + (size_t)k * 2;
@@ -260,7 +261,8 @@ void wgmma_wait(int groups_left, const char *file, int line) {
 
 using namespace cudasim;
 
-CUtensorMap tensor_map_2d(const void *base, int rows, int columns, int tile_rows, int tile_columns) {
+CUtensorMap tensor_map_2d(const void *base, int rows, int columns, int tile_rows,
+                          int tile_columns) {
     if ((uintptr_t)base % 16 || columns * 2 % 16 || tile_columns != 64 || tile_rows > 256)
         fail("tensor map: base and pitch must be multiples of 16 bytes, a tile's row 128 bytes");
     async_engine = AsyncEngine{loads_pending, step_loads};
@@ -294,7 +296,8 @@ void tma_load_2d(void *shared, const CUtensorMap *map, int column, int row, uint
         fail("TMA: tiles with the 128-byte swizzle are aligned to 1024 bytes");
     check_late_write(shared, (size_t)map->tile_rows * 128, CUDASIM_CALLER);
     release(shared);
-    loads.push_back(TmaLoad{current->block, (char *)shared, *map, column, row, barrier, CUDASIM_CALLER});
+    loads.push_back(
+        TmaLoad{current->block, (char *)shared, *map, column, row, barrier, CUDASIM_CALLER});
 }
 
 uint64_t wgmma_descriptor(const void *shared) {

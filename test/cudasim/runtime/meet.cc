@@ -101,7 +101,8 @@ static size_t find_warp_operation(std::vector<WarpOperation> &list, unsigned mas
             return i;
         }
         if (other.arrived & mask)
-            fail("%s at %s:%d with mask 0x%08x, but lanes 0x%08x of it wait in %s at %s:%d with mask "
+            fail("%s at %s:%d with mask 0x%08x, but lanes 0x%08x of it wait in %s at %s:%d with "
+                 "mask "
                  "0x%08x",
                  what, file, line, mask, other.arrived & mask, other.what, other.file, other.line,
                  other.mask);
@@ -135,8 +136,8 @@ void full_warp_operation(const char *what, void *payload, WarpFunction function,
                          int line) {
     unsigned lanes = live_lanes();
     if (lanes != 0xffffffffu)
-        fail("%s at %s:%d is .aligned but only lanes 0x%08x of the warp are there", what, file, line,
-             lanes);
+        fail("%s at %s:%d is .aligned but only lanes 0x%08x of the warp are there", what, file,
+             line, lanes);
     warp_operation(0xffffffffu, what, payload, function, file, line);
 }
 
@@ -147,7 +148,8 @@ void warpgroup_operation(const char *what, void *payload, GroupFunction function
     Block *block = current->block;
     unsigned group = current->index / WARPGROUP, first = group * WARPGROUP;
     if (first + WARPGROUP > block->threads)
-        fail("%s at %s:%d: thread %u is in no complete warpgroup", what, file, line, current->index);
+        fail("%s at %s:%d: thread %u is in no complete warpgroup", what, file, line,
+             current->index);
     GroupOperation &operation = block->group[group];
     if (operation.arrived == 0) {
         operation.what = what;
@@ -205,8 +207,8 @@ uint64_t warp_shuffle(unsigned mask, uint64_t value, int source, const char *wha
     ShufflePayload me{value, 0, source & 31, false};
     warp_operation(mask, what, &me, do_shuffle, file, line);
     if (me.source_missing)
-        fail("%s at %s:%d: lane %u reads from lane %d, which takes no part (mask 0x%08x)", what, file,
-             line, lane_index(), me.source, mask);
+        fail("%s at %s:%d: lane %u reads from lane %d, which takes no part (mask 0x%08x)", what,
+             file, line, lane_index(), me.source, mask);
     return me.result;
 }
 
@@ -253,7 +255,8 @@ static void do_vote(void **payload, unsigned lanes) {
     for (int lane = 0; lane < WARP; lane++) {
         if (!(lanes >> lane & 1)) continue;
         VotePayload *me = (VotePayload *)payload[lane];
-        me->result = me->vote == Vote::MATCH ? lanes_with_value(payload, lanes, me->value) : reduced;
+        me->result =
+            me->vote == Vote::MATCH ? lanes_with_value(payload, lanes, me->value) : reduced;
     }
 }
 

@@ -50,7 +50,9 @@ void protect_device(bool on) {
 
 /* ---- allocation ---- */
 
-static size_t align_up(size_t x, size_t alignment) { return (x + alignment - 1) / alignment * alignment; }
+static size_t align_up(size_t x, size_t alignment) {
+    return (x + alignment - 1) / alignment * alignment;
+}
 
 static size_t gap_around(size_t bytes) {
     const size_t smallest = 4 << 10, largest = 1 << 20;
@@ -130,7 +132,8 @@ static std::string describe_shared(const Block *block, const char *address) {
     for (const SharedRange &range : block->variables) {
         size_t offset = (size_t)(address - range.address);
         if (offset >= range.bytes + 1024) continue;
-        snprintf(text, sizeof text, "__shared__ %s (byte %zu of %zu)", range.name, offset, range.bytes);
+        snprintf(text, sizeof text, "__shared__ %s (byte %zu of %zu)", range.name, offset,
+                 range.bytes);
         return text;
     }
     snprintf(text, sizeof text, "dynamic shared memory (byte %zu of %zu)",

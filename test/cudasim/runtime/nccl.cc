@@ -1,6 +1,6 @@
-/* NCCL as processes over shared memory. Each collective is signed with its number, kind, size, type and
-   root: ranks that disagree are told so instead of hanging. Reductions are done by every rank in rank
-   order, so the result is the same everywhere and in every run. */
+/* NCCL as processes over shared memory. Each collective is signed with its number, kind, size, type
+   and root: ranks that disagree are told so instead of hanging. Reductions are done by every rank
+   in rank order, so the result is the same everywhere and in every run. */
 #include "../include/nccl.h"
 #include "../device/float16.h"
 #include "emulator.h"
@@ -143,14 +143,16 @@ static void check_signatures(cudasim_nccl *comm, const Call &call) {
                  comm->rank, r, (unsigned long long)comm->calls);
 }
 
-/* One chunk: elements [begin, begin + count) of part `part` (a rank's share of a reduce_scatter). */
+/* One chunk: elements [begin, begin + count) of part `part` (a rank's share of a
+   reduce_scatter). */
 static void move_chunk(const cudasim_nccl *comm, const Call &c, size_t part, size_t begin,
                        size_t count, bool gives) {
     size_t size = size_of(c.type);
     char *out = c.receive + begin * size;
     bool root = comm->rank == c.root;
     if (gives)
-        memcpy(comm->world->slot[comm->rank], c.send + (part * c.count + begin) * size, count * size);
+        memcpy(comm->world->slot[comm->rank], c.send + (part * c.count + begin) * size,
+               count * size);
     barrier(comm);
     switch (c.kind) {
     case ALL_REDUCE: reduce_any(comm, out, count, c.type, c.op); break;
@@ -169,6 +171,15 @@ static void move_chunk(const cudasim_nccl *comm, const Call &c, size_t part, siz
     barrier(comm);
 }
 
+/* In place is allowed where a rank's own share lies, and nothing else may overlap. */
+static void check_in_place(const cudasim_nccl *comm, const Call &c, size_t sent, size_t received) {
+    if (c.send >= c.receive + received || c.receive >= c.send + sent) return;
+    size_t share = c.count * size_of(c.type) * (size_t)comm->rank;
+    const char *send = c.kind == REDUCE_SCATTER ? c.send + share : c.send;
+    const char *receive = c.kind == ALL_GATHER ? c.receive + share : c.receive;
+    if (send != receive) fail("NCCL rank %d: send and receive buffers overlap", comm->rank);
+}
+
 static void run_call(cudasim_nccl *comm, const Call &c) {
     size_t size = size_of(c.type), ranks = (size_t)comm->ranks;
     size_t sent = c.kind == REDUCE_SCATTER ? c.count * ranks : c.count;
@@ -177,18 +188,12 @@ static void run_call(cudasim_nccl *comm, const Call &c) {
     bool takes = c.kind != REDUCE || comm->rank == c.root;
     if (gives) library_read(c.send, sent * size, "NCCL send buffer");
     if (takes) require_device(c.receive, received * size, "NCCL receive buffer");
+    if (gives && takes) check_in_place(comm, c, sent * size, received * size);
     check_signatures(comm, c);
-    /* In place, a chunk must be sent before the output overwrites it; parts keep to that order. */
-    std::vector<char> copy;
-    Call call = c;
-    if (gives && takes && c.send < c.receive + received * size && c.receive < c.send + sent * size) {
-        copy.assign(c.send, c.send + sent * size);
-        call.send = copy.data();
-    }
     size_t parts = c.kind == REDUCE_SCATTER ? ranks : 1, chunk = SLOT_BYTES / size;
     for (size_t part = 0; part < parts; part++)
         for (size_t begin = 0; begin < c.count; begin += chunk)
-            move_chunk(comm, call, part, begin, c.count - begin < chunk ? c.count - begin : chunk,
+            move_chunk(comm, c, part, begin, c.count - begin < chunk ? c.count - begin : chunk,
                        gives);
     if (takes) library_wrote(c.receive, received * size, "NCCL receive buffer");
 }
@@ -331,7 +336,8 @@ ncclResult_t ncclReduceScatter(const void *send, void *receive, size_t count, nc
 }
 ncclResult_t ncclAllGather(const void *send, void *receive, size_t count, ncclDataType_t type,
                            ncclComm_t comm, cudaStream_t stream) {
-    return enqueue_call(comm, make_call(ALL_GATHER, send, receive, count, type, ncclSum, 0), stream);
+    return enqueue_call(comm, make_call(ALL_GATHER, send, receive, count, type, ncclSum, 0),
+                        stream);
 }
 ncclResult_t ncclBroadcast(const void *send, void *receive, size_t count, ncclDataType_t type,
                            int root, ncclComm_t comm, cudaStream_t stream) {

@@ -1,5 +1,5 @@
-/* The emulator's settings come from one environment variable, CUDASIM="order=random,seed=3", so that
-   the very same test program can be run under all of them. An unknown word is an error. */
+/* The emulator's settings come from one environment variable, CUDASIM="order=random,seed=3", so
+   that the very same test program can be run under all of them. An unknown word is an error. */
 #include "emulator.h"
 
 namespace cudasim {

@@ -2,8 +2,8 @@
    linked: the compiler's calls (tsan.cc) come here. Beside races it sees reads of memory that was
    never written and accesses outside allocations, both exact to the byte.
 
-   Two accesses of one byte, at least one a write and not both atomic, race unless one happens before
-   the other. What makes that order:
+   Two accesses of one byte, at least one a write and not both atomic, race unless one happens
+   before the other. What makes that order:
 
        inside a thread                       program order
        inside a block                        __syncthreads, __syncwarp, named barriers, mbarriers
@@ -45,11 +45,13 @@ static void map_shadow() {
     size_t bytes = (SHARED_SPACE + device_space()) / 2 * sizeof(Cell);
     void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) fail("cannot reserve %zu GB of address space for the shadow", bytes >> 30);
+    if (memory == MAP_FAILED)
+        fail("cannot reserve %zu GB of address space for the shadow", bytes >> 30);
     shadow = (Cell *)memory;
 }
 
-/* Calls visit(cell, mask of the bytes in it, address) for every cell that [address, +bytes) touches. */
+/* Calls visit(cell, mask of the bytes in it, address) for every cell that [address, +bytes)
+   touches. */
 template <class Visit> static void for_cells(const void *address, size_t bytes, Visit visit) {
     map_shadow();
     size_t begin = (size_t)((const char *)address - memory_base()), end = begin + bytes;
@@ -173,7 +175,8 @@ static void join(uint16_t *into, const uint16_t *from, unsigned count) {
 static void release_into(Slot &slot, std::vector<uint16_t> &clock, unsigned thread) {
     clock.resize(slot.threads);
     uint16_t *own = clocks_of(slot, thread);
-    if (++own[thread] == UINT16_MAX) fail("race checker: 65535 synchronisations without __syncthreads");
+    if (++own[thread] == UINT16_MAX)
+        fail("race checker: 65535 synchronisations without __syncthreads");
     join(clock.data(), own, slot.threads);
     slot.dirty = true;
 }
@@ -371,8 +374,8 @@ static bool check_cell(Cell &cell, unsigned mask, const char *address, Context &
     return true;
 }
 
-/* Accesses outside device and shared memory: fine in host code, on the thread's own stack and in the
-   module's constants. */
+/* Accesses outside device and shared memory: fine in host code, on the thread's own stack and in
+   the module's constants. */
 static void check_outside(const void *address, size_t bytes, uintptr_t pc) {
     if (!current || !current->in_kernel_code) return;
     if (on_stack(current, address) || in_module(address)) return;

@@ -123,11 +123,12 @@ void fail(const char *format, ...) {
     fflush(stdout);
     fprintf(stderr, "CUDASIM ERROR: %s\n", message);
     if (const Fiber *me = current) {
+        const dim3 &block = me->block->position;
         fprintf(stderr,
-                "    kernel %s launched at %s:%d, block (%u,%u,%u), thread (%u,%u,%u), warp %u lane "
-                "%u\n",
-                launch.name, launch.file, launch.line, me->block->position.x, me->block->position.y,
-                me->block->position.z, me->thread.x, me->thread.y, me->thread.z, me->warp, me->lane);
+                "    kernel %s launched at %s:%d, block (%u,%u,%u), thread (%u,%u,%u), warp %u "
+                "lane %u\n",
+                launch.name, launch.file, launch.line, block.x, block.y, block.z, me->thread.x,
+                me->thread.y, me->thread.z, me->warp, me->lane);
     }
     print_backtrace();
     fflush(stderr);

@@ -1,5 +1,6 @@
-/* Which thread runs next. Threads switch only where they wait (barriers, warp operations, conditions)
-   or yield, and go straight from one to the next; the scheduler proper runs when none is ready. */
+/* Which thread runs next. Threads switch only where they wait (barriers, warp operations,
+   conditions) or yield, and go straight from one to the next; the scheduler proper runs when none
+   is ready. */
 #include "emulator.h"
 #include <algorithm>
 #include <map>
@@ -78,7 +79,8 @@ static bool async_pending(const Fiber *waiter) {
     return async_engine.pending && async_engine.pending(waiter->block);
 }
 
-/* Asynchronous work is done late, when nothing else can run (or at random): legal and unfriendly. */
+/* Asynchronous work is done late, when nothing else can run (or at random): legal and
+   unfriendly. */
 void wait_until(const std::function<bool()> &condition, const char *what, const char *file,
                 int line) {
     while (!condition()) {
@@ -95,7 +97,8 @@ void wait_until(const std::function<bool()> &condition, const char *what, const 
     }
 }
 
-/* Called when no thread is ready: a condition may have come true, or a waiter can do pending work. */
+/* Called when no thread is ready: a condition may have come true, or a waiter can do pending
+   work. */
 static Fiber *find_runnable() {
     if (Fiber *fiber = take_ready()) return fiber;
     wake_conditions();

@@ -1,5 +1,5 @@
-/* Streams and events. Eager: every operation runs at once. streams=random: operations are queued and
-   run in a random legal order when something waits for them, so that a missing event or
+/* Streams and events. Eager: every operation runs at once. streams=random: operations are queued
+   and run in a random legal order when something waits for them, so that a missing event or
    synchronisation shows as a wrong result. */
 #include "stream.h"
 #include <algorithm>

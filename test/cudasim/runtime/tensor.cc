@@ -10,7 +10,7 @@ static void require_shared(const void *address, const char *what) {
         fail("%s: %p is not shared memory", what, address);
 }
 
-/* ---- cp.async: issued now, copied when waited for; until then the destination holds nothing ---- */
+/* ---- cp.async: issued now, copied when waited for; until then the target holds nothing ---- */
 
 static void carry_out(const PendingCopy &copy) {
     size_t in_bytes = (size_t)copy.in_bytes, bytes = (size_t)copy.bytes;
@@ -28,7 +28,7 @@ void cp_async(void *out, const void *in, int bytes, int in_bytes) {
     uintptr_t pc = CUDASIM_CALLER;
     PendingCopy copy{(char *)out, (const char *)in, bytes, in_bytes, current->copy_group, pc};
     if (!options().copies_late) return carry_out(copy);
-    check_read(in, (size_t)in_bytes, pc); /* it may be read now or at the wait: both must be legal */
+    check_read(in, (size_t)in_bytes, pc); /* now or at the wait: both must be legal */
     check_late_write(out, (size_t)bytes, pc);
     current->copies.push_back(copy);
 }

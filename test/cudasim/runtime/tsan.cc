@@ -59,11 +59,16 @@ ACCESS(4)
 ACCESS(8)
 ACCESS(16)
 
-void __tsan_read_range(void *address, size_t bytes) { race_access(address, bytes, READ, CUDASIM_CALLER); }
-void __tsan_write_range(void *address, size_t bytes) { race_access(address, bytes, WRITE, CUDASIM_CALLER); }
+void __tsan_read_range(void *address, size_t bytes) {
+    race_access(address, bytes, READ, CUDASIM_CALLER);
+}
+void __tsan_write_range(void *address, size_t bytes) {
+    race_access(address, bytes, WRITE, CUDASIM_CALLER);
+}
 
-/* clang up to 15 turns struct copies into plain calls of memcpy, memmove and memset; the build renames
-   those in kernel objects (objcopy --redefine-sym), which is what newer clangs do by themselves. */
+/* clang up to 15 turns struct copies into plain calls of memcpy, memmove and memset; the build
+   renames those in kernel objects (objcopy --redefine-sym), which is what newer clangs do by
+   themselves. */
 void *__tsan_memcpy(void *out, const void *in, size_t bytes) {
     if (cudasim::current && bytes) {
         race_access(in, bytes, READ, CUDASIM_CALLER);

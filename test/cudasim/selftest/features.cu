@@ -114,7 +114,8 @@ static void test_named_barriers() {
 
 /* ---- one kernel, several blocks: the last block adds up the others' results ---- */
 
-__global__ void last_block_kernel(float *part, unsigned *counter, float *out, const float *x, int n) {
+__global__ void last_block_kernel(float *part, unsigned *counter, float *out, const float *x,
+                                  int n) {
     __shared__ float sum[64];
     __shared__ bool last;
     int t = threadIdx.x;
@@ -270,7 +271,8 @@ static void test_atomics() {
     for (int i = 0; i < 8; i++) expect(got[i] == 125, "histogram");
     expect(got[8] == 999, "atomicMax");
     std::vector<float> maxima = to_host(largest, 4);
-    for (int b = 0; b < 4; b++) expect(maxima[b] == (float)(b < 3 ? b * 256 + 255 : 999), "CAS loop");
+    for (int b = 0; b < 4; b++)
+        expect(maxima[b] == (float)(b < 3 ? b * 256 + 255 : 999), "CAS loop");
     uint32_t sum = to_host(pair, 1)[0];
     expect((sum & 0xffff) == encode_bf16(64) && sum >> 16 == encode_bf16(128), "pair atomicAdd");
 }

@@ -1,6 +1,6 @@
-/* bf16 and fp16 conversions against exact arithmetic on doubles. Here every 65521st float, those around
-   each rounding border, and all 65536 narrow values; doc/cudasim.md says how all 2^32 were compared
-   with the toolkit's own functions. */
+/* bf16 and fp16 conversions against exact arithmetic on doubles. Here every 65521st float, those
+   around each rounding border, and all 65536 narrow values; doc/cudasim.md says how all 2^32 were
+   compared with the toolkit's own functions. */
 #include "selftest.h"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -38,7 +38,8 @@ static void test_to_float() {
 static void test_from_double() {
     for (int exponent = -30; exponent <= 20; exponent++) {
         for (int i = 0; i < 64; i++) {
-            double border = ldexp(1 + (2 * i + 1) / 256.0, exponent), tiny = ldexp(1, exponent - 45);
+            double border = ldexp(1 + (2 * i + 1) / 256.0, exponent),
+                   tiny = ldexp(1, exponent - 45);
             for (double x : {border - tiny, border, border + tiny}) {
                 expect(__bfloat16_as_ushort(__double2bfloat16(x)) == encode_bf16(x),
                        "double to bf16");
@@ -82,9 +83,24 @@ template <class T> static void check_arithmetic(int exponent_bits, int mantissa_
     }
 }
 
+/* 1.5 * (1 + 2^-7) lies halfway between two bf16 numbers; a third operand far too small for the
+   double that holds the sum still decides which of the two is nearer. */
+static void check_fused_tie() {
+    typedef std::vector<uint16_t> Vector;
+    Vector a(2, encode_bf16(1.5)), b(2, encode_bf16(1 + 0x1p-7));
+    Vector c = {encode_bf16(0x1p-60), encode_bf16(-0x1p-60)};
+    __nv_bfloat16 *out = new_device<__nv_bfloat16>(6);
+    arithmetic_kernel<<<1, 32>>>(out, out + 2, out + 4, (__nv_bfloat16 *)to_device(a),
+                                 (__nv_bfloat16 *)to_device(b), (__nv_bfloat16 *)to_device(c), 2);
+    Vector got = to_host((uint16_t *)out, 6);
+    expect(got[4] == encode_bf16(194 * 0x1p-7), "fma just above a tie");
+    expect(got[5] == encode_bf16(193 * 0x1p-7), "fma just below a tie");
+}
+
 static void test_arithmetic() {
     check_arithmetic<__nv_bfloat16>(8, 7);
     check_arithmetic<__half>(5, 10);
+    check_fused_tie();
 }
 
 const Case float16_cases[] = {

@@ -1,5 +1,5 @@
-/* The sample kernels against float64 references, sound and with each of their planted bugs. Shapes are
-   larger than one block and ragged. */
+/* The sample kernels against float64 references, sound and with each of their planted bugs. Shapes
+   are larger than one block and ragged. */
 #include "selftest.h"
 #include "../kernels/kernels.h"
 

@@ -88,8 +88,8 @@ static void test_batched() {
 }
 
 /* cublasLtMatmul of bf16 a [m,k], b [k,n] with an epilogue. */
-static cublasStatus_t matmul(cublasLtEpilogue_t epilogue, const Host &a, const Host &b, uint16_t *out,
-                             int ld, uint16_t *bias, uint16_t *aux, int64_t aux_ld) {
+static cublasStatus_t matmul(cublasLtEpilogue_t epilogue, const Host &a, const Host &b,
+                             uint16_t *out, int ld, uint16_t *bias, uint16_t *aux, int64_t aux_ld) {
     cublasLtHandle_t handle;
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t la, lb, ld_layout;
@@ -106,8 +106,8 @@ static cublasStatus_t matmul(cublasLtEpilogue_t epilogue, const Host &a, const H
     cublasLtMatrixLayoutCreate(&lb, CUDA_R_16BF, b.rows, b.columns, b.ld);
     cublasLtMatrixLayoutCreate(&ld_layout, CUDA_R_16BF, a.rows, b.columns, ld);
     cublasStatus_t status =
-        cublasLtMatmul(handle, desc, &alpha, to_device(a.data), la, to_device(b.data), lb, &beta, out,
-                       ld_layout, out, ld_layout, nullptr, nullptr, 0, 0);
+        cublasLtMatmul(handle, desc, &alpha, to_device(a.data), la, to_device(b.data), lb, &beta,
+                       out, ld_layout, out, ld_layout, nullptr, nullptr, 0, 0);
     cublasLtMatrixLayoutDestroy(la);
     cublasLtMatrixLayoutDestroy(lb);
     cublasLtMatrixLayoutDestroy(ld_layout);
@@ -124,71 +124,92 @@ static double gelu64_slope(double x) { /* central difference */
     return (gelu64(x + h) - gelu64(x - h)) / (2 * h);
 }
 
-static void test_epilogues() {
-    const int m = 24, n = 19, k = 40, ld = m;
-    const double bound = 0x1p-7; /* bf16 results up to 8 in size, relative to 1 + |x| */
-    Host a = random_matrix(m, k), b = random_matrix(k, n);
-    std::vector<uint16_t> bias(m), aux((size_t)m * n);
+/* One problem for all epilogues. bf16 results are right to 2^-7 of 1 + |x|. */
+enum { M = 24, NCOLS = 19, K = 40 };
+static const double EPILOGUE_BOUND = 0x1p-7;
+
+static double relative_worse(double error, uint16_t got, double want) {
+    double scale = 1 + fabs(want);
+    return worse(error, decode_bf16(got) / scale, want / scale);
+}
+
+static void check_gelu_aux_bias(const Host &a, const Host &b) {
+    std::vector<uint16_t> bias(M);
     for (uint16_t &x : bias) x = encode_bf16(next_number());
-    for (uint16_t &x : aux) x = encode_bf16(2 * next_number());
-    uint16_t *out = new_device<uint16_t>(m * n), *aux_out = new_device<uint16_t>(m * n);
-    uint16_t *bias_grad = new_device<uint16_t>(m), *bias_grad_b = new_device<uint16_t>(n);
-
-    expect(matmul(CUBLASLT_EPILOGUE_GELU_AUX_BIAS, a, b, out, ld, to_device(bias), aux_out,
-                  BUG(1) ? m - 1 : m) == CUBLAS_STATUS_SUCCESS, "GELU_AUX_BIAS status");
-    std::vector<uint16_t> y = to_host(out, m * n), pre = to_host(aux_out, m * n);
+    uint16_t *out = new_device<uint16_t>(M * NCOLS), *aux = new_device<uint16_t>(M * NCOLS);
+    int64_t aux_ld = BUG(1) ? M - 1 : M; /* BUG 1: smaller than a column */
+    cublasStatus_t status =
+        matmul(CUBLASLT_EPILOGUE_GELU_AUX_BIAS, a, b, out, M, to_device(bias), aux, aux_ld);
+    expect(status == CUBLAS_STATUS_SUCCESS, "GELU_AUX_BIAS status");
+    std::vector<uint16_t> y = to_host(out, M * NCOLS), pre = to_host(aux, M * NCOLS);
     double error = 0, error_aux = 0;
-    for (int j = 0; j < n; j++)
-        for (int i = 0; i < m; i++) {
-            double x = product_at(a, false, b, false, i, j, k) + decode_bf16(bias[i]);
-            double g = gelu64(decode_bf16(pre[j * m + i])), scale = 1 + fabs(x);
-            error_aux = worse(error_aux, decode_bf16(pre[j * m + i]) / scale, x / scale);
-            error = worse(error, decode_bf16(y[j * m + i]) / scale, g / scale);
+    for (int j = 0; j < NCOLS; j++) {
+        for (int i = 0; i < M; i++) {
+            double x = product_at(a, false, b, false, i, j, K) + decode_bf16(bias[i]);
+            error_aux = relative_worse(error_aux, pre[j * M + i], x);
+            error = relative_worse(error, y[j * M + i], gelu64(decode_bf16(pre[j * M + i])));
         }
-    expect_close(error, bound, "GELU_AUX_BIAS, output");
-    expect_close(error_aux, bound, "GELU_AUX_BIAS, auxiliary");
+    }
+    expect_close(error, EPILOGUE_BOUND, "GELU_AUX_BIAS, output");
+    expect_close(error_aux, EPILOGUE_BOUND, "GELU_AUX_BIAS, auxiliary");
+}
 
-    matmul(CUBLASLT_EPILOGUE_DGELU_BGRAD, a, b, out, ld, bias_grad, to_device(aux), m);
-    y = to_host(out, m * n);
-    std::vector<uint16_t> db = to_host(bias_grad, m);
-    error = 0, error_aux = 0;
-    for (int i = 0; i < m; i++) {
+static void check_dgelu_bgrad(const Host &a, const Host &b) {
+    std::vector<uint16_t> aux(M * NCOLS);
+    for (uint16_t &x : aux) x = encode_bf16(2 * next_number());
+    uint16_t *out = new_device<uint16_t>(M * NCOLS), *dbias = new_device<uint16_t>(M);
+    matmul(CUBLASLT_EPILOGUE_DGELU_BGRAD, a, b, out, M, dbias, to_device(aux), M);
+    std::vector<uint16_t> y = to_host(out, M * NCOLS), sums = to_host(dbias, M);
+    double error = 0, error_sums = 0;
+    for (int i = 0; i < M; i++) {
         double sum = 0;
-        for (int j = 0; j < n; j++) {
-            double slope = gelu64_slope(decode_bf16(aux[j * m + i]));
-            double x = product_at(a, false, b, false, i, j, k) * slope, scale = 1 + fabs(x);
-            error = worse(error, decode_bf16(y[j * m + i]) / scale, x / scale);
+        for (int j = 0; j < NCOLS; j++) {
+            double slope = gelu64_slope(decode_bf16(aux[j * M + i]));
+            double x = product_at(a, false, b, false, i, j, K) * slope;
+            error = relative_worse(error, y[j * M + i], x);
             sum += x;
         }
-        error_aux = worse(error_aux, decode_bf16(db[i]) / (1 + fabs(sum)), sum / (1 + fabs(sum)));
+        error_sums = relative_worse(error_sums, sums[i], sum);
     }
-    expect_close(error, bound, "DGELU_BGRAD, output");
-    expect_close(error_aux, bound, "DGELU_BGRAD, bias gradient");
+    expect_close(error, EPILOGUE_BOUND, "DGELU_BGRAD, output");
+    expect_close(error_sums, EPILOGUE_BOUND, "DGELU_BGRAD, bias gradient");
+}
 
-    matmul(CUBLASLT_EPILOGUE_BGRADB, a, b, out, ld, bias_grad_b, nullptr, 0);
-    matmul(CUBLASLT_EPILOGUE_BGRADA, a, b, out, ld, bias_grad, nullptr, 0);
-    db = to_host(bias_grad_b, n);
-    std::vector<uint16_t> da = to_host(bias_grad, m);
-    error = 0;
-    for (int j = 0; j < n; j++) {
+static void check_bgrad(const Host &a, const Host &b) {
+    uint16_t *out = new_device<uint16_t>(M * NCOLS), *dbias_a = new_device<uint16_t>(M),
+             *dbias_b = new_device<uint16_t>(NCOLS);
+    matmul(CUBLASLT_EPILOGUE_BGRADA, a, b, out, M, dbias_a, nullptr, 0);
+    matmul(CUBLASLT_EPILOGUE_BGRADB, a, b, out, M, dbias_b, nullptr, 0);
+    std::vector<uint16_t> sums_a = to_host(dbias_a, M), sums_b = to_host(dbias_b, NCOLS);
+    double error = 0;
+    for (int i = 0; i < M; i++) {
         double sum = 0;
-        for (int p = 0; p < k; p++) sum += at(b, false, p, j);
-        error = worse(error, decode_bf16(db[j]) / (1 + fabs(sum)), sum / (1 + fabs(sum)));
+        for (int p = 0; p < K; p++) sum += at(a, false, i, p);
+        error = relative_worse(error, sums_a[i], sum);
     }
-    for (int i = 0; i < m; i++) {
+    for (int j = 0; j < NCOLS; j++) {
         double sum = 0;
-        for (int p = 0; p < k; p++) sum += at(a, false, i, p);
-        error = worse(error, decode_bf16(da[i]) / (1 + fabs(sum)), sum / (1 + fabs(sum)));
+        for (int p = 0; p < K; p++) sum += at(b, false, p, j);
+        error = relative_worse(error, sums_b[j], sum);
     }
-    expect_close(error, bound, "BGRADA, BGRADB");
-    if (BUG(2)) { /* BUG 2: the output is also an operand */
-        cublasHandle_t handle;
-        float alpha = 1, beta = 0;
-        float *square = to_device(std::vector<float>(64, 1.0f));
-        cublasCreate(&handle);
-        cublasSgemm(handle, CUBLAS_OP_N, CUBLAS_OP_N, 8, 8, 8, &alpha, square, 8, square, 8, &beta,
-                    square, 8);
-    }
+    expect_close(error, EPILOGUE_BOUND, "BGRADA, BGRADB");
+}
+
+static void test_epilogues() {
+    Host a = random_matrix(M, K), b = random_matrix(K, NCOLS);
+    check_gelu_aux_bias(a, b);
+    check_dgelu_bgrad(a, b);
+    check_bgrad(a, b);
+}
+
+static void test_overlap() {
+    cublasHandle_t handle;
+    float alpha = 1, beta = 0, *x = to_device(std::vector<float>(64, 1.0f));
+    float *out = BUG(1) ? x : new_device<float>(64); /* BUG 1: the output is also an operand */
+    cublasCreate(&handle);
+    cublasSgemm(handle, CUBLAS_OP_N, CUBLAS_OP_N, 8, 8, 8, &alpha, x, 8, x, 8, &beta, out, 8);
+    expect(to_host(out, 64)[63] == 8, "product of ones");
+    cublasDestroy(handle);
 }
 
 /* ---- NCCL: this process forks into three ranks ---- */
@@ -203,7 +224,10 @@ static void check_collectives(ncclComm_t comm, int rank, cudaStream_t stream) {
     float *x = to_device(mine), *gathered = new_device<float>((size_t)COUNT * RANKS);
     float *again = new_device<float>(COUNT);
     size_t count = BUG(1) && rank == 1 ? COUNT - 1 : COUNT; /* BUG 1: one rank has another size */
-    ncclAllGather(x, gathered, COUNT, ncclFloat, comm, stream);
+    float *own = gathered + (size_t)rank * COUNT; /* in place: this rank's share of the result */
+    cudaMemcpyAsync(own, x, COUNT * sizeof(float), cudaMemcpyDeviceToDevice, stream);
+    if (BUG(3)) own += rank == 0; /* BUG 3: shifted, it overlaps without being in place */
+    ncclAllGather(own, gathered, COUNT, ncclFloat, comm, stream);
     if (!BUG(2) || rank != 2) /* BUG 2: one rank calls another collective */
         ncclReduceScatter(gathered, again, COUNT, ncclFloat, ncclSum, comm, stream);
     else ncclBroadcast(x, again, COUNT, ncclFloat, 0, comm, stream);
@@ -255,10 +279,13 @@ const Case library_cases[] = {
     {"cublas", 1, "leading dimension too small", "sar", "WRONG", "", test_gemm_ex},
     {"batched", 1, "last batch past the buffer", "sar", "not all inside", "", test_batched},
     {"cublaslt", 1, "auxiliary leading dimension", "sar", "WRONG GELU_AUX", "", test_epilogues},
-    {"cublaslt", 2, "output overlaps an operand", "sar", "overlaps", "", test_epilogues},
+    {"overlap", 0, "output beside the operands", "", nullptr, "", test_overlap},
+    {"overlap", 1, "output overlaps an operand", "sar", "overlaps", "", test_overlap},
     {"nccl", 0, "three ranks, four collectives", "", nullptr, "devices=3", test_nccl},
-    {"nccl", 0, "the same, random stream order", "", nullptr, "devices=3,streams=random", test_nccl},
+    {"nccl", 0, "the same, random stream order", "", nullptr, "devices=3,streams=random",
+     test_nccl},
     {"nccl", 1, "ranks disagree on the count", "sar", "NCCL mismatch", "", test_nccl},
     {"nccl", 2, "ranks call different collectives", "sar", "NCCL mismatch", "", test_nccl},
+    {"nccl", 3, "buffers overlap, not in place", "sar", "buffers overlap", "", test_nccl},
     {nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr},
 };

@@ -11,8 +11,8 @@ __global__ void shift_kernel(float *out, const float *x, int n, int bug) {
     if (i < n) out[i] = tile[(neighbour + 2) % blockDim.x] + 1;
 }
 
-/* out[i] = 1 + x of the next element in its group of 256; host arrays, n a multiple of 256. Returns 0,
-   or CUDA's error. */
+/* out[i] = 1 + x of the next element in its group of 256; host arrays, n a multiple of 256. Returns
+   0, or CUDA's error. */
 extern "C" __attribute__((visibility("default"))) int plugin_shift(float *out, const float *x,
                                                                    int n, int bug) {
     float *device_x, *device_out;

@@ -1,5 +1,5 @@
-/* The emulator's own tests. A case is a function that runs kernels and checks their results; each runs
-   in a process of its own, because most planted bugs end it. */
+/* The emulator's own tests. A case is a function that runs kernels and checks their results; each
+   runs in a process of its own, because most planted bugs end it. */
 #ifndef CUDASIM_SELFTEST_H
 #define CUDASIM_SELFTEST_H
 
@@ -12,10 +12,10 @@
 
 struct Case {
     const char *name;
-    int bug;              /* planted_bug while it runs; 0: nothing is wrong and nothing may be said */
+    int bug;              /* planted_bug while it runs; 0: nothing is wrong, nothing may be said */
     const char *what;
     const char *found_by; /* builds that must report it: s(im), a(san), r(ace) */
-    const char *says;     /* what the race build's report must contain (sim's where r is not listed) */
+    const char *says;     /* what sim-race must print (every build, where r is not listed) */
     const char *settings; /* CUDASIM for this case, or "" */
     void (*run)();
 };
