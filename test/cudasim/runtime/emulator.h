@@ -262,6 +262,7 @@ void require_one_thread();
 
 /* ---- report.cc ---- */
 
+extern void (*at_failure)(); /* called once by fail(), if set: tells the other ranks */
 void install_handlers();
 void watch(bool on); /* the watchdog, around a kernel */
 /* Where code at pc comes from: "file:line in function", innermost first, emulator frames left

@@ -16,7 +16,7 @@ namespace cudasim {
 
 enum { MAX_RANKS = 16, PATIENCE = 60 /* seconds */ };
 enum : size_t { SLOT_BYTES = (size_t)1 << 20 };
-enum : uint32_t { WORLD_OPEN = 0x6f70656e };
+enum : uint32_t { WORLD_OPEN = 0x6f70656e, WORLD_BROKEN = 0x62726f6b };
 
 /* What all ranks map. Data passes through the slots, a megabyte of each rank's at a time. */
 struct World {
@@ -56,9 +56,13 @@ static void barrier(const cudasim_nccl *comm) {
         world->generation.fetch_add(1);
         return;
     }
-    wait_for([=] { return world->generation.load() != generation; },
+    wait_for([=] { return world->generation != generation || world->state == WORLD_BROKEN; },
              "another rank did not call this collective", comm->rank);
+    if (world->generation == generation) fail("NCCL rank %d: another rank failed", comm->rank);
 }
+
+static World *last_world;
+static void break_world() { last_world->state = WORLD_BROKEN; }
 
 /* ---- reductions ---- */
 
@@ -293,6 +297,8 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
     cudaEventCreateWithFlags(&made->last, cudaEventDisableTiming);
     world->joined++;
     wait_for([=] { return world->joined.load() >= ranks; }, "some rank does not come", rank);
+    last_world = world;
+    at_failure = break_world; /* so that the others need not wait for their patience to end */
     barrier(made);
     if (rank == 0) shm_unlink(id.internal);
     *comm = made;
@@ -301,6 +307,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
 
 ncclResult_t ncclCommDestroy(ncclComm_t comm) {
     cudaEventDestroy(comm->last); /* waits for what is queued */
+    if (comm->world == last_world) at_failure = nullptr;
     munmap(comm->world, sizeof(World));
     delete comm;
     return ncclSuccess;
