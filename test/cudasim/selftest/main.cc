@@ -152,7 +152,7 @@ static bool check_silent(const Case &c) {
     return good;
 }
 
-/* Whether what the case must print is printed by this build: the race checker has words of its own. */
+/* Whether this build prints what the case must say: the race checker has words of its own. */
 static bool must_say(const Case &c) {
     static const char *const race_words[] = {"RACE", "UNINITIALISED", "OUT-OF-BOUNDS",
                                              "HOST-MEMORY", "freed device"};
