@@ -17,7 +17,7 @@ NEEDED := -std=gnu11 -D_GNU_SOURCE -fopenmp -fno-math-errno -fno-trapping-math \
           -Wall -Wextra -Werror=incompatible-pointer-types
 
 # Goals that only call make again; everything else needs the libraries' places.
-WRAPPERS := run test asan bench clean help
+WRAPPERS := run test asan bench sim sim-asan sim-race clean help
 
 ifneq ($(filter-out $(WRAPPERS),$(or $(MAKECMDGOALS),all)),)
 include $(BUILD)/found.mk
@@ -62,6 +62,10 @@ asan:
 	    --run build/asan/run --overwrite
 	@$(MAKE) --no-print-directory $(ASAN) tests
 
+# The CUDA simulator's own tests, in each of its builds (doc/cudasim.md); they need clang++ and g++.
+sim sim-asan sim-race:
+	@$(MAKE) --no-print-directory -f test/cudasim/cudasim.mk $@-selftest
+
 bench:
 	@$(MAKE) --no-print-directory $(BUILD)/bench
 	$(BUILD)/bench
@@ -75,6 +79,7 @@ help:
 	@echo "make test    install what is missing, build and run every test"
 	@echo "make asan    the tests and a short run under the sanitizers"
 	@echo "make bench   time the operations"
+	@echo "make sim     the CUDA simulator's own tests; also sim-asan, sim-race"
 	@echo "make clean   remove what was built"
 	@echo "CC=clang, CFLAGS=..., BUILD=folder change how it is built."
 
