@@ -67,7 +67,7 @@ sim sim-asan sim-race:
 	@$(MAKE) --no-print-directory -f test/cudasim/cudasim.mk $@-selftest
 
 bench:
-	@$(MAKE) --no-print-directory $(BUILD)/bench
+	@$(MAKE) --no-print-directory all $(BUILD)/bench
 	$(BUILD)/bench
 
 clean:

@@ -5,8 +5,9 @@
    floor alternate, so that a noisy neighbour hits both; the median of the ratios is printed.
 
        build/bench            all of them
-       build/bench head ...   only those named: step head decode task */
+       build/bench head ...   only those named: step head decode task monitors */
 #include <cblas.h>
+#include <cjson/cJSON.h>
 #include <math.h>
 #include <omp.h>
 #include <stdbool.h>
@@ -17,6 +18,7 @@
 #include "../llmc/base/console.h"
 #include "../llmc/base/launch.h"
 #include "../llmc/base/schedule.h"
+#include "../llmc/rl/monitor.h"
 #include "../llmc/rl/session.h"
 
 /* ---- measuring ------------------------------------------------------------------------------------- */
@@ -152,32 +154,46 @@ static double step_products(void *context) {
     return 12 * layer + layer_seconds(256, 768, 50257);
 }
 
-static void bench_step(void) {
-    enum { B = 4, T = 64 };
-    static int token[B * (T + 1)], start[B + 1], loss_start[B + 1];
-    static unsigned char mask[B * (T + 1)];
-    struct ModelConfig config;
-    struct Gpt2 g = {.ops = ops_open("cpu"), .pick = {0, 1, 2, 3}};
+/* GPT-2 124M with random weights, and `completions` sequences of 65 tokens to learn from. */
+static void gpt2_open(struct Gpt2 *g, int completions, bool attention) {
+    enum { T = 64 };
+    struct ModelConfig c;
     struct OptimizerOptions optimizer = {.9f, .95f, 1e-8f, .1f, 1};
-    gpt2_config(&config, g.ops, 1024);
-    for (int i = 0; i < B * (T + 1); i++) token[i] = i * 7919 % 50257, mask[i] = i % (T + 1) > 0;
-    for (int b = 0; b <= B; b++) start[b] = b * (T + 1), loss_start[b] = b * T;
-    g.set = (struct TrainingSet){.count = B, .start = start, .token = token, .loss_mask = mask,
-                                 .loss_start = loss_start};
-    g.model = model_build(&config, g.ops);
-    struct OpsShape shape = {.N = B * T, .C = config.C, .F = config.F, .NH = config.NH,
-                             .NKV = config.NKV, .HS = config.HS, .V = config.V, .Vp = config.Vp,
-                             .max_T = T, .R = 1, .max_length = T};
-    g.trainer = trainer_reserve(g.model, &g.arena, &shape, &optimizer, 1);
-    arena_commit(&g.arena, g.ops);
-    model_initialise(g.model, trainer_weights(g.trainer), 1);
-    trainer_reset_optimizer(g.trainer);
+    int count = completions * (T + 1);
+    int *token = check_alloc((size_t)count, sizeof *token, "the benchmark");
+    int *start = check_alloc((size_t)completions + 1, sizeof *start, "the benchmark");
+    int *loss_start = check_alloc((size_t)completions + 1, sizeof *start, "the benchmark");
+    unsigned char *mask = check_alloc((size_t)count, 1, "the benchmark");
+    for (int i = 0; i < count; i++) token[i] = i * 7919 % 50257, mask[i] = i % (T + 1) > 0;
+    for (int b = 0; b <= completions; b++) start[b] = b * (T + 1), loss_start[b] = b * T;
+    g->set = (struct TrainingSet){.count = completions, .start = start, .token = token,
+                                  .loss_mask = mask, .loss_start = loss_start};
+    gpt2_config(&c, g->ops, 1024);
+    g->model = model_build(&c, g->ops);
+    struct OpsShape shape = {.N = 4 * T, .C = c.C, .F = c.F, .NH = c.NH, .NKV = c.NKV, .HS = c.HS,
+                             .V = c.V, .Vp = c.Vp, .max_T = T, .R = 1, .max_length = T};
+    g->trainer = trainer_reserve(g->model, &g->arena, &shape, &optimizer, 1);
+    if (attention) trainer_reserve_attention(g->trainer, &g->arena);
+    arena_commit(&g->arena, g->ops);
+    model_initialise(g->model, trainer_weights(g->trainer), 1);
+    trainer_reset_optimizer(g->trainer);
+}
+
+static void gpt2_close(struct Gpt2 *g) {
+    free((void *)g->set.token), free((void *)g->set.start);
+    free((void *)g->set.loss_start), free((void *)g->set.loss_mask);
+    trainer_free(g->trainer), arena_free(&g->arena), model_free(g->model);
+}
+
+static void bench_step(void) {
+    struct Gpt2 g = {.ops = ops_open("cpu"), .pick = {0, 1, 2, 3}};
+    gpt2_open(&g, 4, false);
     scratch_open((size_t)256 * 50257, (size_t)50257 * 768, (size_t)256 * 50257 + 50257 * 768);
-    struct Timing t = compare_to_floor(train_step, step_products, &g, 9);
+    struct Timing t = compare_to_floor(train_step, step_products, &g, 15);
     printf("step     GPT-2 124M, B=4 T=64: %.0f ms a training step, its products %.0f ms, ratio "
            "%.3f\n", 1e3 * t.ours, 1e3 * t.floor, t.ratio);
     scratch_close();
-    trainer_free(g.trainer), arena_free(&g.arena), model_free(g.model);
+    gpt2_close(&g);
 }
 
 /* ---- the head --------------------------------------------------------------------------------------------- */
@@ -225,7 +241,7 @@ static void bench_head(void) {
     int *index = check_alloc(N, sizeof *index, "the benchmark");
     for (int i = 0; i < h.N; i++) index[i] = i;
     h.ops->upload(h.row, index, N * 4), h.ops->upload(h.target, index, N * 4);
-    struct Timing t = compare_to_floor(head_both, head_products, &h, 9);
+    struct Timing t = compare_to_floor(head_both, head_products, &h, 15);
     double materialised = (double)(N * V * 4);
     printf("head     N=1024 D=768 V=50257, logp and entropy, forward + backward: %.0f ms, its three "
            "products %.0f ms, ratio %.3f; extra memory %.0f MB = %.2f of the materialised form's "
@@ -309,32 +325,95 @@ static void bench_decode(void) {
     scratch_close();
 }
 
-/* ---- the built-in task ------------------------------------------------------------------------------------------ */
+/* ---- the built-in task, as the program itself logs it ------------------------------------------- */
 
+enum { TASK_STEPS = 60 };
+
+/* Medians of the last TASK_STEPS / 2 steps of a short run of ./train. */
 static void bench_task(void) {
-    enum { STEPS = 30 };
-    struct Session s;
-    char *line[] = {"bench", "--eval-every", "0", "--quiet", "--eval-only", NULL};
-    double generate[STEPS], rate[STEPS];
-    session_open(&s, 5, line);
-    for (int i = 0; i < STEPS; i++) {
-        struct CollectOptions options = session_collect_options(&s);
-        double begin = seconds();
-        sampler_load_weights(s.sampler, trainer_weights(s.trainer));
-        experience_collect(&s.experience, s.sampler, trainer_weights(s.trainer), &options,
-                           &s.state.group_ordinal, trainer_workspace(s.trainer));
-        generate[i] = seconds() - begin;
-        rate[i] = (double)s.experience.generated_tokens / generate[i];
+    static const char run[] = "./train --quiet --overwrite --run build/bench-run --eval-every 0 "
+                              "--warm-start 100 --steps 60 --save-every 0 --rollouts-every 0";
+    static const char *const keys[] = {"step_time", "perf/gen_tok_s", "timing/monitor",
+                                       "timing/gen", "timing/update"};
+    double values[5][TASK_STEPS];
+    char *line = NULL;
+    size_t capacity = 0;
+    int n = 0;
+    if (system(run) != 0) die_machine("the benchmark could not run: %s", run);
+    FILE *log = fopen("build/bench-run/metrics.jsonl", "r");
+    if (!log) die_machine("build/bench-run/metrics.jsonl is missing");
+    while (n < TASK_STEPS / 2 && getline(&line, &capacity, log) >= 0) {
+        cJSON *step = cJSON_Parse(line);
+        if (cJSON_GetObjectItem(step, "step")->valueint > TASK_STEPS / 2) {
+            for (int k = 0; k < 5; k++)
+                values[k][n] = cJSON_GetObjectItem(step, keys[k])->valuedouble;
+            n++;
+        }
+        cJSON_Delete(step);
     }
-    printf("task     countdown, 32 prompts x 16: %.0f sampled tokens/s, %.1f ms a rollout (random "
-           "weights: completions of %.1f tokens)\n", median(rate, STEPS),
-           1e3 * median(generate, STEPS), s.experience.sum_length / s.experience.generated);
-    session_close(&s);
+    fclose(log);
+    free(line);
+    double medians[5];
+    for (int k = 0; k < 5; k++) medians[k] = median(values[k], n);
+    printf("task     countdown, 32 prompts x 16 completions, 4 updates: %.0f sampled tokens/s, "
+           "%.1f RL steps/s (rollout %.0f ms, updates %.0f ms), monitors %.1f %% of a step\n",
+           medians[1], 1 / medians[0], 1e3 * medians[3], 1e3 * medians[4],
+           100 * medians[2] / medians[0]);
+}
+
+/* ---- what the monitors cost ------------------------------------------------------------------------ */
+
+/* A GPT-2 124M step of RL: UPDATES updates on 4 completions of 64 tokens each, then the change of
+   entropy measured on one of the 32 completions; attention entropy from the first update. */
+enum { UPDATES = 8, COMPLETIONS = 4 * UPDATES, LENGTH = 65 };
+
+static bool monitors_on;
+
+static void monitored_step(void *context) {
+    static struct Experience e;
+    struct Gpt2 *g = context;
+    struct ObjectiveBatch batch = {.logp_dtype = "fp32"};
+    struct ObjectiveStats stats = {0};
+    if (monitors_on) trainer_watch_attention(g->trainer);
+    for (int u = 0; u < UPDATES; u++) {
+        int pick[4] = {4 * u, 4 * u + 1, 4 * u + 2, 4 * u + 3};
+        trainer_update(g->trainer, objective_find("ce"), &g->set, pick, 4, &batch, 64, 1, 1e-5f,
+                       &stats);
+    }
+    if (!monitors_on) return;
+    if (!e.count) {
+        e.count = COMPLETIONS;
+        e.start = (int *)g->set.start, e.loss_start = (int *)g->set.loss_start;
+        e.token = (int *)g->set.token, e.loss_mask = (unsigned char *)g->set.loss_mask;
+        e.length = check_alloc(COMPLETIONS, sizeof(int), "the benchmark");
+        e.entropy = check_alloc(COMPLETIONS * LENGTH, sizeof(float), "the benchmark");
+        for (int i = 0; i < COMPLETIONS; i++) e.length[i] = LENGTH - 1;
+    }
+    monitor_entropy_push(g->trainer, &e, 1, -1);
+}
+
+static double unmonitored_step(void *context) {
+    double begin = seconds();
+    monitors_on = false;
+    monitored_step(context);
+    monitors_on = true;
+    return seconds() - begin;
+}
+
+static void bench_monitors(void) {
+    struct Gpt2 g = {.ops = ops_open("cpu")};
+    gpt2_open(&g, COMPLETIONS, true);
+    monitors_on = true;
+    struct Timing t = compare_to_floor(monitored_step, unmonitored_step, &g, 5);
+    printf("monitors GPT-2 124M, 8 updates of 4 x 64 tokens: %.0f ms with all monitors, %.0f ms "
+           "without, ratio %.3f\n", 1e3 * t.ours, 1e3 * t.floor, t.ratio);
+    gpt2_close(&g);
 }
 
 int main(int argc, char **argv) {
     static const struct { const char *name; void (*run)(void); } benches[] = {
-        {"step", bench_step}, {"head", bench_head}, {"decode", bench_decode}, {"task", bench_task}};
+        {"step", bench_step}, {"head", bench_head}, {"decode", bench_decode}, {"task", bench_task},
+        {"monitors", bench_monitors}};
     launch_with_patient_threads(argv);
     int threads = launch_threads(0);
     printf("machine  %d threads, OpenBLAS %s\n", threads, launch_blas_name());

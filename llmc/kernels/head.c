@@ -90,10 +90,11 @@ static float *tile_row(const struct Chunk *c, int tile, int row) {
 static void tile_forward(struct Chunk *c, float *z, const float *W, int tile, int first, int rows,
                          float inv_temperature) {
     int D = c->D, column = tile * TILE, columns = tile_columns(c, tile);
+    float weight[TILE];
     gemm_nt(z, c->stride, c->hidden + (size_t)first * D, D, W + (size_t)column * D, D, rows,
             columns, D, inv_temperature, 0);
     for (int i = first; i < first + rows; i++, z += c->stride) {
-        c->states[(size_t)tile * c->rows + i] = row_state(z, columns);
+        c->states[(size_t)tile * c->rows + i] = row_state(weight, z, columns);
         int y = c->target[i] - column;
         if (y >= 0 && y < columns) c->target_logit[i] = z[y];
     }

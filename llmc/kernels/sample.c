@@ -57,19 +57,6 @@ static void fill_words(uint32_t *bits, int n, int first, const uint32_t counter[
     }
 }
 
-/* Softmax statistics of z [n] (row_state.h, without q and r), and weight [n] = e^(z - m). */
-static struct RowState weigh(float *weight, const float *z, int n) {
-    float m = row_maximum(z, n), s = 0, w = 0;
-    #pragma omp simd reduction(+ : s, w)
-    for (int j = 0; j < n; j++) {
-        float centred = z[j] - m, e = vm_exp(centred);
-        weight[j] = e;
-        s += e;
-        w += e * centred;
-    }
-    return (struct RowState){.m = m, .s = s, .w = w};
-}
-
 /* The first index where x [n] equals its maximum; the last one of all if x is NaN there. */
 static int find_maximum(const float *x, int n) {
     float maximum = row_maximum(x, n);
@@ -86,7 +73,7 @@ static int find_maximum(const float *x, int n) {
 static struct Draw draw_from_tile(const float *z, int n, int first, const uint32_t counter[3],
                                   const uint32_t key[2], bool greedy) {
     _Alignas(64) float weight[TILE];
-    struct Draw draw = {.state = weigh(weight, z, n)};
+    struct Draw draw = {.state = row_state(weight, z, n)};
     int winner;
     if (greedy) {
         winner = find_maximum(z, n);
