@@ -4,6 +4,7 @@
     table.py compare    FOLDER          final values per objective
     table.py sequential FOLDER STEPS    the second task, from its switch on
     table.py precision  FOLDER          float32 against rounded log-probabilities
+    table.py adapo      FOLDER          clipped tokens against updates per rollout
     table.py dynamics   FOLDER          predicted against measured entropy push
 
 Runs are FOLDER/NAME-sSEED; a cell is the mean over seeds and (smallest .. largest)."""
@@ -133,6 +134,23 @@ def precision(folder):
            "pass@64", "distinct correct"], rows)
 
 
+def adapo(folder):
+    rows = []
+    for name, seeds in read_groups(folder).items():
+        runs = list(seeds.values())
+        rows.append([
+            name,
+            cell([last_mean(r, "entropy") / last_mean(r, "entropy_target") for r in runs]),
+            cell([last_mean(r, "clip_high") for r in runs]),
+            cell([100 * last_mean(r, "clip_ratio/low_mean") for r in runs]),
+            cell([100 * last_mean(r, "clip_ratio/high_mean") for r in runs]),
+            cell([evaluation(r, "eval/pass@1") for r in runs], 3),
+            cell([evaluation(r, "eval/pass@64") for r in runs], 3),
+        ])
+    table(["updates per rollout", "H/H*, last 50 steps", "clip_high", "clipped low %",
+           "clipped high %", "pass@1", "pass@64"], rows)
+
+
 def fit(x, y):
     """Pearson correlation and least-squares slope of y on x."""
     mx, my = statistics.fmean(x), statistics.fmean(y)
@@ -163,7 +181,7 @@ def dynamics(folder):
            "mean measured push", "entropy at the end"], rows)
 
 
-COMMANDS = {"compare": compare, "sequential": sequential, "precision": precision,
+COMMANDS = {"compare": compare, "sequential": sequential, "precision": precision, "adapo": adapo,
             "dynamics": dynamics}
 
 if __name__ == "__main__":
