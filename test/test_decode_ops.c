@@ -1,6 +1,6 @@
-/* The operations of a decode step but attention: the packed product, and drawing a token. Each against
-   its definition in double; and bit by bit against itself in other batches, for a row's bits may not
-   depend on its neighbours. */
+/* The operations of a decode step but attention: the packed product, and drawing a token. Each
+   against its definition in double; and bit by bit against itself in other batches, for a row's bits
+   may not depend on its neighbours. */
 #include "test_ops.h"
 #include <omp.h>
 
@@ -43,7 +43,8 @@ static void check_matmul(int R, int C, int OC, bool biased, bool activated) {
 
 static void test_matmul(void **state) {
     (void)state;
-    for (int R = 1; R <= 29; R++) check_matmul(R, 37, 70, R % 2, R % 3 == 0); /* every block height */
+    for (int R = 1; R <= 29; R++) /* every height of a row part */
+        check_matmul(R, 37, 70, R % 2, R % 3 == 0);
     check_matmul(64, 131, 97, true, true);
     check_matmul(200, 19, 33, true, false);
     check_matmul(3, 1031, 65, false, true);
@@ -55,7 +56,8 @@ static void test_matmul(void **state) {
 static void test_matmul_bits(void **state) {
     (void)state;
     enum { ROWS = 64, C = 131, OC = 97 };
-    float *x = new_normal(ROWS * C, 1, 1), *w = new_normal(OC * C, 1, 2), *bias = new_normal(OC, 1, 3);
+    float *x = new_normal(ROWS * C, 1, 1), *w = new_normal(OC * C, 1, 2);
+    float *bias = new_normal(OC, 1, 3);
     floatX *w_device = put_x(w, OC * C), *bias_device = put_x(bias, OC);
     void *packed = pack(w_device, C, OC);
     float *alone[ROWS];
@@ -334,8 +336,8 @@ static void test_greedy_ties(void **state) {
     batch_close(&b);
 }
 
-/* The largest uniform: the noise must be 16.6 then and not infinite, or one token in 2^23 / V would be
-   drawn at random. */
+/* The largest uniform: the noise must be 16.6 then and not infinite, or one token in 2^23 / V would
+   be drawn at random. */
 static void test_largest_noise(void **state) {
     (void)state;
     struct Batch b = batch_open(1, 2, 1024, 1024, 1);

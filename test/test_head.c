@@ -39,15 +39,15 @@ struct Problem {
     double *Ed, *Wt;              /* [N,D] [D,V]: E and W transposed, in double */
     double *logp, *H, *Q, *R;     /* [n] */
     double *dE, *dWt;             /* [N,D] [D,V] */
-    double *dE_size, *dWt_size;   /* sums of the terms' absolute values: what a rounding is part of */
+    double *dE_size, *dWt_size;   /* sums of the terms' absolute values: the scale of roundings */
     double largest_logit;
 };
 
 /* The word of the peaked rows: not in the first tile. */
 static int peak_word(int V) { return V * 5 / 8; }
 
-/* Rows that have gone wrong elsewhere. The last two columns of E steer them: W has 100 in column D-1
-   and, in column D-2, 1 for the peak word and 0 for all others. */
+/* Rows that have gone wrong elsewhere. The last two columns of E steer them: W has 100 in column
+   D-1 and, in column D-2, 1 for the peak word and 0 for all others. */
 static void make_exact_rows(struct Problem *p) {
     int N = p->size.N, D = p->size.D, V = p->size.V;
     for (int v = 0; v < V; v++) {
@@ -186,7 +186,7 @@ struct Output {
     float *dE, *dW;    /* host copies */
 };
 
-/* What upstream checks: that rows come in order, once each, on the calling thread, with statistics. */
+/* What upstream checks: rows come in order, once each, on the calling thread, with statistics. */
 struct Calls {
     const struct Problem *problem;
     float *seen; /* [4][n] */
@@ -246,9 +246,9 @@ static void output_free(struct Output out) { free(out.stats), free(out.dE), free
 
 /* ---- the tests ------------------------------------------------------------------------------- */
 
-/* In the exact cases only exp, log and the sums err, by about 1e-6 in all where they are vector code
-   and by 3e-6 where a tile's 512 terms are added one after another (-O1). Otherwise a logit of size
-   z errs by a few roundings of its terms. */
+/* In the exact cases only exp, log and the sums err, by about 1e-6 in all where they are vector
+   code and by 3e-6 where a tile's 512 terms are added one after another (-O1). Otherwise a logit of
+   size z errs by a few roundings of its terms. */
 static double stats_bound(const struct Problem *p) {
     bool float32 = strcmp(ops->dtype, "fp32") == 0;
     double logit = p->size.data == EXACT && float32 ? 0 : 4 * rounding_unit() * p->largest_logit;
@@ -270,8 +270,8 @@ static void check_stats(const struct Problem *p, const float *four) {
 }
 
 /* Each element against the absolute values of its own terms: a product is a sum that may cancel.
-   Uniform rows are its worst case: hundreds of equal terms, each addition rounded the same way, err by
-   up to 512 * 2^-25 = 1.5e-5. (1e-35: float32 ends there.) */
+   Uniform rows are its worst case: hundreds of equal terms, each addition rounded the same way, err
+   by up to 512 * 2^-25 = 1.5e-5. (1e-35: float32 ends there.) */
 static void check_gradients(const struct Problem *p, struct Output out) {
     size_t N = p->size.N, D = p->size.D, V = p->size.V, Vp = p->size.Vp;
     double bound = stats_bound(p) + 1.5e-5 + 2 * rounding_unit();
@@ -305,7 +305,8 @@ static void test_against_definition(void **state) {
 /* Rows without coefficients, and rows that are not listed, have gradient 0: not small, 0. */
 static void test_zero_rows(void **state) {
     (void)state;
-    struct Problem *p = problem_open((struct Case){"zero rows", 700, 531, 11, 4200, 4224, EXACT, 1});
+    struct Problem *p =
+        problem_open((struct Case){"zero rows", 700, 531, 11, 4200, 4224, EXACT, 1});
     struct Case c = p->size;
     struct Output out = differentiate(p);
     bool *listed = calloc(c.N, sizeof *listed);

@@ -1,14 +1,14 @@
 /* The head: per-token log-probability, entropy and their gradients, without the N x V logits.
 
-   With z = E W^T / temperature over the V columns and y the target, row_state.h gives lse, H, Q and
-   R of each row; logp = z_y - lse. From the objective's a = dJ/dlogp and b = dJ/dH the gradient of J
-   by the logits is
+   With z = E W^T / temperature over the V columns and y the target, row_state.h gives lse, H, Q
+   and R of each row; logp = z_y - lse. From the objective's a = dJ/dlogp and b = dJ/dH the gradient
+   of J by the logits is
 
        dz = p (k0 + k1 log p) + a 1[y],   k0 = -a - b H,  k1 = -b,  log p = z - m - ln s
 
-   and dE = dz W, dW = dz^T E (times 1 / temperature). Autograd forms the logits twice (8 NVD flop in
-   all): it wants the loss before it goes backward. Here the objective is a callback in the middle,
-   so a chunk's logits are formed once: 6 NVD.
+   and dE = dz W, dW = dz^T E (times 1 / temperature). Autograd forms the logits twice (8 NVD flop
+   in all): it wants the loss before it goes backward. Here the objective is a callback in the
+   middle, so a chunk's logits are formed once: 6 NVD.
 
        rows of a chunk  x  tiles of the vocabulary          for each chunk
             | tile 0 | tile 1 | ... |                       1  logits and statistics, tile by tile
@@ -50,15 +50,15 @@ static int chunk_rows(int n, int V) {
     return min_int(n, max_int(CHUNK, rows));
 }
 
-/* The next `count` elements of `size` bytes of the workspace, aligned; NULL while only measuring. */
+/* The next `count` elements of `size` bytes of the workspace, aligned; NULL when measuring. */
 static void *take(char *workspace, size_t *offset, size_t count, size_t size) {
     void *place = workspace ? workspace + *offset : NULL;
     *offset += (count * size + 255) / 256 * 256;
     return place;
 }
 
-/* Lays a chunk out in the workspace (NULL: only measures); returns its bytes. backward: every tile of
-   logits is kept. */
+/* Lays a chunk out in the workspace (NULL: only measures); returns its bytes. backward: every tile
+   of logits is kept. */
 static size_t chunk_open(struct Chunk *c, char *workspace, int rows, int D, int V, bool backward) {
     size_t offset = 0, tiles = count_tiles(V);
     *c = (struct Chunk){.rows = rows, .D = D, .V = V, .tiles = tiles};
@@ -170,7 +170,7 @@ static void part_backward(struct Chunk *c, const float *W, int block, int part,
     }
 }
 
-/* dE and dW of a chunk whose coefficients are known. dE was zero; a token is listed at most once. */
+/* dE and dW of a chunk whose coefficients are known. dE was zero; no token is listed twice. */
 static void chunk_backward(struct Chunk *c, float *dE, float *dW, const float *W, const int *row,
                            float inv_temperature) {
     int D = c->D, blocks = (c->rows + BLOCK - 1) / BLOCK;

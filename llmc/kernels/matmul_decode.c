@@ -4,9 +4,10 @@
        out = x w^T + bias,   out [R,OC], x [R,C], w [OC,C]
 
    Two limits: at R = 1 every weight is read once for two flop, so the bound is memory bandwidth;
-   from R of about 13 on it is arithmetic. A general sgemm reaches neither, because it packs the weight
-   again at every call. Here it is packed once per update, in the order in which it is read (packed.h),
-   and 13 rows x 32 columns of sums stay in 26 vector registers while a block streams past. */
+   from R of about 13 on it is arithmetic. A general sgemm reaches neither, because it packs the
+   weight again at every call. Here it is packed once per update, in the order in which it is read
+   (packed.h), and 13 rows x 32 columns of sums stay in 26 vector registers while a block streams
+   past. */
 #include "cpu.h"
 #include "packed.h"
 
@@ -14,8 +15,8 @@
 typedef float vec16 __attribute__((vector_size(64), may_alias));
 typedef float vec16_unaligned __attribute__((vector_size(64), may_alias, aligned(4)));
 
-/* packed_product for a row count known at compile time, so that the sums are registers. One template
-   for all counts: the same operations in the same order, hence the same bits. */
+/* packed_product for a row count known at compile time, so that the sums are registers. One
+   template for all counts: the same operations in the same order, hence the same bits. */
 static inline __attribute__((always_inline)) void product_of(int rows, float *out, int ldo,
                                                              const float *x, int ldx,
                                                              const float *block, int C) {

@@ -13,8 +13,8 @@
 
 enum { PACKED_COLUMNS = 32, PACKED_ROWS = 13 };
 
-/* out [rows,32] = x [rows,C] times one block [C,32]; rows in 1 .. PACKED_ROWS; ldo, ldx row strides.
-   block is aligned to 64 bytes. */
+/* out [rows,32] = x [rows,C] times one block [C,32]; rows in 1 .. PACKED_ROWS; ldo, ldx: row
+   strides. block is aligned to 64 bytes. */
 void packed_product(float *out, int ldo, const float *x, int ldx, const float *block, int rows,
                     int C);
 

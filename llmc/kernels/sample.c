@@ -6,7 +6,7 @@
 
        (tile of the vocabulary, group of rows) -> a partial draw per row -> merged in tile order
 
-   Within a tile the outer logarithm is not taken: the winner has the largest e^(z_v - m) / -log u_v,
+   Within a tile the outer logarithm is not taken: the winner has the largest e^(z_v - m) / -log u_v
    and e^(z - m) is there already.
 
    Products are those of packed.h, the partition depends on V only, and a row is merged by itself: a
@@ -34,8 +34,8 @@ struct Draw {
 typedef uint64_t vec8u __attribute__((vector_size(64), may_alias));
 
 /* bits [>= n, rounded up to 32] = the random words of vocabulary indices first .. first + n - 1:
-   philox() of rng.h for LANES counters at a time. A lane has 64 bits because the products have; what
-   is left in its upper half between the rounds does no harm. */
+   philox() of rng.h for LANES counters at a time. A lane has 64 bits because the products have;
+   what is left in its upper half between the rounds does no harm. */
 static void fill_words(uint32_t *bits, int n, int first, const uint32_t counter[3],
                        const uint32_t key[2]) {
     const vec8u low = (vec8u){0} + 0xffffffffu, lane = {0, 1, 2, 3, 4, 5, 6, 7};
