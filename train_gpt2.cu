@@ -24,6 +24,16 @@ static double peak_memory_gb(void) {
     return (double)usage.ru_maxrss / (1 << 20);
 }
 
+/* A non-finite update changes nothing; three in a row mean that the run is lost. */
+static void count_skipped(struct Session *s, const struct UpdateResult *update, int64_t step) {
+    if (!update->skipped) {
+        s->state.skipped_in_a_row = 0;
+        return;
+    }
+    warn("step %lld: update skipped, %s is not finite", (long long)step, update->bad_tensor);
+    if (++s->state.skipped_in_a_row >= 3) session_fail(s, update->bad_tensor);
+}
+
 /* ---- supervised warm start: a policy that knows the form of an answer ------------------------------ */
 
 static void warm_step(struct Session *s) {
@@ -43,9 +53,10 @@ static void warm_step(struct Session *s) {
                                                 s->max_tokens, 1, (float)o->warm_lr, &stats);
     s->state.warm_step++;
     s->state.num_tokens += update.tokens;
+    count_skipped(s, &update, s->state.warm_step);
     report_warm(&s->report, &(struct WarmReport){
         .step = s->state.warm_step, .total_steps = o->warm_start, .loss = stats.loss,
-        .entropy = stats.entropy / stats.tokens, .grad_norm = update.grad_norm,
+        .entropy = stats.tokens > 0 ? stats.entropy / stats.tokens : NAN, .grad_norm = update.grad_norm,
         .learning_rate = o->warm_lr, .seconds = seconds() - begin});
     free(pick);
 }
@@ -82,19 +93,6 @@ static void score_reference(struct Session *s, struct TrainingSet *set, int *ord
     set->logp_ref = s->experience.logp_ref;
 }
 
-/* A non-finite update changes nothing; three in a row mean that the run is lost. */
-static void count_skipped(struct Session *s, struct StepReport *report,
-                          const struct UpdateResult *update) {
-    if (!update->skipped) {
-        s->state.skipped_in_a_row = 0;
-        return;
-    }
-    report->skipped++;
-    warn("step %lld: update skipped, %s is not finite", (long long)report->step,
-         update->bad_tensor);
-    if (++s->state.skipped_in_a_row == 3) session_fail(s, update->bad_tensor);
-}
-
 /* One optimizer step on the completions listed in pick. */
 static void learn(struct Session *s, const struct TrainingSet *set, const int *pick, int count,
                   struct StepReport *report) {
@@ -108,7 +106,9 @@ static void learn(struct Session *s, const struct TrainingSet *set, const int *p
     struct UpdateResult update =
         trainer_update(s->trainer, &s->objective, set, pick, count, &batch, s->max_tokens,
                        (float)o->temperature, rate, &stats);
-    count_skipped(s, report, &update);
+    if (!update.made) return;   /* the filter or the overlong mask left nothing to learn from */
+    count_skipped(s, &update, report->step);
+    report->skipped += update.skipped;
     if (report->updates++ == 0 && stats.tokens > 0) {   /* nothing was updated yet: same policy */
         report->logp_difference_mean = stats.old_difference / stats.tokens;
         report->logp_difference_max = stats.old_difference_max;
@@ -162,9 +162,10 @@ static void monitor(struct Session *s, struct StepReport *report) {
 static void step(struct Session *s) {
     const struct Options *o = &s->options;
     struct Evaluation evaluation;
-    struct StepReport report = {.step = s->state.step + 1, .total_steps = o->steps,
+    struct StepReport report = {.step = s->state.step + 1, .total_steps = s->steps,
                                 .task = s->task->name, .experience = &s->experience,
-                                .entropy = &s->entropy};
+                                .entropy = &s->entropy,
+                                .has_reference = s->reference.data != NULL};
     double begin = seconds();
     collect(s);
     if (due(report.step, o->attention_entropy_every)) trainer_watch_attention(s->trainer);
@@ -175,7 +176,8 @@ static void step(struct Session *s) {
     report.num_tokens = s->state.num_tokens;
     report.train_flops = report.train_tokens * model_flops_per_token(s->model, s->shape.max_T);
     report.peak_memory_gb = peak_memory_gb();
-    if (due(s->state.step, o->eval_every) || (o->eval_every && s->state.step == o->steps)) {
+    bool ends_phase = s->state.step == s->phases[s->state.phases_begun - 1].end;
+    if (due(s->state.step, o->eval_every) || (o->eval_every && ends_phase)) {
         evaluation = session_evaluate(s, s->task);
         report.evaluation = &evaluation;
     }
@@ -187,15 +189,18 @@ static void step(struct Session *s) {
 /* Before the first step of a task: fresh moments and controller, the reference frozen, the starting
    point measured. The weights are those of the warm start, or of the task before. */
 static void begin_phase(struct Session *s, int phase) {
+    if (phase > 0) session_save(s);   /* so that a resume never needs the reference before this one */
     s->task = s->phases[phase].task;
+    session_note_task(s);
     trainer_reset_optimizer(s->trainer);
     entropy_open(&s->entropy, &s->entropy_options, s->objective.clip_high);
     session_freeze_reference(s);
     s->state.phases_begun = phase + 1;
+    s->state.phase_begin = s->phases[phase].begin;
     if (!s->options.eval_every) return;
     struct Evaluation evaluation = session_evaluate(s, s->task);
     char text[256];
-    report_evaluation(&s->report, s->task->name, s->state.step, phase, &evaluation);
+    report_evaluation(&s->report, s->task->name, s->state.step, "phase_start", phase, &evaluation);
     report_describe_evaluation(&evaluation, text, sizeof text);
     say("%s before RL: held-out %s", s->task->name, text);
     if (phase == 0)
@@ -207,7 +212,8 @@ static void evaluate_earlier_tasks(struct Session *s) {
     for (int i = 0; i + 1 < s->num_phases && s->options.eval_every; i++) {
         char text[256];
         struct Evaluation evaluation = session_evaluate(s, s->phases[i].task);
-        report_evaluation(&s->report, s->phases[i].task->name, s->state.step, -1, &evaluation);
+        report_evaluation(&s->report, s->phases[i].task->name, s->state.step, "after_all", i,
+                          &evaluation);
         report_describe_evaluation(&evaluation, text, sizeof text);
         say("%s after all: held-out %s", s->phases[i].task->name, text);
     }
@@ -219,13 +225,13 @@ static void train(struct Session *s) {
         warm_step(s);
         if (due(s->state.warm_step, o->save_every)) session_save(s);
     }
-    while (s->state.step < o->steps && !launch_stop_requested()) {
+    while (s->state.step < s->steps && !launch_stop_requested()) {
         int phase = (int)s->state.phases_begun;
         if (phase < s->num_phases && s->state.step == s->phases[phase].begin) begin_phase(s, phase);
         step(s);
         if (due(s->state.step, o->save_every)) session_save(s);
     }
-    if (s->state.step == o->steps) evaluate_earlier_tasks(s);
+    if (s->state.step == s->steps) evaluate_earlier_tasks(s);
     session_save(s);
     report_summary(&s->report, s->state.step);
     if (launch_stop_requested())

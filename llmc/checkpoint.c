@@ -95,7 +95,8 @@ static const struct StateField {
 } state_fields[] = {
     INTEGER(step), INTEGER(warm_step), INTEGER(optimizer_step), INTEGER(group_ordinal),
     INTEGER(demonstration_ordinal), INTEGER(update_ordinal), INTEGER(num_tokens),
-    INTEGER(skipped_in_a_row), INTEGER(phases_begun), DOUBLE(entropy_initial),
+    INTEGER(skipped_in_a_row), INTEGER(phases_begun),
+    INTEGER(phase_begin), TEXT(control), DOUBLE(entropy_initial),
     DOUBLE(entropy_target), DOUBLE(entropy_cumulative), DOUBLE(entropy_integral),
     INTEGER(entropy_rollouts), INTEGER(entropy_steps_at_bound), DOUBLE(entropy_error_at_bound),
     DOUBLE(entropy_bonus), DOUBLE(zeta), DOUBLE(clip_high), DOUBLE(entropy_coef),

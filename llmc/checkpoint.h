@@ -29,6 +29,7 @@ struct TrainerState {
     int64_t num_tokens;           /* trained on so far */
     int64_t skipped_in_a_row;
     int64_t phases_begun;         /* tasks of --tasks that were started */
+    int64_t phase_begin;          /* first step of the one in hand */
     double entropy_initial, entropy_target, entropy_cumulative, entropy_integral;
     int64_t entropy_rollouts, entropy_steps_at_bound;
     double entropy_error_at_bound, entropy_bonus;
@@ -37,6 +38,7 @@ struct TrainerState {
     int64_t seed, threads, micro_tokens;
     char dtype[8], backend[16], blas[32];
     char task[64];
+    char control[32];             /* the entropy control that zeta, clip_high ... belong to */
 };
 
 /* Reads DIR/config.json into `config`, with Vp = V: NULL or one sentence saying what is wrong

@@ -20,13 +20,13 @@ queue() {
     for each in $SEEDS; do queue_run "$each" "$@"; done
 }
 
-# Runs all that is queued; a failed run is named and fails the script.
+# Runs all that is queued; a failed run is named, the others go on, and the script fails.
 run_queue() {
     make --no-print-directory
     mkdir -p "$OUT"
     begun=$(date +%s)
     xargs -P "$JOBS" -I LINE sh -c './train --resume auto --threads 1 --quiet LINE || {
-        echo "failed: ./train LINE" >&2; exit 255; }' <"$QUEUE"
+        echo "failed: ./train LINE" >&2; exit 1; }' <"$QUEUE"
     echo "$(wc -l <"$QUEUE") runs in $(($(date +%s) - begun)) s, $JOBS at a time"
     : >"$QUEUE"
 }

@@ -153,11 +153,13 @@ def adapo(folder):
 
 def fit(x, y):
     """Pearson correlation and least-squares slope of y on x."""
+    if len(x) < 3:
+        return math.nan, math.nan
     mx, my = statistics.fmean(x), statistics.fmean(y)
     sxy = sum((a - mx) * (b - my) for a, b in zip(x, y))
     sxx = sum((a - mx) ** 2 for a in x)
     syy = sum((b - my) ** 2 for b in y)
-    return sxy / math.sqrt(sxx * syy), sxy / sxx
+    return (sxy / math.sqrt(sxx * syy), sxy / sxx) if sxx * syy > 0 else (math.nan, math.nan)
 
 
 def dynamics(folder):
@@ -167,13 +169,14 @@ def dynamics(folder):
         slopes, means = [], []
         for lines in seeds.values():
             used = [line for line in steps(lines)
-                    if line.get("entropy_push_measured") is not None]
+                    if None not in (line.get("entropy_push_measured"),
+                                    line.get("entropy_push_effective"))]
             measured = [line["entropy_push_measured"] for line in used]
             for key, correlations in columns.items():
                 r, slope = fit([line[key] for line in used], measured)
                 correlations.append(r)
             slopes.append(slope)
-            means.append(statistics.fmean(measured))
+            means.append(statistics.fmean(measured) if measured else math.nan)
         rows.append([name, cell(columns["entropy_push_raw"]),
                      cell(columns["entropy_push_effective"]), cell(slopes),
                      cell(means, 5), cell([last_mean(r, "entropy") for r in seeds.values()], 3)])

@@ -130,6 +130,7 @@ static struct TrainerState awkward_state(int64_t step) {
     snprintf(state.backend, sizeof state.backend, "a \"b\\\t\n");
     snprintf(state.blas, sizeof state.blas, "%031d", 7);   /* no room left */
     snprintf(state.task, sizeof state.task, "t\xc3\xa4sk");
+    snprintf(state.control, sizeof state.control, "\"repo_r\"");
     state.step = step;
     state.warm_step = 1LL << 53, state.demonstration_ordinal = -(1LL << 53) - 1;
     state.seed = INT64_MIN, state.threads = INT64_MAX, state.micro_tokens = 0;

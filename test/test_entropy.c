@@ -579,6 +579,26 @@ static void test_sums(void **unused) {
     ASSERT_NEAR(entropy_repo_d_sum(40, A, l, H, q, r), want, 1e-9);
 }
 
+/* Means per head of H / log(i + 1), position 0 left out; even attention over every key gives 1. */
+static void test_attention_means(void **state) {
+    (void)state;
+    enum { HEADS = 3, N = 7 };
+    static const int position[N] = {0, 1, 2, 0, 1, 2, 3};
+    float entropy[HEADS * N];
+    double mean[HEADS], expected = 0;
+    for (int t = 0; t < N; t++) {
+        entropy[t] = logf((float)position[t] + 1);          /* even */
+        entropy[N + t] = 0;                                 /* one key */
+        entropy[2 * N + t] = 0.1f * (float)(t + 1);
+        if (position[t] > 0) expected += 0.1 * (t + 1) / log(position[t] + 1.0) / 5;
+    }
+    entropy_attention_means(mean, entropy, position, HEADS, N);
+    assert_true(fabs(mean[0] - 1) < 1e-6 && mean[1] == 0);
+    assert_true(fabs(mean[2] - expected) < 1e-6);
+    entropy_attention_means(mean, entropy, (const int[]){0}, 1, 1);
+    assert_true(isnan(mean[0]));   /* no token had a choice */
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_entropy_change_forms),
@@ -595,6 +615,7 @@ int main(void) {
         cmocka_unit_test(test_controllers_hold_a_bandit),
         cmocka_unit_test(test_pass_at_k),
         cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_attention_means),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -192,7 +192,7 @@ static void test_metric_keys(void **state) {
     static const char *const keys[] = {
         "loss", "policy_loss", "grad_norm", "learning_rate", "num_tokens", "reward", "reward_std",
         "frac_reward_zero_std", "entropy", "entropy_ratio", "entropy_cumulative", "adv_logp_cov",
-        "clip_ratio/low_mean", "clip_ratio/high_mean", "kl", "completions/mean_length",
+        "clip_ratio/low_mean", "clip_ratio/high_mean", "completions/mean_length",
         "completions/clipped_ratio", "eval/pass@1", "eval/pass@4", "eval/distinct_correct",
         "eval/entropy"};
     RUN_OK("$T " SMALL "--steps 2 --run keys");
@@ -353,6 +353,43 @@ static void test_bad_input(void **state) {
     RUN_OK("test $(cat taken/file) = mine && test $(ls taken | wc -l) = 1");
 }
 
+/* What looks like a harmless order must not touch an older run, or measure something else. */
+static void test_runs_are_safe(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--steps 2 --run safe --overwrite");
+    assert_int_equal(run("$T --model safe --run safe --overwrite --quiet"), 2);
+    RUN_OK("test -s safe/checkpoints/latest");
+    RUN_OK("! grep -q overwrite safe/config.json");
+    RUN_OK("$T --quiet --config safe/config.json --seed 2 --run safe-again --steps 1");
+    RUN_OK("$T --resume safe --eval-only --eval-prompts 2 --eval-samples 2");
+    assert_non_null(strstr(output, "safe/checkpoints/step_000002"));
+    assert_int_equal(run("mkdir plain && $T --quiet --resume plain"), 2);
+    assert_int_equal(run("$T --quiet --resume safe --tasks countdown:1,split:1"), 2);
+    assert_int_equal(run("$T --quiet --model safe --layers 2 --run shaped"), 2);
+    assert_int_equal(run("$T --quiet --eval-prompts 1000000 --eval-samples 65536"), 2);
+}
+
+/* Minibatches without a completion to learn from change nothing and are not logged as updates. */
+static void test_empty_minibatches(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--warm-start 0 --steps 2 --objective dapo --filter-rounds 1 --run empty");
+    cJSON *log = read_log("empty/metrics.jsonl");
+    assert_true(logged(log, 1, "updates") == 0);
+    assert_true(isnan(logged(log, 1, "ratio_mean")));
+    cJSON_Delete(log);
+}
+
+/* The reference of a task is that of its start, also for a run resumed from before a border. */
+static void test_reference_across_tasks(void **state) {
+    (void)state;
+    static const char plan[] = "--tasks countdown:3,split:3 --kl-coef 0.5 --lr 1e-3";
+    RUN_OK("$T " SMALL "%s --run border", plan);
+    RUN_OK("$T " SMALL "%s --run border-cut --tasks countdown:3,split:1", plan);
+    RUN_OK("$T --quiet --resume border-cut --tasks countdown:3,split:3");
+    assert_same_end("border", "border-cut", 6);
+    assert_same_log("border/metrics.jsonl", "border-cut/metrics.jsonl");
+}
+
 /* A checkpoint cut short or scribbled over is refused by name, whatever the place. */
 static void test_hostile_checkpoint(void **state) {
     (void)state;
@@ -473,6 +510,9 @@ int main(void) {
         cmocka_unit_test(test_eval_only_and_config),
         cmocka_unit_test(test_dry_run_writes_nothing),
         cmocka_unit_test(test_bad_input),
+        cmocka_unit_test(test_runs_are_safe),
+        cmocka_unit_test(test_empty_minibatches),
+        cmocka_unit_test(test_reference_across_tasks),
         cmocka_unit_test(test_hostile_checkpoint),
         cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_sigterm_saves_and_exits_0),

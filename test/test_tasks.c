@@ -385,6 +385,21 @@ static void test_held_out_prompts(void **state) {
     }
 }
 
+/* Tasks that share a form of prompt hold out the same texts, so that learning one after the other
+   keeps both evaluations clean. */
+static void test_held_out_across_tasks(void **state) {
+    (void)state;
+    const struct Task *first = task_find("countdown"), *second = task_find("countdown_sorted");
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        char(*train)[TASK_TEXT] = sorted_prompts(first, seed, SPLIT_TRAIN, 5000);
+        char(*held_out)[TASK_TEXT] = sorted_prompts(second, seed, SPLIT_HELD_OUT, 200);
+        for (int k = 0; k < 200; k++)
+            if (bsearch(held_out[k], train, 5000, TASK_TEXT, compare_texts))
+                fail_msg("seed %d: %s is held out and trained on", (int)seed, held_out[k]);
+        free(train), free(held_out);
+    }
+}
+
 /* An eighth is held out: the share of draws that leave training, over seeds. */
 static void test_held_out_share(void **state) {
     (void)state;
@@ -413,6 +428,7 @@ int main(void) {
         cmocka_unit_test(test_fuzz),
         cmocka_unit_test(test_demonstrations_are_uniform),
         cmocka_unit_test(test_held_out_prompts),
+        cmocka_unit_test(test_held_out_across_tasks),
         cmocka_unit_test(test_held_out_share),
     };
     return cmocka_run_group_tests_name("tasks", tests, NULL, NULL);

@@ -255,6 +255,22 @@ static void set_from_line(struct Options *options, const struct Option *o, const
     }
 }
 
+/* Does the field hold the table's default? */
+static bool is_default(const struct Options *options, const struct Option *o) {
+    const char *field = (const char *)options + o->offset;
+    double number;
+    switch (o->type) {
+    case INTEGER:
+    case NUMBER:
+        number = get_number(options, o);
+        return number == o->number || (isnan(number) && isnan(o->number));
+    case BOOLEAN: return !*(const bool *)field;
+    case TEXT: return strcmp(field, o->text) == 0;
+    case CONFIG: break;
+    }
+    return true;
+}
+
 /* ---- JSON ------------------------------------------------------------------------------------ */
 
 static void set_from_json(struct Options *options, const struct Option *o, const cJSON *item,
@@ -306,9 +322,10 @@ static void set_from_config(struct Options *options, const char *path) {
                       nearest_name(item->string));
         if (seen[row]) die_input("%s--%s is there twice", source, item->string);
         seen[row] = true;
-        options->given[row] = !cJSON_IsNull(item);
         if (cJSON_IsNull(item)) set_default(options, &table[row]);
         else set_from_json(options, &table[row], item, source);
+        /* a saved config holds every option; those at their default were not chosen */
+        options->given[row] = !is_default(options, &table[row]);
     }
     cJSON_Delete(root);
     free(text);
@@ -332,10 +349,20 @@ static void add_json(cJSON *root, const struct Options *options, const struct Op
     }
 }
 
+/* Where a run is and what to do with it once is not part of its recipe: a saved config that held
+   --overwrite or --resume would act on the old run when it is used for a new one. */
+static bool is_saved(const struct Option *o) {
+    static const size_t once[] = {FIELD(run),     FIELD(resume), FIELD(overwrite), FIELD(dry_run),
+                                  FIELD(quiet),   FIELD(help),   FIELD(eval_only), FIELD(score)};
+    for (size_t i = 0; i < sizeof once / sizeof *once; i++)
+        if (o->offset == once[i] && o->type != CONFIG) return false;
+    return true;
+}
+
 void options_save(const struct Options *options, const char *path) {
     cJSON *root = cJSON_CreateObject();
     for (int i = 0; i < NUM_OPTIONS; i++)
-        if (table[i].offset != FIELD(help)) add_json(root, options, &table[i]);
+        if (is_saved(&table[i])) add_json(root, options, &table[i]);
     char *text = cJSON_Print(root);
     if (!text) die_machine("out of memory: the options as JSON");
     struct AtomicFile file;

@@ -54,15 +54,32 @@ static void default_run_name(struct Session *s) {
                    s->options.objective, when, i);
 }
 
+/* A resumed run without a checkpoint starts afresh in its directory, which must be a run's: with auto
+   because it was killed early, by name never. */
+static void require_own_run(const struct Session *s) {
+    char config[4096];
+    if (strcmp(s->options.resume, "auto") != 0)
+        die_input("--resume %s: there is no checkpoint in it", s->options.resume);
+    check_path(config, sizeof config, "%s/config.json", s->run);
+    if (exists(s->run) && !exists(config) && !s->options.overwrite)
+        die_input("%s exists and is no run; --run names another, --overwrite uses it", s->run);
+}
+
 /* Settles s->run and, for a resumed run, s->checkpoint and s->state. */
 static void find_run(struct Session *s) {
     const struct Options *o = &s->options;
-    if (o->eval_only || o->score[0]) return;
+    if (o->eval_only || o->score[0]) {
+        if (o->resume[0] && !(o->run[0] && checkpoint_latest(o->run, s->checkpoint,
+                                                             sizeof s->checkpoint)))
+            die_input("--resume %s: there is no checkpoint to measure", o->resume);
+        return;
+    }
     if (o->run[0]) check_path(s->run, sizeof s->run, "%s", o->run);
     else default_run_name(s);
     if (o->resume[0]) {
         s->resumed = checkpoint_latest(s->run, s->checkpoint, sizeof s->checkpoint);
         if (s->resumed) checkpoint_load_state(s->checkpoint, &s->state);
+        else require_own_run(s);
     } else if (exists(s->run) && !o->overwrite && !o->dry_run) {
         die_input("the run directory %s exists; --resume auto goes on with it, --overwrite starts "
                   "it anew, --run names another", s->run);
@@ -70,10 +87,14 @@ static void find_run(struct Session *s) {
 }
 
 /* A fresh start in an existing directory removes what the old run logged and saved, nothing else. */
-static void clear_run(const char *run) {
+static void clear_run(const char *run, const char *checkpoint) {
     static const char *const logs[] = {"metrics.jsonl", "warm_start.jsonl", "rollouts.jsonl",
                                        "attention_entropy.jsonl", "failure.jsonl"};
-    char path[4096];
+    char path[4096], *inside = realpath(run, NULL), *needed = realpath(checkpoint, NULL);
+    if (inside && needed && strncmp(needed, inside, strlen(inside)) == 0 &&
+        (needed[strlen(inside)] == '/' || !needed[strlen(inside)]))
+        die_input("--model %s is inside --run %s, which --overwrite would clear", checkpoint, run);
+    free(inside), free(needed);
     for (size_t i = 0; i < sizeof logs / sizeof *logs; i++) {
         check_path(path, sizeof path, "%s/%s", run, logs[i]);
         unlink(path);
@@ -88,7 +109,7 @@ void session_open_run(struct Session *s) {
     char path[4096];
     make_directory(s->run);
     lock_run(s->run);
-    if (!s->resumed) clear_run(s->run);
+    if (!s->resumed) clear_run(s->run, s->checkpoint);
     check_path(path, sizeof path, "%s/config.json", s->run);
     options_save(&s->options, path);
     report_open(&s->report, s->run, s->options.rollouts_every, &s->state);
@@ -135,14 +156,17 @@ static const struct Task *known_task(const char *option, const char *name) {
     return task;
 }
 
-/* --tasks NAME:STEPS,NAME:STEPS sets the phases and with them --steps; else there is one phase. */
+/* --tasks NAME:STEPS,NAME:STEPS sets the phases and with them the steps; else there is one phase. */
 static void choose_tasks(struct Session *s) {
-    struct Options *o = &s->options;
+    const struct Options *o = &s->options;
     char list[OPTION_TEXT], *rest = list, *item;
+    s->steps = o->steps;
     if (!o->tasks[0]) {
         s->phases[s->num_phases++] = (struct Phase){known_task("task", o->task), 0, o->steps};
         return;
     }
+    if (options_given(o, "task") || options_given(o, "steps"))
+        die_input("--tasks names the tasks and their steps; leave out --task and --steps");
     check_path(list, sizeof list, "%s", o->tasks);
     int64_t step = 0;
     while ((item = strsep(&rest, ",")) != NULL) {
@@ -157,7 +181,7 @@ static void choose_tasks(struct Session *s) {
             (struct Phase){known_task("tasks", item), step, step + steps};
         step += steps;
     }
-    o->steps = step;
+    s->steps = step;
 }
 
 /* ---- the objective ---------------------------------------------------------------------------------- */
@@ -255,6 +279,19 @@ static void warn_of_idle_options(const struct Session *s) {
                  objective_axis_word("entropy-control", (int)control, word));
 }
 
+/* A run goes on with the plan it was begun with: the phases it has begun start where they did, and
+   the next one is still ahead. */
+static void check_phases(const struct Session *s) {
+    int64_t begun = s->state.phases_begun;
+    bool moved = begun > s->num_phases ||
+                 (begun > 0 && s->phases[begun - 1].begin != s->state.phase_begin) ||
+                 (begun < s->num_phases && s->state.step > s->phases[begun].begin);
+    if (moved)
+        die_input("--tasks does not fit the run being resumed, which is at step %lld of %s; only "
+                  "the last task's steps may grow, and tasks be added", (long long)s->state.step,
+                  s->state.task);
+}
+
 void session_choose(struct Session *s, int argc, char **argv) {
     parse_options(s, argc, argv);
     console_open(s->options.quiet);
@@ -264,6 +301,7 @@ void session_choose(struct Session *s, int argc, char **argv) {
     choose_objective(s);
     choose_entropy(s);
     find_run(s);
+    if (s->resumed) check_phases(s);
     s->task = s->phases[0].task;
     for (int i = 1; i < s->num_phases; i++)
         if (s->state.phases_begun > i) s->task = s->phases[i].task;

@@ -180,10 +180,11 @@ void experience_collect(struct Experience *e, struct Sampler *sampler,
             .end_of_text = o->tokenizer->end_of_text};
         sampler_generate(sampler, weights, &request, &rollout, workspace);
         double generated = seconds();
-        for (int g = 0; g < o->prompts && e->count < wanted; g++, groups++) {
+        for (int g = 0; g < o->prompts; g++, groups++) {
+            bool full = e->count == wanted;   /* generated and measured, but not learnt from */
             append_group(e, o, &prompts, &rollout, g);
             add_group_sums(e, e->count - o->group);
-            if (o->filter && last_group_is_flat(e)) e->count -= o->group;
+            if (full || (o->filter && last_group_is_flat(e))) e->count -= o->group;
         }
         prompts_free(&prompts);
         e->seconds_generate += generated - begin;

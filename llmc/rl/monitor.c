@@ -1,5 +1,6 @@
 #include "monitor.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include "../base/check.h"
 #include "entropy.h"
@@ -27,7 +28,7 @@ double monitor_repo_d(struct Trainer *trainer, const struct Experience *e, float
 double monitor_entropy_push(struct Trainer *trainer, const struct Experience *e,
                             float temperature, int64_t max_tokens) {
     int total = e->loss_start[e->count], picked = 0, tokens = 0;
-    if (e->count == 0) return 0;
+    if (e->count == 0) return NAN;
     int64_t budget = max_tokens >= 0 ? max_tokens : total / 50;
     int *pick = check_alloc((size_t)e->count, sizeof *pick, "a monitor");
     float *old = check_alloc((size_t)total + 1, sizeof *old, "a monitor");

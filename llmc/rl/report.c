@@ -20,10 +20,11 @@ void report_open(struct Report *r, const char *run, int64_t rollouts_every,
                  const struct TrainerState *state) {
     char metrics[4096];
     *r = (struct Report){.rollouts_every = rollouts_every, .started = seconds(),
-                         .first_step = state->step};
+                         .first_step = state->step, .phase_step = state->step};
     check_path(r->run, sizeof r->run, "%s", run);
     check_path(metrics, sizeof metrics, "%s/metrics.jsonl", run);
     jsonl_cut(metrics, "phase_start", state->phases_begun - 1);
+    jsonl_cut(metrics, "after_all", -1);   /* done again at every end */
     open_log(&r->metrics, run, "metrics.jsonl", "step", state->step);
     open_log(&r->warm, run, "warm_start.jsonl", "warm_step", state->warm_step);
     open_log(&r->attention, run, "attention_entropy.jsonl", "step", state->step);
@@ -98,22 +99,23 @@ static void write_clip_buckets(struct Report *r, const struct ObjectiveStats *o)
 /* What the objective saw, per token with weight. */
 static void write_objective(struct Report *r, const struct StepReport *s) {
     const struct ObjectiveStats *o = &s->stats;
-    double n = o->tokens > 0 ? o->tokens : 1;
-    number(r, "loss", o->loss / s->updates);
-    number(r, "policy_loss", o->policy_loss / s->updates);
-    number(r, "kl", o->kl / n);
+    double n = o->tokens;
+    number(r, "loss", o->loss / (s->updates > 0 ? s->updates : 1));
+    number(r, "policy_loss", o->policy_loss / (s->updates > 0 ? s->updates : 1));
     number(r, "grad_norm", s->grad_norm);
     number(r, "learning_rate", s->learning_rate);
+    number(r, "updates", s->updates);
+    number(r, "updates_skipped", s->skipped);
+    measured(r, "entropy_push_measured", s->push_measured);
+    if (o->tokens == 0) return;   /* nothing was learnt from */
+    if (s->has_reference) number(r, "kl", o->kl / n);
     number(r, "ratio_mean", o->ratio / n);
     number(r, "clip_ratio/low_mean", o->clipped_low / n);
     number(r, "clip_ratio/high_mean", o->clipped_high / n);
     write_clip_buckets(r, o);
-    if (o->tokens > 0) number(r, "adv_logp_cov", covariance(o));
+    number(r, "adv_logp_cov", covariance(o));
     number(r, "entropy_push_raw", o->push_raw / n);
     number(r, "entropy_push_effective", o->push_effective / n);
-    measured(r, "entropy_push_measured", s->push_measured);
-    number(r, "updates", s->updates);
-    number(r, "updates_skipped", s->skipped);
     number(r, "sampling/sampling_logp_difference/mean", s->logp_difference_mean);
     number(r, "sampling/sampling_logp_difference/max", s->logp_difference_max);
 }
@@ -218,14 +220,15 @@ static void write_rollouts(struct Jsonl *log, int64_t step, const struct Experie
     }
 }
 
-void report_evaluation(struct Report *r, const char *task, int64_t step, int phase,
-                       const struct Evaluation *evaluation) {
+void report_evaluation(struct Report *r, const char *task, int64_t step, const char *when,
+                       int phase, const struct Evaluation *evaluation) {
     begin_line(r, step, task);
-    if (phase >= 0) jsonl_integer(&r->metrics, "phase_start", phase);
+    jsonl_integer(&r->metrics, when, phase);
     write_evaluation(r, evaluation);
     end_line(r);
-    if (!r->evaluated) r->first = *evaluation;
-    if (phase >= 0) r->last = *evaluation, r->evaluated = true;
+    if (strcmp(when, "after_all") == 0) return;
+    r->first = r->last = *evaluation, r->evaluated = true;   /* the summary is of the last task */
+    r->phase_step = step;
 }
 
 /* ---- the console ------------------------------------------------------------------------------------ */
@@ -278,7 +281,7 @@ static void say_table_line(const struct Report *r, const struct StepReport *s) {
     const struct Evaluation *v = s->evaluation;
     char c1[16], c64[16], cd[16], step[24];
     double entropy = e->sum_entropy / (double)e->generated_tokens;
-    double clipped = (s->stats.clipped_low + s->stats.clipped_high) / s->stats.tokens;
+    double clipped = (s->stats.clipped_low + s->stats.clipped_high) / fmax(s->stats.tokens, 1);
     snprintf(step, sizeof step, "%lld/%lld", (long long)s->step, (long long)s->total_steps);
     say("%9s %7.3f %8.3f %6.2f %s %s %s %6.2f %6.2f %7.3f %8.0f %7s %8.4f", step,
         e->sum_reward / (double)e->generated, entropy, entropy / s->entropy->initial,
@@ -286,21 +289,23 @@ static void say_table_line(const struct Report *r, const struct StepReport *s) {
         cell(cd, 8, 2, v ? v->distinct_correct : NAN), e->sum_length / (double)e->generated,
         100 * clipped, s->grad_norm, (double)e->generated_tokens / e->seconds_generate,
         console_time((double)(s->total_steps - s->step) * r->seconds_per_step),
-        s->stats.loss / s->updates);
+        s->stats.loss / fmax(s->updates, 1));
 }
 
 /* For a program: key=value, a few lines a run; everything is in metrics.jsonl. */
 static void say_plain_line(const struct StepReport *s) {
     const struct Experience *e = s->experience;
     char evaluation[160] = "";
-    if (s->evaluation)
-        snprintf(evaluation, sizeof evaluation, " pass@1=%.4f pass@64=%.4f distinct=%.3f",
-                 s->evaluation->pass_at[0], s->evaluation->pass_at[3],
-                 s->evaluation->distinct_correct);
+    const struct Evaluation *v = s->evaluation;
+    int last = 3;   /* the largest k that was measured */
+    while (v && last > 0 && isnan(v->pass_at[last])) last--;
+    if (v)
+        snprintf(evaluation, sizeof evaluation, " pass@1=%.4f pass@%d=%.4f distinct=%.3f",
+                 v->pass_at[0], evaluation_k[last], v->pass_at[last], v->distinct_correct);
     say("step=%lld reward=%.4f entropy=%.4f%s grad_norm=%.4f step_time=%.3f loss=%.5f",
         (long long)s->step, e->sum_reward / (double)e->generated,
         e->sum_entropy / (double)e->generated_tokens, evaluation, s->grad_norm, s->seconds_step,
-        s->stats.loss / s->updates);
+        s->stats.loss / fmax(s->updates, 1));
 }
 
 static void say_step(struct Report *r, const struct StepReport *s) {
@@ -329,7 +334,7 @@ void report_step(struct Report *r, const struct StepReport *s) {
     const struct Experience *e = s->experience;
     r->last_entropy = e->sum_entropy / (double)e->generated_tokens;
     r->last_reward = e->sum_reward / (double)e->generated;
-    if (s->step == r->first_step + 1)
+    if (s->step == r->phase_step + 1)
         r->first_entropy = r->last_entropy, r->first_reward = r->last_reward;
     if (s->evaluation) {
         if (!r->evaluated) r->first = *s->evaluation;

@@ -24,6 +24,7 @@ struct StepReport {
     double seconds_step, seconds_logprob, seconds_update, seconds_monitor;
     double train_tokens, train_flops;  /* of this step */
     double peak_memory_gb;
+    bool has_reference;
     double push_measured;              /* NaN: not measured */
     const double *attention_entropy;   /* [layers * heads], or NULL */
     int layers, heads;
@@ -48,7 +49,7 @@ struct Report {
     double first_entropy, last_entropy, first_reward, last_reward;
     double seconds_per_step;               /* smoothed, for the time left */
     double started;
-    int64_t first_step;
+    int64_t first_step, phase_step;        /* first of this process; of the phase in hand */
     char run[4096];
 };
 
@@ -57,10 +58,10 @@ struct Report {
 void report_open(struct Report *report, const char *run, int64_t rollouts_every,
                  const struct TrainerState *state);
 void report_warm(struct Report *report, const struct WarmReport *warm);
-/* An evaluation outside a step: before the first step of phase number `phase`, or (-1) at the end,
-   of a task learnt earlier. */
-void report_evaluation(struct Report *report, const char *task, int64_t step, int phase,
-                       const struct Evaluation *evaluation);
+/* An evaluation outside a step: "phase_start", before the first step of phase number `phase`, or
+   "after_all", at the end, of a task learnt earlier. */
+void report_evaluation(struct Report *report, const char *task, int64_t step, const char *when,
+                       int phase, const struct Evaluation *evaluation);
 void report_step(struct Report *report, const struct StepReport *step);
 /* The table's line for a person: pass@k etc. in words. */
 void report_describe_evaluation(const struct Evaluation *evaluation, char *out, int capacity);

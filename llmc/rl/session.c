@@ -28,12 +28,20 @@ static void find_model_directory(struct Session *s) {
     check_path(s->checkpoint, sizeof s->checkpoint, "%s", model);
 }
 
+static void refuse_shape_options(const struct Session *s) {
+    static const char *const names[] = {"layers", "channels", "heads", "context", "untied"};
+    for (size_t i = 0; i < sizeof names / sizeof *names && !s->resumed; i++)
+        if (options_given(&s->options, names[i]))
+            die_input("--%s is for random weights; those in %s have their own shape", names[i],
+                      s->checkpoint);
+}
+
 static void choose_model(struct Session *s) {
     const struct Options *o = &s->options;
     struct ModelConfig config;
     const char *problem;
     bool named = model_config_named(&config, o->model);
-    if (!named && !s->resumed) find_model_directory(s);
+    if (!named && !s->checkpoint[0]) find_model_directory(s);
     if (s->checkpoint[0]) {
         problem = checkpoint_config(s->checkpoint, &config);
         if (problem && !s->resumed && access(s->checkpoint, F_OK) != 0)
@@ -41,7 +49,10 @@ static void choose_model(struct Session *s) {
                       model_config_names());
         if (problem) die_input("%s/config.json: %s", s->checkpoint, problem);
         problem = tokenizer_load(&s->tokenizer, s->checkpoint);
+        if (!problem && s->tokenizer.vocab_size > config.V)
+            problem = "vocab.json has more tokens than config.json's vocab_size";
         if (problem && !o->score[0]) die_input("%s: %s", s->checkpoint, problem);
+        refuse_shape_options(s);
     } else {
         tokenizer_from_alphabet(&s->tokenizer, s->task->alphabet);
         shape_from_options(&config, o);
@@ -80,7 +91,7 @@ static void choose_sizes(struct Session *s) {
     s->max_tokens = (int)o->max_tokens;
     if (s->max_tokens == 0) s->max_tokens = longest_completion(s);
     int longest = longest_prompt(s) + longest_completion(s);
-    if (longest - 1 > c->max_T)
+    if (!o->score[0] && longest - 1 > c->max_T)
         die_input("prompts of %d and completions of %d tokens do not fit the model's context of "
                   "%d; lower --max-tokens or raise --context", longest_prompt(s),
                   longest_completion(s), c->max_T);
@@ -92,6 +103,9 @@ static void choose_sizes(struct Session *s) {
     if (s->resumed && !o->micro_tokens) N = (int)s->state.micro_tokens;
     if (N < longest - 1) N = longest - 1;
     int64_t completions = o->prompts * o->group, evaluated = o->eval_prompts * o->eval_samples;
+    if ((completions > evaluated ? completions : evaluated) > INT32_MAX / longest)
+        die_input("--prompts x --group or --eval-prompts x --eval-samples: more than %d completions "
+                  "at once", INT32_MAX / longest);
     s->decode_rows = o->decode_rows ? (int)o->decode_rows
                                     : smaller(completions > evaluated ? completions : evaluated, 512);
     s->shape = (struct OpsShape){.N = N, .C = c->C, .F = c->F, .NH = c->NH, .NKV = c->NKV,
@@ -125,8 +139,14 @@ static void unreserve(struct Session *s) {
     s->trainer = NULL, s->sampler = NULL;
 }
 
+/* Bytes this process may use: the machine's, or its control group's limit. */
 static size_t physical_memory(void) {
-    return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGE_SIZE);
+    size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGE_SIZE), limit;
+    FILE *file = fopen("/sys/fs/cgroup/memory.max", "r");   /* "max": none */
+    if (!file) return bytes;
+    if (fscanf(file, "%zu", &limit) == 1 && limit < bytes) bytes = limit;
+    fclose(file);
+    return bytes;
 }
 
 /* Reserves by the wanted sizes, and by smaller ones until the plan fits in 70 % of the machine's
@@ -186,8 +206,8 @@ static void describe(const struct Session *s) {
         (long long)o->group, (long long)completions, (long long)o->minibatches,
         (long long)o->epochs, (long long)updates, (long long)(completions / o->minibatches));
     say("          %lld steps = %lld updates, %lld completions; micro-batch %d tokens, %d decode "
-        "rows", (long long)o->steps, (long long)(o->steps * updates),
-        (long long)(o->steps * completions), s->shape.N, s->decode_rows);
+        "rows", (long long)s->steps, (long long)(s->steps * updates),
+        (long long)(s->steps * completions), s->shape.N, s->decode_rows);
     const char *inert = objective_check_updates(&s->objective, (int)updates);
     if (inert) warn("%s", inert);
     if (!o->quiet) arena_print(&s->arena, stdout);
@@ -212,6 +232,10 @@ static void compare_settings(const struct TrainerState *before, const struct Tra
         say("resume    task %s -> %s", before->task, now->task);
 }
 
+void session_note_task(struct Session *s) {
+    snprintf(s->state.task, sizeof s->state.task, "%s", s->task->name);
+}
+
 static void note_settings(struct Session *s) {
     struct TrainerState before = s->state;
     s->state.seed = s->options.seed;
@@ -219,20 +243,28 @@ static void note_settings(struct Session *s) {
     snprintf(s->state.dtype, sizeof s->state.dtype, "%s", s->ops->dtype);
     snprintf(s->state.backend, sizeof s->state.backend, "%s", s->ops->name);
     snprintf(s->state.blas, sizeof s->state.blas, "%s", launch_blas_name());
-    snprintf(s->state.task, sizeof s->state.task, "%s", s->task->name);
+    session_note_task(s);
     s->state.threads = s->threads;
     if (s->resumed) compare_settings(&before, &s->state);
 }
 
 /* ---- weights and state ------------------------------------------------------------------------------------ */
 
+/* A controller goes on where it stood; another control, or a new target, starts from its options. */
 static void entropy_from_state(struct Session *s) {
     struct EntropyState *e = &s->entropy;
     const struct TrainerState *t = &s->state;
+    char now[32];
+    objective_axis_word("entropy-control", (int)s->objective.control, now);
     e->initial = t->entropy_initial, e->target = t->entropy_target;
     e->cumulative = t->entropy_cumulative, e->integral = t->entropy_integral;
     e->rollouts = t->entropy_rollouts, e->steps_at_bound = (int)t->entropy_steps_at_bound;
     e->error_at_bound = t->entropy_error_at_bound, e->coef = t->entropy_bonus;
+    if (options_given(&s->options, "entropy-target")) e->target = e->options.target;
+    if (strcmp(t->control, now) != 0) {
+        say("resume    entropy control %s -> %s: its variables start anew", t->control, now);
+        return;
+    }
     e->control = (struct ControlState){(float)t->zeta, (float)t->clip_high,
                                        (float)t->entropy_coef, (float)t->repo_d_beta};
 }
@@ -244,6 +276,7 @@ static void entropy_to_state(struct Session *s) {
     t->entropy_cumulative = e->cumulative, t->entropy_integral = e->integral;
     t->entropy_rollouts = e->rollouts, t->entropy_steps_at_bound = e->steps_at_bound;
     t->entropy_error_at_bound = e->error_at_bound, t->entropy_bonus = e->coef;
+    objective_axis_word("entropy-control", (int)s->objective.control, t->control);
     t->zeta = e->control.zeta, t->clip_high = e->control.clip_high;
     t->entropy_coef = e->control.entropy_coef, t->repo_d_beta = e->control.repo_d_beta;
 }
@@ -332,9 +365,10 @@ void session_freeze_reference(struct Session *s) {
 
 _Noreturn void session_fail(struct Session *s, const char *tensor) {
     struct Jsonl log;
-    char path[4096];
+    char path[4096], bundle[4096];
     const struct Experience *e = &s->experience;
     check_path(path, sizeof path, "%s/failure.jsonl", s->run);
+    unlink(path);
     jsonl_open(&log, path);
     for (int i = 0; i < e->count; i++) {
         jsonl_begin(&log);
@@ -346,9 +380,12 @@ _Noreturn void session_fail(struct Session *s, const char *tensor) {
         jsonl_end(&log);
     }
     jsonl_close(&log);
-    session_save(s);
-    die_machine("three updates in a row were not finite, first in %s; the batch is in %s and the "
-                "weights before it in %s/checkpoints; a lower --lr may help", tensor, path, s->run);
+    check_path(bundle, sizeof bundle, "%s/failure", s->run);
+    checkpoint_save(bundle, s->model, trainer_weights(s->trainer), trainer_moment1(s->trainer),
+                    trainer_moment2(s->trainer), &s->tokenizer, &s->state, 1);
+    die_machine("three updates in a row were not finite, last in %s; the batch is in %s, the "
+                "weights in %s/checkpoints; --resume goes on from the checkpoint before, with a "
+                "lower --lr", tensor, path, bundle);
 }
 
 void session_close(struct Session *s) {

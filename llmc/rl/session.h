@@ -30,6 +30,7 @@ struct Session {
     const struct Ops *ops;
     struct Phase phases[MAX_PHASES]; /* one, or those of --tasks */
     int num_phases;
+    int64_t steps;                   /* of all phases */
     const struct Task *task;         /* of the phase in hand */
     struct Tokenizer tokenizer;
     struct Objective objective;      /* the preset with the options' axes */
@@ -69,7 +70,10 @@ void session_save(struct Session *session);
 void session_freeze_reference(struct Session *session);
 /* --score FILE: JSON lines in, JSON lines out on stdout. */
 void session_score(struct Session *session);
-/* Third non-finite update in a row: writes RUN/failure.jsonl with the batch and ends (exit 1). */
+/* The task in hand goes into the state that is saved. */
+void session_note_task(struct Session *session);
+/* Third non-finite update in a row: writes RUN/failure.jsonl with the batch and RUN/failure/ with the
+   weights, leaves the run's own checkpoints alone, and ends (exit 1). */
 _Noreturn void session_fail(struct Session *session, const char *tensor);
 void session_close(struct Session *session);
 

@@ -310,19 +310,19 @@ static int reverse_count(const char *prompt) {
 static const struct Task tasks[] = {
     {"countdown", "357:22= to an expression using each digit once, with + - *: 3*5+7",
      shared_alphabet, 7, 8,
-     countdown_draw_prompt, countdown_demonstrate, countdown_reward, countdown_count},
+     countdown_draw_prompt, countdown_demonstrate, countdown_reward, countdown_count, NULL},
     {"countdown_sorted", "countdown whose first operand must be the smallest digit",
      shared_alphabet, 7, 8,
-     sorted_draw_prompt, sorted_demonstrate, sorted_reward, sorted_count},
+     sorted_draw_prompt, sorted_demonstrate, sorted_reward, sorted_count, "countdown"},
     {"split", "17= to three digits 1-9 that sum to it: 9+3+5",
      shared_alphabet, 3, 8,
-     split_draw_prompt, split_demonstrate, split_reward, split_count},
+     split_draw_prompt, split_demonstrate, split_reward, split_count, NULL},
     {"addition", "47+85= to the sum: 132",
      shared_alphabet, 6, 5,
-     addition_draw_prompt, addition_demonstrate, addition_reward, addition_count},
+     addition_draw_prompt, addition_demonstrate, addition_reward, addition_count, NULL},
     {"reverse", "abcd= to the letters in reverse: dcba",
      shared_alphabet, 7, 9,
-     reverse_draw_prompt, reverse_demonstrate, reverse_reward, reverse_count},
+     reverse_draw_prompt, reverse_demonstrate, reverse_reward, reverse_count, NULL},
 };
 enum { NUM_TASKS = sizeof tasks / sizeof tasks[0] };
 
@@ -366,8 +366,9 @@ static int text_class(const char *text, uint64_t seed) {
 void task_prompt(const struct Task *task, char prompt[TASK_TEXT], uint64_t seed,
                  enum RngPurpose purpose, uint64_t ordinal, enum TaskSplit split) {
     struct Rng rng;
+    const struct Task *like = task->held_out_like ? task_find(task->held_out_like) : task;
     rng_open(&rng, seed, RNG_EVAL_PROMPT, 0);
-    task->draw_prompt(prompt, &rng);
+    like->draw_prompt(prompt, &rng);
     int held_out = text_class(prompt, seed);
 
     rng_open(&rng, seed, purpose, ordinal);

@@ -35,6 +35,9 @@ struct Task {
     float (*reward)(const char *prompt, const char *answer, size_t length, bool ended);
     /* How many different answers of the demonstrated form are right: the attainable diversity. */
     int (*count_answers)(const char *prompt);
+    /* The task whose held-out prompts are held out here too, because prompts have the same form; NULL:
+       its own. */
+    const char *held_out_like;
 };
 
 /* The row called `name`, or NULL. tasks_names: space-separated, for messages. */
@@ -47,8 +50,8 @@ enum TaskSplit { SPLIT_TRAIN, SPLIT_HELD_OUT };
 
 /* Prompt number `ordinal` of a split. A hash of the prompt's text and the seed decides its side,
    about 1 in 8 is held out, and it redraws until the side is right: so a held-out prompt never
-   occurs in training, nor does one with the same characters in another order. Held-out prompts of
-   one evaluation may repeat in tiny tasks. purpose: RNG_PROMPT, RNG_DEMONSTRATION or
+   occurs in training, in this task or in another with prompts of the same form. (The same digits in
+   another order are another text.) Held-out prompts of one evaluation may repeat in tiny tasks. purpose: RNG_PROMPT, RNG_DEMONSTRATION or
    RNG_EVAL_PROMPT. */
 void task_prompt(const struct Task *task, char prompt[TASK_TEXT], uint64_t seed,
                  enum RngPurpose purpose, uint64_t ordinal, enum TaskSplit split);

@@ -116,7 +116,7 @@ void trainer_reset_optimizer(struct Trainer *t) {
 /* ---- the minibatch: picked sequences as flat arrays ------------------------------------------- */
 
 static void minibatch_grow(struct Minibatch *m, int sequences, int tokens) {
-    if (sequences > m->capacity_sequences) {
+    if (sequences >= m->capacity_sequences) {
         size_t n = (size_t)sequences + 1;
         m->pick = check_realloc(m->pick, n, sizeof(int), "a minibatch");
         m->length = check_realloc(m->length, n, sizeof(int), "a minibatch");
@@ -125,7 +125,7 @@ static void minibatch_grow(struct Minibatch *m, int sequences, int tokens) {
         m->advantage = check_realloc(m->advantage, n, sizeof(float), "a minibatch");
         m->weight = check_realloc(m->weight, n, sizeof(float), "a minibatch");
         m->sequence_ratio = check_realloc(m->sequence_ratio, n, sizeof(float), "a minibatch");
-        m->capacity_sequences = sequences;
+        m->capacity_sequences = sequences + 1;
     }
     if (tokens > m->capacity_tokens) {
         size_t n = (size_t)tokens;
@@ -250,7 +250,10 @@ void trainer_reserve_attention(struct Trainer *t, struct Arena *arena) {
     t->attention_mean = check_alloc(heads, sizeof(double), "attention entropy");
 }
 
-void trainer_watch_attention(struct Trainer *t) { t->watch = t->attention != NULL; }
+void trainer_watch_attention(struct Trainer *t) {
+    t->watch = t->attention != NULL;
+    t->watched = false;
+}
 
 const double *trainer_attention_entropy(const struct Trainer *t) {
     return t->watched ? t->attention_mean : NULL;
@@ -348,7 +351,9 @@ struct UpdateResult trainer_update(struct Trainer *t, const struct Objective *ob
     struct ObjectiveStats here = {0};
     minibatch_gather(m, set, pick, num_pick);
     if (m->sequences == 0) return result;
+    result.made = true;
     struct WeightSums sums = objective_weight_sums(m->sequences, m->length, m->active);
+    sums.all_sequences = num_pick;   /* the inactive ones that were not gathered count too */
     objective_weights(objective, sums, max_tokens, m->sequences, m->length, m->active, m->weight);
     struct ObjectiveBatch view = minibatch_view(t, objective, set, batch_template, temperature);
     t->ops->fill_zero(t->grads, t->model->num_parameters * sizeof(float));
@@ -358,6 +363,7 @@ struct UpdateResult trainer_update(struct Trainer *t, const struct Objective *ob
         micro_batch_learn(t, &u, temperature);
         result.micro_batches++, result.tokens += t->batch.N;
     }
+    t->watch = false;
     t->ops->all_reduce(t->grads, t->model->num_parameters);
     if (here.non_finite > 0 || !isfinite(here.loss)) {
         result.skipped = true, result.bad_tensor = "the loss";

@@ -47,6 +47,7 @@ void *trainer_workspace(struct Trainer *trainer);
 void trainer_reset_optimizer(struct Trainer *trainer);
 
 struct UpdateResult {
+    bool made;                /* false: no sequence was active, so there was nothing to do */
     double grad_norm;         /* before clipping, over all ranks */
     bool skipped;             /* a non-finite loss or gradient: nothing was updated */
     const char *bad_tensor;   /* first tensor with a non-finite gradient, when skipped */
@@ -70,9 +71,9 @@ void trainer_score(struct Trainer *trainer, const struct Weights *weights,
                    const struct HeadStats *out);
 
 /* Attention entropy (2303.06296) of the next micro-batch that is learnt from, out of attention's own
-   forward pass. Reserve before arena_commit; watch arms it once; then the means over that
-   micro-batch's tokens, normalised as entropy.h says, are host memory [L*NH] of the trainer (NULL:
-   nothing was watched yet). */
+   forward pass. Reserve before arena_commit; watch arms it for the next update; then the means over
+   that micro-batch's tokens, normalised as entropy.h says, are host memory [L*NH] of the trainer
+   (NULL: that update had nothing to learn from). */
 void trainer_reserve_attention(struct Trainer *trainer, struct Arena *arena);
 void trainer_watch_attention(struct Trainer *trainer);
 const double *trainer_attention_entropy(const struct Trainer *trainer);
