@@ -9,8 +9,6 @@ STEPS=${STEPS:-200}
 
 common="--objective adapo --steps $STEPS --eval-every 100 --eval-prompts 200 --rollouts-every 0"
 queue updates-1 --minibatches 1 --epochs 1 $common
-queue updates-4 --minibatches 4 --epochs 1 $common
-queue updates-8 --minibatches 4 --epochs 2 $common
 queue updates-16 --minibatches 4 --epochs 4 $common
 queue updates-16-max-10 --minibatches 4 --epochs 4 --clip-high-max 10 $common
 run_queue

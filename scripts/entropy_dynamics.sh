@@ -2,9 +2,9 @@
 # The first-order prediction of the entropy change against the change itself, on all tokens of every
 # rollout: correlation and slope per setting (doc/entropy.md).
 #
-#   scripts/entropy_dynamics.sh [FOLDER]      SEEDS="1 2 3" JOBS=2 STEPS=200
+#   scripts/entropy_dynamics.sh [FOLDER]      SEEDS="1 2 3" JOBS=2 STEPS=100
 OUT=${1:-runs/dynamics}
-STEPS=${STEPS:-200}
+STEPS=${STEPS:-100}
 . "$(dirname "$0")/experiment.sh"
 
 common="--objective rloo --steps $STEPS --eval-every 0 --rollouts-every 0 \

@@ -2,9 +2,9 @@
 # Log-probabilities rounded to bf16 or fp16 before the ratio, against float32: does the rounding alone
 # move entropy? (section "Precision" of doc/entropy.md)
 #
-#   scripts/precision.sh [FOLDER]      SEEDS="1 2 3" JOBS=2 STEPS=600
+#   scripts/precision.sh [FOLDER]      SEEDS="1 2 3" JOBS=2 STEPS=200
 OUT=${1:-runs/precision}
-STEPS=${STEPS:-600}
+STEPS=${STEPS:-200}
 . "$(dirname "$0")/experiment.sh"
 
 common="--steps $STEPS --eval-every 50 --eval-prompts 200 --rollouts-every 0"
