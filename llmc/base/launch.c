@@ -13,9 +13,13 @@ const char *launch_blas_name(void) { return openblas_get_corename(); }
 
 void launch_with_patient_threads(char **argv) {
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;
+    char self[4096];   /* by its own name, so that ps and pkill still know the program */
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (length <= 0) return;
+    self[length] = 0;
     setenv("GOMP_SPINCOUNT", "1000", 1);   /* GNU's runtime: about a microsecond */
     setenv("KMP_BLOCKTIME", "0", 1);       /* LLVM's, in milliseconds */
-    execv("/proc/self/exe", argv);
+    execv(self, argv);
 }
 
 /* A container may have fewer processors' worth of time than it sees processors; threads beyond that

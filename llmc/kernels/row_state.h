@@ -5,8 +5,8 @@
                                                                  Q   = q / s^2
                                                                  R   = (r - q ln s) / s^2
 
-   w is centred at the maximum. In float32 over 50k columns that H errs by about 5e-7; the usual
-   sum of p log p, or the moment of z itself, by 1e-5 to 1e-4. */
+   w is centred at the maximum. In float32 over 50k columns that H errs by at most 2e-6, two of its
+   ulps; a running sum of p log p by up to 4e-3. */
 #ifndef LLMC_KERNELS_ROW_STATE_H
 #define LLMC_KERNELS_ROW_STATE_H
 
