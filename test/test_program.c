@@ -285,9 +285,10 @@ static void test_score(void **state) {
     (void)state;
     RUN_OK("$T " SMALL "--steps 1 --eval-every 0 --run scored");
     RUN_OK("printf '{\"tokens\":[1,2,3,4]}\\n\\n{\"tokens\":[3,3]}\\n' > score.jsonl; "
-           "$T --score score.jsonl --model scored > score.out");
+           "{ $T --score score.jsonl --model scored; $T --score score.jsonl --model scored; } "
+           "> score.out");   /* one file for both, as in a pipeline's log */
     cJSON *out = read_log("score.out");
-    assert_int_equal(cJSON_GetArraySize(out), 2);
+    assert_int_equal(cJSON_GetArraySize(out), 4);
     const cJSON *first = cJSON_GetArrayItem(out, 0);
     const cJSON *logp = cJSON_GetObjectItem(first, "logp"), *value;
     assert_int_equal(cJSON_GetArraySize(logp), 3);

@@ -55,8 +55,7 @@ void session_score(struct Session *s) {
     size_t capacity = 0;
     FILE *in = fopen(path, "r");
     if (!in) die_input("--score %s: %s", path, strerror(errno));
-    struct Jsonl out;
-    jsonl_open(&out, "/dev/stdout");
+    struct Jsonl out = {.stream = stdout, .path = "standard output"};   /* others may share it */
     memset(mask + 1, 1, room - 1);
     for (long number = 1; getline(&line, &capacity, in) >= 0; number++) {
         if (line[strspn(line, " \t\r\n")] == 0) continue;
