@@ -24,7 +24,7 @@ include $(BUILD)/found.mk
 endif
 
 COMPILE = $(CC) $(NEEDED) $(CFLAGS) $(SANITIZE) $(BLAS_CFLAGS)
-LIBS    = $(BLAS_LIBS) -lcjson -lm
+LIBS    = $(BLAS_LIBS) -lcjson -lm -ldl
 
 SOURCES := $(wildcard llmc/*.c llmc/*/*.c)
 OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o)

@@ -186,7 +186,7 @@ static void gpt2_close(struct Gpt2 *g) {
 }
 
 static void bench_step(void) {
-    struct Gpt2 g = {.ops = ops_open("cpu"), .pick = {0, 1, 2, 3}};
+    struct Gpt2 g = {.ops = ops_open("cpu", "auto"), .pick = {0, 1, 2, 3}};
     gpt2_open(&g, 4, false);
     scratch_open((size_t)256 * 50257, (size_t)50257 * 768, (size_t)256 * 50257 + 50257 * 768);
     struct Timing t = compare_to_floor(train_step, step_products, &g, 15);
@@ -226,7 +226,7 @@ static double head_products(void *context) {
 }
 
 static void bench_head(void) {
-    struct Head h = {.ops = ops_open("cpu"), .N = 1024, .D = 768, .V = 50257};
+    struct Head h = {.ops = ops_open("cpu", "auto"), .N = 1024, .D = 768, .V = 50257};
     size_t N = (size_t)h.N, D = (size_t)h.D, V = (size_t)h.V;
     struct OpsShape shape = {.N = h.N, .C = h.D, .V = h.V, .Vp = h.V, .NH = 1, .NKV = 1,
                              .HS = 64, .F = 64, .max_T = 1, .R = 1, .max_length = 1};
@@ -310,7 +310,7 @@ static void bench_decode_batch(const struct Ops *ops, const struct Model *model,
 }
 
 static void bench_decode(void) {
-    const struct Ops *ops = ops_open("cpu");
+    const struct Ops *ops = ops_open("cpu", "auto");
     struct ModelConfig config;
     const struct Product p = {1024, 3072, 768, CblasNoTrans, CblasTrans};
     scratch_open(1024 * 768, 3072 * 768, 1024 * 3072);
@@ -401,7 +401,7 @@ static double unmonitored_step(void *context) {
 }
 
 static void bench_monitors(void) {
-    struct Gpt2 g = {.ops = ops_open("cpu")};
+    struct Gpt2 g = {.ops = ops_open("cpu", "auto")};
     gpt2_open(&g, COMPLETIONS, true);
     monitors_on = true;
     struct Timing t = compare_to_floor(monitored_step, unmonitored_step, &g, 5);

@@ -26,6 +26,7 @@
 #ifndef LLMC_OPS_H
 #define LLMC_OPS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include "base/precision.h"
@@ -64,7 +65,9 @@ typedef void (*HeadUpstream)(void *context, int first_row, int rows, const struc
                             prompt[0..k]
        k >= prompt_length   they go to the row's tail at k - prompt_length, and it attends to
                             prompt[0..prompt_length) and tail[0..k - prompt_length]
-   Rows of one step may belong to one prompt (prefill): all keys are written before any is read. */
+   Rows of one step may belong to one prompt (prefill): all keys are written before any is read.
+   A row with position < 0 is empty: it only fills the step up to a size that recurs. Its slots are
+   not read or written, its outputs are undefined (finite or not), and it stays empty. */
 struct DecodeRows {
     int *token;          /* input token */
     int *position;       /* absolute position k, counted from the first prompt token */
@@ -102,6 +105,8 @@ struct Ops {
     const char *dtype;    /* "fp32", "bf16", "fp16": what floatX is */
     size_t element_size;  /* sizeof(floatX) */
     int vocabulary_multiple;  /* the head wants Vp to be a multiple of this */
+    int decode_multiple;  /* decode steps are filled up with empty rows to a multiple of this, so
+                             that few sizes recur and each is recorded once (graph_begin) */
 
     /* ---- memory, order and conversion ---------------------------------------------------- */
 
@@ -109,6 +114,8 @@ struct Ops {
        none left, saying how much was asked for. */
     void *(*alloc)(size_t bytes);
     void (*free)(void *memory);
+    /* Bytes that alloc can still be asked for. */
+    size_t (*memory_available)(void);
     void (*upload)(void *out, const void *host, size_t bytes);   /* the host may reuse `host` at once */
     void (*download)(void *host, const void *in, size_t bytes);  /* waits */
     void (*copy)(void *out, const void *in, size_t bytes);       /* backend to backend, no overlap */
@@ -122,9 +129,17 @@ struct Ops {
     /* Scratch bytes that serve every slot below at every size up to `shape`. */
     size_t (*workspace_size)(const struct OpsShape *shape);
 
+    /* A sequence of slots that recurs with the same arguments, recorded once and replayed as one
+       launch (a CUDA graph). key [bytes <= 64]: whatever of the arguments may differ between
+       sequences, compared byte by byte. Returns true if the caller must call the slots now and
+       then graph_end; false if a recording was launched, and there is nothing to do. Between the
+       two only slots that do not wait, and no alloc, free or upload. */
+    bool (*graph_begin)(const void *key, size_t bytes);
+    void (*graph_end)(void);
+
     /* ---- the transformer, on packed rows: N tokens, B rows, row b is [row_start[b], row_start[b+1])  */
 
-    /* x[n] = wte[token[n]] + wpe[position[n]]
+    /* x[n] = wte[token[n]] + wpe[position[n]], or 0 where position[n] < 0
        x [N,C] = ; token, position [N]; wte [Vp,C]; wpe [max_T,C] */
     void (*embedding_forward)(floatX *x, const int *token, const int *position, const floatX *wte,
                               const floatX *wpe, int N, int C);
@@ -216,7 +231,8 @@ struct Ops {
     void (*head_sample)(int *token, float *logp, float *entropy, const floatX *E,
                         const void *packed, const struct DecodeRows *rows, const uint32_t key[2],
                         int R, int D, int V, int Vp, float inv_temperature, void *workspace);
-    /* The drawn token becomes the next input: rows->token = token, rows->position += 1. */
+    /* The drawn token becomes the next input: rows->token = token, rows->position += 1; empty rows
+       stay as they are. */
     void (*decode_advance)(const struct DecodeRows *rows, const int *token, int R);
 
     /* ---- the update -------------------------------------------------------------------------- */
@@ -239,9 +255,18 @@ struct Ops {
     void (*broadcast)(void *x, size_t bytes, int root);
 };
 
-/* The backend called `name` ("auto" or "cpu"), complete: every slot was checked to be filled. Lives
-   until exit; die_input for an unknown name, naming the known ones. */
-const struct Ops *ops_open(const char *name);
+/* The backend called `name`, with elements of type `dtype`, complete: every slot was checked to be
+   filled. Lives until exit; one per process.
+
+     name    "cpu", "cuda", "sim" (the CUDA kernels in the simulator, doc/cudasim.md; also
+             "sim-asan", "sim-race"), or "auto": cuda where its plug-in opens, else cpu, with one
+             line saying why
+     dtype   "fp32", "bf16", "fp16", or "auto": bf16 on CUDA, fp32 on the CPU
+
+   A plug-in is backend_NAME.so beside the program or in its build folder. die_input for an unknown
+   name or a dtype that the backend does not have; die_machine, saying why, for one that was asked
+   for by name and cannot be opened here. */
+const struct Ops *ops_open(const char *name, const char *dtype);
 
 /* Names every empty slot in `out` (comma separated); returns how many there are. */
 int ops_missing(const struct Ops *ops, char *out, size_t capacity);

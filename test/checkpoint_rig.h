@@ -81,7 +81,7 @@ struct Run {
 };
 
 static void run_open(struct Run *run, const struct ModelConfig *config) {
-    run->ops = ops_open("cpu");
+    run->ops = ops_open("cpu", "auto");
     run->model = model_build(config, run->ops);
     run->n = run->model->num_parameters;
     run->weights.data = run->ops->alloc(run->n * run->ops->element_size);

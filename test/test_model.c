@@ -110,7 +110,7 @@ static void rig_random_weights(struct Rig *rig) {
 static void rig_open(struct Rig *rig, const struct ModelConfig *config, const int *lengths, int B) {
     memset(rig, 0, sizeof *rig);
     assert_null(model_config_problem(config));
-    rig->ops = ops_open("cpu");
+    rig->ops = ops_open("cpu", "auto");
     rig->model = model_build(config, rig->ops);
     rig_fill(rig, lengths, B);
     rig_upload(rig);
@@ -286,7 +286,7 @@ static void check_normal(const struct Tensor *tensor, const float *x, size_t n, 
 
 static void test_initial_weights(void **state) {
     (void)state;
-    const struct Ops *ops = ops_open("cpu");
+    const struct Ops *ops = ops_open("cpu", "auto");
     struct ModelConfig config = config_of(8, 4, 16, 256, 1000, 1024, 64, false);
     struct Model *model = model_build(&config, ops);
     size_t n = model->num_parameters;

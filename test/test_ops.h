@@ -1,5 +1,6 @@
 /* What the tests of operations share. They see a backend only through struct Ops, so the same
-   programs test every backend: the name is the first argument, "cpu" without one.
+   programs test every backend: its name is the first argument ("cpu" without one), the dtype the
+   second.
 
    Host arrays are float; put_x rounds them to the backend's floatX and back, so that a reference in
    double starts from the numbers that the backend sees. Outputs start as NaN, and so does the
@@ -76,7 +77,7 @@ static inline void release_all(void) {
 
 /* Half the distance from 1 to the next floatX: the relative error of one rounding. */
 static inline double rounding_unit(void) {
-    return strcmp(ops->dtype, "bf16") == 0   ? 0x1p-9
+    return strcmp(ops->dtype, "bf16") == 0   ? 0x1p-8
            : strcmp(ops->dtype, "fp16") == 0 ? 0x1p-11
                                              : 0x1p-24;
 }
@@ -117,8 +118,18 @@ static inline double slope_along(double *x, const double *d, size_t n,
     return (above - below) / (2 * step);
 }
 
+/* Usage of every test of operations: PROGRAM [BACKEND [DTYPE [PATTERN]]]; tests whose names match
+   the pattern run (* and ?). */
 static inline void open_backend(int argc, char **argv) {
-    ops = ops_open(argc > 1 ? argv[1] : "cpu");
+    ops = ops_open(argc > 1 ? argv[1] : "cpu", argc > 2 ? argv[2] : "auto");
+    if (argc > 3) cmocka_set_test_filter(argv[3]);
 }
+
+/* The simulator's checking builds run each access through a checker, 5 to 40 times slower: there,
+   tests take the smaller of their shapes (still larger than one block, and ragged). */
+static inline bool is_slow(void) {
+    return strcmp(ops->name, "sim-asan") == 0 || strcmp(ops->name, "sim-race") == 0;
+}
+static inline bool is_cpu(void) { return strcmp(ops->name, "cpu") == 0; }
 
 #endif

@@ -10,6 +10,11 @@
 
 #include <stdint.h>
 
+/* A backend whose kernels draw too says so before it includes this header. */
+#ifndef RNG_INLINE
+#define RNG_INLINE static inline
+#endif
+
 enum RngPurpose {
     RNG_INIT = 1,        /* initial weights; ordinal = index of the tensor */
     RNG_PROMPT,          /* which prompt a training group gets; ordinal = the group's */
@@ -24,7 +29,7 @@ enum RngPurpose {
 };
 
 /* out[4] = Philox4x32-10 of counter[4] under key[2]. Golden vectors: test/test_base.c. */
-static inline void philox(uint32_t out[4], const uint32_t counter[4], const uint32_t key[2]) {
+RNG_INLINE void philox(uint32_t out[4], const uint32_t counter[4], const uint32_t key[2]) {
     uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
     uint32_t k0 = key[0], k1 = key[1];
     for (int round = 0; round < 10; round++) {
@@ -44,7 +49,7 @@ void rng_key(uint32_t key[2], uint64_t seed, enum RngPurpose purpose);
 
 /* A uniform number strictly inside (0, 1): (bits + 1/2) / 2^23 from the upper 23 bits. A 24th would
    leave no place for the half in a float's significand, and the largest would round to 1. */
-static inline float rng_uniform(uint32_t bits) { return ((float)(bits >> 9) + 0.5f) * 0x1p-23f; }
+RNG_INLINE float rng_uniform(uint32_t bits) { return ((float)(bits >> 9) + 0.5f) * 0x1p-23f; }
 
 /* A sequence of draws for host code that needs an unknown number of them (a task drawing digits, a
    shuffle). Its whole state is the counter, so it too starts anywhere. */

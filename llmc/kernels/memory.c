@@ -4,6 +4,7 @@
 #include "cpu.h"
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 /* Large blocks lie on 2 MiB borders and ask for huge pages: a training step touches gigabytes, and
    with 4 KiB pages a good part of its time goes into address translation. */
@@ -19,6 +20,16 @@ static void *alloc(size_t bytes) {
                     (double)bytes / 1e6);
     if (huge) madvise(memory, bytes, MADV_HUGEPAGE); /* advice: without it only slower */
     return memory;
+}
+
+/* What the machine has, or this process's control group may use; not what others have left. */
+static size_t memory_available(void) {
+    size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGE_SIZE), limit;
+    FILE *file = fopen("/sys/fs/cgroup/memory.max", "r");   /* "max": none */
+    if (!file) return bytes;
+    if (fscanf(file, "%zu", &limit) == 1 && limit < bytes) bytes = limit;
+    fclose(file);
+    return bytes;
 }
 
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
@@ -42,6 +53,13 @@ static void sync_compute(void) {}
 static void event_record(int event) { (void)event; }
 static void event_wait(int event) { (void)event; }
 
+/* A launch costs nothing here: nothing is recorded. */
+static bool graph_begin(const void *key, size_t bytes) {
+    (void)key, (void)bytes;
+    return true;
+}
+static void graph_end(void) {}
+
 static void to_float(float *out, const floatX *in, size_t n) { copy(out, in, n * sizeof *out); }
 static void from_float(floatX *out, const float *in, size_t n) { copy(out, in, n * sizeof *out); }
 
@@ -62,8 +80,12 @@ void cpu_memory(struct Ops *ops) {
     ops->dtype = "fp32";
     ops->element_size = sizeof(floatX);
     ops->vocabulary_multiple = 1;
+    ops->decode_multiple = 1;
     ops->alloc = alloc;
     ops->free = free;
+    ops->memory_available = memory_available;
+    ops->graph_begin = graph_begin;
+    ops->graph_end = graph_end;
     ops->upload = upload;
     ops->download = download;
     ops->copy = copy;

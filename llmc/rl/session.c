@@ -315,7 +315,7 @@ static void choose_warm_start(struct Session *s) {
 void session_open(struct Session *s, int argc, char **argv) {
     *s = (struct Session){0};
     session_choose(s, argc, argv);
-    s->ops = ops_open(s->options.backend);
+    s->ops = ops_open(s->options.backend, "auto");
     choose_model(s);
     choose_warm_start(s);
     choose_sizes(s);

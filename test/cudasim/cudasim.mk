@@ -72,7 +72,7 @@ $(BUILD)/$(1)/$(2)/%.cc: %.cu $(BUILD)/cu2cpp
 	@mkdir -p $$(@D)
 	$(BUILD)/cu2cpp $$< $$@ $$@.d
 $(BUILD)/$(1)/$(2)/%.o: $(BUILD)/$(1)/$(2)/%.cc
-	$(SIM_CXX_$(1)) $(SIM_FLAGS) $(SIM_KERNEL_$(1)) $(SIM_DEFINES_$(2)) -MMD -MP -c $$< -o $$@
+	$(SIM_CXX_$(1)) $(SIM_FLAGS) $(SIM_KERNEL_$(1)) $(SIM_DEFINES_$(2)) -DBACKEND_NAME='"$(1)"' -MMD -MP -c $$< -o $$@
 	$$(SIM_AFTER_$(1))
 $(BUILD)/$(1)/$(2)/%.o: %.cc
 	@mkdir -p $$(@D)

@@ -1,0 +1,84 @@
+/* What the CUDA backend is for one element type: its slots from the files beside this one, the
+   workspace that serves all of them, and the conversion of elements. */
+#include "cuda_common.cuh"
+
+enum { THREADS = 256 };
+
+/* A thread converts 16 bytes' worth of elements. */
+static __global__ void to_float_kernel(float *out, const floatX *in, size_t n, bool whole) {
+    size_t i = ((size_t)blockIdx.x * THREADS + threadIdx.x) * VEC;
+    if (i >= n) return;
+    int count = n - i < VEC ? (int)(n - i) : VEC;
+    float x[VEC];
+    load_some(x, in + i, count, whole);
+    for (int j = 0; j < VEC; j += 4) store_some(out + i + j, x + j, count - j, whole);
+}
+
+static __global__ void from_float_kernel(floatX *out, const float *in, size_t n, bool whole) {
+    size_t i = ((size_t)blockIdx.x * THREADS + threadIdx.x) * VEC;
+    if (i >= n) return;
+    int count = n - i < VEC ? (int)(n - i) : VEC;
+    float x[VEC];
+    for (int j = 0; j < VEC; j += 4) load_some(x + j, in + i + j, count - j, whole);
+    store_some(out + i, x, count, whole);
+}
+
+static unsigned blocks_for(size_t n) {
+    return (unsigned)((n + (size_t)THREADS * VEC - 1) / ((size_t)THREADS * VEC));
+}
+
+static bool both_aligned(const void *a, const void *b) {
+    return rows_aligned(a, 16, 1) && rows_aligned(b, 16, 1);
+}
+
+static void to_float(float *out, const floatX *in, size_t n) {
+    if (n == 0) return;
+    to_float_kernel<<<blocks_for(n), THREADS, 0, cuda.stream>>>(out, in, n, both_aligned(out, in));
+    CUDA_CHECK_LAUNCH();
+}
+
+static void from_float(floatX *out, const float *in, size_t n) {
+    if (n == 0) return;
+    from_float_kernel<<<blocks_for(n), THREADS, 0, cuda.stream>>>(out, in, n,
+                                                                  both_aligned(out, in));
+    CUDA_CHECK_LAUNCH();
+}
+
+static size_t workspace_size(const struct OpsShape *shape) {
+    size_t (*const needs[])(const struct OpsShape *) = {
+        PER_TYPE(cuda_embedding_workspace), PER_TYPE(cuda_norm_workspace),
+        PER_TYPE(cuda_matmul_workspace), PER_TYPE(cuda_mlp_workspace),
+        PER_TYPE(cuda_attention_workspace), PER_TYPE(cuda_attention_decode_workspace),
+        PER_TYPE(cuda_head_workspace), PER_TYPE(cuda_sample_workspace),
+        PER_TYPE(cuda_adamw_workspace)};
+    size_t largest = 0;
+    for (size_t i = 0; i < sizeof needs / sizeof *needs; i++) {
+        size_t bytes = needs[i] ? needs[i](shape) : 0;
+        if (bytes > largest) largest = bytes;
+    }
+    return largest;
+}
+
+#define TEXT_OF(name) #name
+#define TEXT(name) TEXT_OF(name)
+
+void PER_TYPE(cuda_fill)(struct Ops *ops) {
+    ops->name = BACKEND_NAME;
+    ops->dtype = TEXT(BACKEND_DTYPE);
+    ops->element_size = sizeof(floatX);
+    ops->vocabulary_multiple = 64;
+    ops->decode_multiple = 8;
+    ops->to_float = to_float;
+    ops->from_float = from_float;
+    ops->workspace_size = workspace_size;
+    if (PER_TYPE(cuda_embedding)) PER_TYPE(cuda_embedding)(ops);
+    if (PER_TYPE(cuda_norm)) PER_TYPE(cuda_norm)(ops);
+    if (PER_TYPE(cuda_matmul)) PER_TYPE(cuda_matmul)(ops);
+    if (PER_TYPE(cuda_mlp)) PER_TYPE(cuda_mlp)(ops);
+    if (PER_TYPE(cuda_attention)) PER_TYPE(cuda_attention)(ops);
+    if (PER_TYPE(cuda_attention_decode)) PER_TYPE(cuda_attention_decode)(ops);
+    if (PER_TYPE(cuda_head)) PER_TYPE(cuda_head)(ops);
+    if (PER_TYPE(cuda_matmul_decode)) PER_TYPE(cuda_matmul_decode)(ops);
+    if (PER_TYPE(cuda_sample)) PER_TYPE(cuda_sample)(ops);
+    if (PER_TYPE(cuda_adamw)) PER_TYPE(cuda_adamw)(ops);
+}

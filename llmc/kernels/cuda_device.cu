@@ -1,0 +1,266 @@
+/* The CUDA device: opening it, its memory, the order of its work, recorded sequences. Compiled once,
+   for all element types; the plug-in's entry is at the end. */
+#include "cuda_device.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+struct CudaDevice cuda;
+static struct BackendHost host;
+
+/* ---- errors --------------------------------------------------------------------------------------- */
+
+void cuda_die(const char *format, ...) {
+    char text[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    host.die("%s", text);
+    __builtin_unreachable(); /* the host's die ends the process */
+}
+
+/* What a person can do about an error that has a usual cause. */
+static const char *hint_for(cudaError_t error) {
+    switch (error) {
+    case cudaErrorMemoryAllocation:
+        return "; use fewer --micro-tokens or --decode-rows, --recompute, or a smaller --model";
+    case cudaErrorNoKernelImageForDevice:
+        return "; the plug-in was built for another GPU: rebuild it here with `make clean cuda`";
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+        return "; an error of an earlier kernel: `compute-sanitizer ./train ...` names it";
+    default: return "";
+    }
+}
+
+void cuda_fail(const char *file, int line, const char *what, cudaError_t error) {
+    cuda_die("%s:%d: %s: %s (%s)%s", file, line, what, cudaGetErrorString(error),
+             cudaGetErrorName(error), hint_for(error));
+}
+
+/* ---- memory ----------------------------------------------------------------------------------------- */
+
+static size_t total_memory; /* of the device, bytes */
+
+/* The size is compared before the driver is asked: nonsense is told in numbers. */
+static void *device_alloc(size_t bytes) {
+    void *memory = NULL;
+    cudaError_t error = bytes > total_memory ? cudaErrorMemoryAllocation
+                                             : cudaMalloc(&memory, bytes ? bytes : 1);
+    if (error == cudaSuccess) return memory;
+    if (error != cudaErrorMemoryAllocation) cuda_fail(__FILE__, __LINE__, "cudaMalloc", error);
+    size_t available = total_memory, total;
+    if (bytes <= total_memory) cudaMemGetInfo(&available, &total);
+    cuda_die("out of memory: %.1f MB asked for, %.1f of %.1f MB are free on %s%s",
+             (double)bytes / 1e6, (double)available / 1e6, (double)total_memory / 1e6, cuda.name,
+             hint_for(error));
+}
+
+static void device_free(void *memory) {
+    CUDA_CHECK(cudaStreamSynchronize(cuda.stream)); /* what is enqueued may still use it */
+    CUDA_CHECK(cudaFree(memory));
+}
+
+static size_t memory_available(void) {
+    size_t available, total;
+    CUDA_CHECK(cudaMemGetInfo(&available, &total));
+    return available;
+}
+
+/* Uploads go through two halves of pinned memory, so that the caller may reuse its own at once and
+   the device is never waited for unless it is a whole half behind. */
+enum { HALF = 4 << 20, BOUNCE = 1 << 20 };
+static struct {
+    char *half[2], *bounce; /* bounce: where small downloads land */
+    cudaEvent_t read[2];    /* the half was copied to the device */
+    int now;
+    size_t used;            /* bytes of half[now] */
+} staging;
+
+static void device_upload(void *out, const void *in, size_t bytes) {
+    for (size_t done = 0; done < bytes;) {
+        if (staging.used == HALF) {
+            CUDA_CHECK(cudaEventRecord(staging.read[staging.now], cuda.stream));
+            staging.now = !staging.now;
+            CUDA_CHECK(cudaEventSynchronize(staging.read[staging.now]));
+            staging.used = 0;
+        }
+        size_t room = HALF - staging.used, part = bytes - done < room ? bytes - done : room;
+        char *from = staging.half[staging.now] + staging.used;
+        memcpy(from, (const char *)in + done, part);
+        CUDA_CHECK(cudaMemcpyAsync((char *)out + done, from, part, cudaMemcpyHostToDevice,
+                                   cuda.stream));
+        done += part;
+        staging.used = (staging.used + part + 15) / 16 * 16;
+    }
+}
+
+static void device_download(void *out, const void *in, size_t bytes) {
+    void *to = bytes <= BOUNCE ? staging.bounce : out;
+    CUDA_CHECK(cudaMemcpyAsync(to, in, bytes, cudaMemcpyDeviceToHost, cuda.stream));
+    CUDA_CHECK(cudaStreamSynchronize(cuda.stream));
+    if (to != out) memcpy(out, to, bytes);
+}
+
+static void device_copy(void *out, const void *in, size_t bytes) {
+    CUDA_CHECK(cudaMemcpyAsync(out, in, bytes, cudaMemcpyDeviceToDevice, cuda.stream));
+}
+
+static void device_fill_zero(void *out, size_t bytes) {
+    CUDA_CHECK(cudaMemsetAsync(out, 0, bytes, cuda.stream));
+}
+
+/* ---- order ------------------------------------------------------------------------------------------ */
+
+enum { EVENTS = 64 };
+static cudaEvent_t events[EVENTS];
+
+static void device_sync(void) { CUDA_CHECK(cudaStreamSynchronize(cuda.stream)); }
+
+static void event_record(int event) { CUDA_CHECK(cudaEventRecord(events[event], cuda.stream)); }
+
+static void event_wait(int event) { CUDA_CHECK(cudaStreamWaitEvent(cuda.stream, events[event], 0)); }
+
+/* ---- recorded sequences ------------------------------------------------------------------------------ */
+
+enum { GRAPHS = 64, KEY = 64 };
+
+/* A sequence by its key. The first time it only runs: whatever is loaded or chosen at first use is
+   then not part of the recording. The second time it is recorded. */
+static struct Graph {
+    unsigned char key[KEY];
+    size_t bytes;
+    cudaGraphExec_t exec; /* NULL: seen once */
+    long last_use;        /* 0: an empty place */
+} graphs[GRAPHS];
+static struct Graph *recording;
+static long graph_uses;
+
+/* The place of a key: its own, an empty one, or that of the sequence used longest ago. */
+static struct Graph *graph_find(const void *key, size_t bytes) {
+    struct Graph *oldest = &graphs[0];
+    for (int i = 0; i < GRAPHS; i++) {
+        struct Graph *g = &graphs[i];
+        if (g->last_use && g->bytes == bytes && memcmp(g->key, key, bytes) == 0) return g;
+        if (g->last_use < oldest->last_use) oldest = g;
+    }
+    return oldest;
+}
+
+static bool graph_begin(const void *key, size_t bytes) {
+    struct Graph *g = graph_find(key, bytes);
+    bool known = g->last_use && g->bytes == bytes && memcmp(g->key, key, bytes) == 0;
+    if (!known) {
+        if (g->exec) CUDA_CHECK(cudaGraphExecDestroy(g->exec));
+        memset(g, 0, sizeof *g);
+        memcpy(g->key, key, bytes);
+        g->bytes = bytes;
+    }
+    g->last_use = ++graph_uses;
+    if (g->exec) {
+        CUDA_CHECK(cudaGraphLaunch(g->exec, cuda.stream));
+        return false;
+    }
+    if (known) {
+        CUDA_CHECK(cudaStreamBeginCapture(cuda.stream, cudaStreamCaptureModeThreadLocal));
+        recording = g;
+    }
+    return true;
+}
+
+static void graph_end(void) {
+    if (!recording) return;
+    cudaGraph_t graph;
+    CUDA_CHECK(cudaStreamEndCapture(cuda.stream, &graph));
+    CUDA_CHECK(cudaGraphInstantiate(&recording->exec, graph, 0));
+    CUDA_CHECK(cudaGraphDestroy(graph));
+    CUDA_CHECK(cudaGraphLaunch(recording->exec, cuda.stream));
+    recording = NULL;
+}
+
+void cuda_memory(struct Ops *ops) {
+    ops->alloc = device_alloc;
+    ops->free = device_free;
+    ops->memory_available = memory_available;
+    ops->upload = device_upload;
+    ops->download = device_download;
+    ops->copy = device_copy;
+    ops->fill_zero = device_fill_zero;
+    ops->sync = device_sync;
+    ops->event_record = event_record;
+    ops->event_wait = event_wait;
+    ops->graph_begin = graph_begin;
+    ops->graph_end = graph_end;
+}
+
+/* ---- the entry ---------------------------------------------------------------------------------------- */
+
+/* NULL if there is a device that the kernels run on, else why not. */
+static const char *check_device(int device) {
+    static char why[256];
+    int count = 0, major = 0, minor = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess || count == 0) {
+        snprintf(why, sizeof why, "no CUDA device here (%s)",
+                 error == cudaSuccess ? "none found" : cudaGetErrorString(error));
+        return why;
+    }
+    if (device >= count) {
+        snprintf(why, sizeof why, "there is no device %d, only %d of them", device, count);
+        return why;
+    }
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    if (major >= 8) return NULL;
+    snprintf(why, sizeof why, "the GPU has compute capability %d.%d; 8.0 (A100) or newer is needed",
+             major, minor);
+    return why;
+}
+
+static void open_device(int device) {
+    struct cudaDeviceProp properties;
+    CUDA_CHECK(cudaSetDevice(device));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+    snprintf(cuda.name, sizeof cuda.name, "%.63s", properties.name);
+    cuda.multiprocessors = properties.multiProcessorCount;
+    cuda.shared_limit = (int)properties.sharedMemPerBlockOptin;
+    total_memory = properties.totalGlobalMem;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&cuda.stream, cudaStreamNonBlocking));
+    for (int i = 0; i < EVENTS; i++)
+        CUDA_CHECK(cudaEventCreateWithFlags(&events[i], cudaEventDisableTiming));
+    for (int i = 0; i < 2; i++) {
+        CUDA_CHECK(cudaMallocHost((void **)&staging.half[i], HALF));
+        CUDA_CHECK(cudaEventCreateWithFlags(&staging.read[i], cudaEventDisableTiming));
+    }
+    CUDA_CHECK(cudaMallocHost((void **)&staging.bounce, BOUNCE));
+    CUBLAS_CHECK(cublasLtCreate(&cuda.lt));
+    cuda.lt_workspace_bytes = (size_t)32 << 20; /* what NVIDIA recommends for Hopper */
+    CUDA_CHECK(cudaMalloc(&cuda.lt_workspace, cuda.lt_workspace_bytes));
+}
+
+/* One row per element type; each is a compilation of the same files (cuda_backend.cu). */
+void cuda_fill_fp32(struct Ops *ops);
+void cuda_fill_bf16(struct Ops *ops);
+void cuda_fill_fp16(struct Ops *ops);
+
+extern "C" __attribute__((visibility("default"))) const char *
+backend_open(struct Ops *ops, const char *dtype, int device, const struct BackendHost *from) {
+    static const struct {
+        const char *dtype;
+        void (*fill)(struct Ops *ops);
+    } types[] = {{"fp32", cuda_fill_fp32}, {"bf16", cuda_fill_bf16}, {"fp16", cuda_fill_fp16}};
+    host = *from;
+    const char *problem = check_device(device);
+    if (problem) return problem;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        if (strcmp(types[i].dtype, dtype) != 0) continue;
+        open_device(device);
+        cuda_memory(ops);
+        if (cuda_comm) cuda_comm(ops);
+        types[i].fill(ops);
+        return NULL;
+    }
+    return "the plug-in was built without this dtype";
+}

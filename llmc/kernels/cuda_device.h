@@ -1,0 +1,61 @@
+/* The CUDA backend's one device: its streams and libraries, how errors are told, and the plug-in's
+   entry. Compiled once; what depends on the element type is in cuda_common.cuh.
+
+   The program is C and knows nothing of this file but struct Backend: it opens the plug-in
+   (backend_cuda.so, or backend_sim.so with the simulator inside) and asks for a table of slots. */
+#ifndef LLMC_CUDA_DEVICE_H
+#define LLMC_CUDA_DEVICE_H
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+#include "../ops.h"
+#include "backend.h"
+
+/* Written by cuda_open() (cuda_device.cu), read by everyone. All launches go to `stream`. */
+struct CudaDevice {
+    cudaStream_t stream, comm_stream;
+    cublasLtHandle_t lt;
+    void *lt_workspace;            /* cuBLASLt's own scratch, fixed: its sums stay repeatable */
+    size_t lt_workspace_bytes;
+    int multiprocessors;
+    int shared_limit;              /* bytes of shared memory a block may opt in to */
+    char name[64];
+};
+extern struct CudaDevice cuda;
+
+/* Ends the program through the host: "FILE:LINE: WHAT: ERROR; HINT". */
+#ifdef __GNUC__
+__attribute__((noreturn))
+#endif
+void cuda_fail(const char *file, int line, const char *what, cudaError_t error);
+#ifdef __GNUC__
+__attribute__((noreturn, format(printf, 1, 2)))
+#endif
+void cuda_die(const char *format, ...);
+
+#define CUDA_CHECK(call)                                                          \
+    do {                                                                          \
+        cudaError_t error_ = (call);                                              \
+        if (error_ != cudaSuccess) cuda_fail(__FILE__, __LINE__, #call, error_);  \
+    } while (0)
+
+/* After every launch: a wrong configuration is told where it was made. What goes wrong inside a
+   kernel surfaces at the next download or sync. */
+#define CUDA_CHECK_LAUNCH()                                                                 \
+    do {                                                                                    \
+        cudaError_t error_ = cudaGetLastError();                                            \
+        if (error_ != cudaSuccess) cuda_fail(__FILE__, __LINE__, "kernel launch", error_);  \
+    } while (0)
+
+#define CUBLAS_CHECK(call)                                                             \
+    do {                                                                               \
+        cublasStatus_t status_ = (call);                                               \
+        if (status_ != CUBLAS_STATUS_SUCCESS)                                          \
+            cuda_die("%s:%d: %s: cuBLAS status %d", __FILE__, __LINE__, #call, (int)status_); \
+    } while (0)
+
+/* Fills the slots that do not depend on the element type. */
+void cuda_memory(struct Ops *ops);
+__attribute__((weak)) void cuda_comm(struct Ops *ops); /* DEV-ONLY weak */
+
+#endif
