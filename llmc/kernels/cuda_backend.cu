@@ -49,7 +49,8 @@ static size_t workspace_size(const struct OpsShape *shape) {
         PER_TYPE(cuda_embedding_workspace), PER_TYPE(cuda_norm_workspace),
         PER_TYPE(cuda_matmul_workspace), PER_TYPE(cuda_mlp_workspace),
         PER_TYPE(cuda_attention_workspace), PER_TYPE(cuda_attention_decode_workspace),
-        PER_TYPE(cuda_head_workspace), PER_TYPE(cuda_sample_workspace),
+        PER_TYPE(cuda_head_workspace), PER_TYPE(cuda_head_forward_workspace),
+        PER_TYPE(cuda_sample_workspace),
         PER_TYPE(cuda_adamw_workspace)};
     size_t largest = 0;
     for (size_t i = 0; i < sizeof needs / sizeof *needs; i++) {
@@ -78,6 +79,7 @@ void PER_TYPE(cuda_fill)(struct Ops *ops) {
     if (PER_TYPE(cuda_attention)) PER_TYPE(cuda_attention)(ops);
     if (PER_TYPE(cuda_attention_decode)) PER_TYPE(cuda_attention_decode)(ops);
     if (PER_TYPE(cuda_head)) PER_TYPE(cuda_head)(ops);
+    if (PER_TYPE(cuda_head_forward)) PER_TYPE(cuda_head_forward)(ops);
     if (PER_TYPE(cuda_matmul_decode)) PER_TYPE(cuda_matmul_decode)(ops);
     if (PER_TYPE(cuda_sample)) PER_TYPE(cuda_sample)(ops);
     if (PER_TYPE(cuda_adamw)) PER_TYPE(cuda_adamw)(ops);

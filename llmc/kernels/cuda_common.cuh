@@ -38,6 +38,7 @@ DEV_WEAK void PER_TYPE(cuda_mlp)(struct Ops *ops);
 DEV_WEAK void PER_TYPE(cuda_attention)(struct Ops *ops);
 DEV_WEAK void PER_TYPE(cuda_attention_decode)(struct Ops *ops);
 DEV_WEAK void PER_TYPE(cuda_head)(struct Ops *ops);
+DEV_WEAK void PER_TYPE(cuda_head_forward)(struct Ops *ops);
 DEV_WEAK void PER_TYPE(cuda_matmul_decode)(struct Ops *ops);
 DEV_WEAK void PER_TYPE(cuda_sample)(struct Ops *ops);
 DEV_WEAK void PER_TYPE(cuda_adamw)(struct Ops *ops);
@@ -48,6 +49,7 @@ DEV_WEAK size_t PER_TYPE(cuda_mlp_workspace)(const struct OpsShape *shape);
 DEV_WEAK size_t PER_TYPE(cuda_attention_workspace)(const struct OpsShape *shape);
 DEV_WEAK size_t PER_TYPE(cuda_attention_decode_workspace)(const struct OpsShape *shape);
 DEV_WEAK size_t PER_TYPE(cuda_head_workspace)(const struct OpsShape *shape);
+DEV_WEAK size_t PER_TYPE(cuda_head_forward_workspace)(const struct OpsShape *shape);
 DEV_WEAK size_t PER_TYPE(cuda_sample_workspace)(const struct OpsShape *shape);
 DEV_WEAK size_t PER_TYPE(cuda_adamw_workspace)(const struct OpsShape *shape);
 
