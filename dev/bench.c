@@ -172,7 +172,7 @@ static void gpt2_open(struct Gpt2 *g, int completions, bool attention) {
     g->model = model_build(&c, g->ops);
     struct OpsShape shape = {.N = 4 * T, .C = c.C, .F = c.F, .NH = c.NH, .NKV = c.NKV, .HS = c.HS,
                              .V = c.V, .Vp = c.Vp, .max_T = T, .R = 1, .max_length = T};
-    g->trainer = trainer_reserve(g->model, &g->arena, &shape, &optimizer, 1);
+    g->trainer = trainer_reserve(g->model, &g->arena, &shape, RECOMPUTE_NONE, &optimizer, 1);
     if (attention) trainer_reserve_attention(g->trainer, &g->arena);
     arena_commit(&g->arena, g->ops);
     model_initialise(g->model, trainer_weights(g->trainer), 1);

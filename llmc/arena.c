@@ -14,6 +14,13 @@ static size_t align_up(size_t bytes) {
     return (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
 }
 
+/* Of the two sections that share memory, the larger. */
+static size_t arena_shared_bytes(const struct Arena *arena) {
+    size_t training = arena->section_bytes[ARENA_TRAINING];
+    size_t decoding = arena->section_bytes[ARENA_DECODING];
+    return training > decoding ? training : decoding;
+}
+
 void arena_reserve(struct Arena *arena, void *pointer_address, size_t bytes, const char *group,
                    const char *label, ...) {
     assert(arena->memory == NULL);
@@ -26,15 +33,18 @@ void arena_reserve(struct Arena *arena, void *pointer_address, size_t bytes, con
     memset(entry, 0, sizeof *entry);
     entry->pointer = pointer_address;
     entry->bytes = bytes;
-    entry->offset = arena->total;
+    entry->section = arena->section;
+    entry->offset = arena->section_bytes[arena->section];
     snprintf(entry->group, sizeof entry->group, "%s", group);
     va_list arguments;
     va_start(arguments, label);
     vsnprintf(entry->label, sizeof entry->label, label, arguments);
     va_end(arguments);
-    if (bytes > SIZE_MAX - ARENA_ALIGN - arena->total)
+    const size_t *sections = arena->section_bytes;
+    if (bytes > SIZE_MAX / 2 - sections[ARENA_ALWAYS] - sections[arena->section])
         die_machine("%s: %s is too large for this machine's addresses", entry->group, entry->label);
-    arena->total += align_up(bytes);
+    arena->section_bytes[arena->section] += align_up(bytes);
+    arena->total = sections[ARENA_ALWAYS] + arena_shared_bytes(arena);
     /* The owner's pointer has its own type; memcpy is the way to set it without aliasing it. */
     memset(pointer_address, 0, sizeof(void *));
 }
@@ -64,7 +74,7 @@ static int compare_entries(const void *a, const void *b) {
     const struct ArenaEntry *x = *(const struct ArenaEntry *const *)a;
     const struct ArenaEntry *y = *(const struct ArenaEntry *const *)b;
     if (x->bytes != y->bytes) return x->bytes < y->bytes ? 1 : -1;
-    return x->offset < y->offset ? -1 : 1;
+    return x < y ? -1 : 1;
 }
 
 void arena_print(const struct Arena *arena, FILE *out) {
@@ -75,6 +85,11 @@ void arena_print(const struct Arena *arena, FILE *out) {
     for (int g = 0; g < num_groups; g++)
         fprintf(out, "  %-22s %11.2f  %5.1f %%\n", groups[g].name, (double)groups[g].bytes / mib,
                 100.0 * (double)groups[g].bytes / (double)(arena->total ? arena->total : 1));
+    size_t sum = 0;
+    for (int i = 0; i < ARENA_SECTIONS; i++) sum += arena->section_bytes[i];
+    if (sum > arena->total)
+        fprintf(out, "  %-22s %11.2f  training and decoding use the same place\n", "shared",
+                -(double)(sum - arena->total) / mib);
     fprintf(out, "  %-22s %11.2f\n", "total", (double)arena->total / mib);
 
     if (arena->count == 0) return;
@@ -89,14 +104,28 @@ void arena_print(const struct Arena *arena, FILE *out) {
     free(sorted);
 }
 
+/* Says who asks for so much, before the backend is asked. */
+static void check_room(const struct Arena *arena, const struct Ops *ops) {
+    const struct ArenaEntry *largest = NULL;
+    size_t available = ops->memory_available();
+    if (arena->total <= available) return;
+    for (int i = 0; i < arena->count; i++)
+        if (!largest || arena->entries[i].bytes > largest->bytes) largest = &arena->entries[i];
+    die_machine("out of memory: the plan needs %.2f GB and %.2f GB are free; its largest buffer is "
+                "%s, %s, %.2f GB", (double)arena->total / 1e9, (double)available / 1e9,
+                largest->group, largest->label, (double)largest->bytes / 1e9);
+}
+
 void arena_commit(struct Arena *arena, const struct Ops *ops) {
     assert(arena->memory == NULL);
     arena->ops = ops;
+    check_room(arena, ops);
     arena->memory = ops->alloc(arena->total ? arena->total : ARENA_ALIGN);
     for (int i = 0; i < arena->count; i++) {
         const struct ArenaEntry *entry = &arena->entries[i];
         if (entry->bytes == 0) continue;
-        void *address = arena->memory + entry->offset;
+        size_t section = entry->section == ARENA_ALWAYS ? 0 : arena->section_bytes[ARENA_ALWAYS];
+        void *address = arena->memory + section + entry->offset;
         memcpy(entry->pointer, &address, sizeof address);
     }
 }

@@ -5,23 +5,38 @@
        arena_print(&arena, stdout);         the ledger: a line per group, largest buffers by name
        arena_commit(&arena, ops);           one ops->alloc; every &x now points into it
 
-       | qkv | att | ... | grads | m | v | kv prompt | kv tail | workspace |  256-byte aligned */
+   Training and decoding never run at once, so what only one of them needs lies over what only the
+   other needs: the decode cache is handed back to training between rollouts by never being its own.
+
+       | weights | m | v | workspace |  activations | gradients | batch ...            |
+       |                             |  packed weights | kv prompts | kv tails | rows  |
+         ARENA_ALWAYS                   ARENA_TRAINING and, over it, ARENA_DECODING
+
+   Each buffer is aligned to 256 bytes. */
 #ifndef LLMC_ARENA_H
 #define LLMC_ARENA_H
 
 #include <stdio.h>
 #include "ops.h"
 
+/* What is reserved goes to the section that `arena->section` names at that moment. A pass over
+   training data (scoring too) makes the contents of the decoding section undefined, and the other
+   way round. */
+enum ArenaSection { ARENA_ALWAYS, ARENA_TRAINING, ARENA_DECODING, ARENA_SECTIONS };
+
 struct ArenaEntry {
     void **pointer;
-    size_t bytes, offset;
+    size_t bytes, offset;   /* offset: within the section */
+    enum ArenaSection section;
     char group[24], label[72];
 };
 
 struct Arena {
     struct ArenaEntry *entries;
     int count, capacity;
-    size_t total;   /* bytes, alignment included */
+    enum ArenaSection section;
+    size_t section_bytes[ARENA_SECTIONS];
+    size_t total;   /* bytes to allocate, alignment included */
     char *memory;   /* NULL until commit */
     const struct Ops *ops;
 };
@@ -31,6 +46,7 @@ struct Arena {
 void arena_reserve(struct Arena *arena, void *pointer_address, size_t bytes, const char *group,
                    const char *label, ...) __attribute__((format(printf, 5, 6)));
 void arena_print(const struct Arena *arena, FILE *out);
+/* die_machine, naming the largest buffer, where the backend has less memory than the plan needs. */
 void arena_commit(struct Arena *arena, const struct Ops *ops);
 void arena_free(struct Arena *arena);
 

@@ -100,7 +100,8 @@ static const struct StateField {
     DOUBLE(entropy_target), DOUBLE(entropy_cumulative), DOUBLE(entropy_integral),
     INTEGER(entropy_rollouts), INTEGER(entropy_steps_at_bound), DOUBLE(entropy_error_at_bound),
     DOUBLE(entropy_bonus), DOUBLE(zeta), DOUBLE(clip_high), DOUBLE(entropy_coef),
-    DOUBLE(repo_d_beta), INTEGER(seed), INTEGER(threads), INTEGER(micro_tokens), TEXT(dtype),
+    DOUBLE(repo_d_beta), DOUBLE(loss_scale),
+    INTEGER(loss_scale_updates), INTEGER(seed), INTEGER(threads), INTEGER(micro_tokens), TEXT(dtype),
     TEXT(backend), TEXT(blas), TEXT(task),
 };
 #define NUM_STATE_FIELDS (sizeof state_fields / sizeof state_fields[0])
@@ -339,26 +340,38 @@ static void weights_save(const struct Model *model, const struct Weights *weight
     safetensors_commit(writer);
 }
 
-/* The moments are nobody else's: they keep the kernels' layout. */
-static const char *const moment_prefixes[2] = {"exp_avg.", "exp_avg_sq."};
+/* The optimizer's buffers are nobody else's: they keep the kernels' layout. */
+enum { OPTIMIZER_BUFFERS = 3 };
+static const char *const optimizer_prefixes[OPTIMIZER_BUFFERS] = {"exp_avg.", "exp_avg_sq.",
+                                                                  "master."};
 
-static void optimizer_save(const struct Model *model, const float *m, const float *v,
+static void optimizer_buffers(float *buffers[OPTIMIZER_BUFFERS], const struct OptimizerState *o) {
+    buffers[0] = o->m, buffers[1] = o->v, buffers[2] = o->master;
+}
+
+static void optimizer_describe(struct SafetensorsWriter *writer, const struct Model *model,
+                               const char *prefix) {
+    for (int i = 0; i < model->num_tensors; i++) {
+        char name[128];
+        int64_t shape[2];
+        int num_dims = tensor_file_shape(&model->tensors[i], false, shape);
+        snprintf(name, sizeof name, "%s%s", prefix, model->tensors[i].name);
+        safetensors_describe(writer, name, ST_F32, num_dims, shape);
+    }
+}
+
+static void optimizer_save(const struct Model *model, const struct OptimizerState *optimizer,
                            const char *path) {
-    const float *moments[2] = {m, v};
+    float *buffers[OPTIMIZER_BUFFERS];
     struct SafetensorsWriter *writer = safetensors_create(path);
-    for (int which = 0; which < 2; which++)
-        for (int i = 0; i < model->num_tensors; i++) {
-            char name[128];
-            int64_t shape[2];
-            int num_dims = tensor_file_shape(&model->tensors[i], false, shape);
-            snprintf(name, sizeof name, "%s%s", moment_prefixes[which], model->tensors[i].name);
-            safetensors_describe(writer, name, ST_F32, num_dims, shape);
-        }
+    optimizer_buffers(buffers, optimizer);
+    for (int which = 0; which < OPTIMIZER_BUFFERS; which++)
+        if (buffers[which]) optimizer_describe(writer, model, optimizer_prefixes[which]);
     float *piece = check_alloc(SLICE, sizeof *piece, "a piece of a checkpoint");
-    for (int which = 0; which < 2; which++)
-        for (int i = 0; i < model->num_tensors; i++) {
+    for (int which = 0; which < OPTIMIZER_BUFFERS; which++)
+        for (int i = 0; i < model->num_tensors && buffers[which]; i++) {
             const struct Tensor *tensor = &model->tensors[i];
-            const float *data = moments[which] + tensor->offset;
+            const float *data = buffers[which] + tensor->offset;
             for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
                 size_t part = piece_size(tensor->saved - begin);
                 model->ops->download(piece, data + begin, part * sizeof *piece);
@@ -369,30 +382,37 @@ static void optimizer_save(const struct Model *model, const float *m, const floa
     safetensors_commit(writer);
 }
 
-void checkpoint_load_optimizer(const char *directory, const struct Model *model, float *m,
-                               float *v) {
-    float *moments[2] = {m, v};
-    struct Safetensors file;
-    open_tensors(&file, directory, "optimizer.safetensors");
-    for (int which = 0; which < 2; which++)
-        for (int i = 0; i < model->num_tensors; i++)
-            find_entry(&file, moment_prefixes[which], &model->tensors[i], false);
-
-    float *piece = check_alloc(SLICE, sizeof *piece, "a piece of a checkpoint");
-    for (int which = 0; which < 2; which++) {
-        model->ops->fill_zero(moments[which], model->num_parameters * sizeof(float));
-        for (int i = 0; i < model->num_tensors; i++) {
-            const struct Tensor *tensor = &model->tensors[i];
-            const struct SafetensorsEntry *entry =
-                find_entry(&file, moment_prefixes[which], tensor, false);
-            for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
-                size_t part = piece_size(tensor->saved - begin);
-                safetensors_read(&file, entry, piece, begin, part);
-                model->ops->upload(moments[which] + tensor->offset + begin, piece,
-                                   part * sizeof *piece);
-            }
+/* One buffer from its tensors in the file, zero in the padding. */
+static void optimizer_load_buffer(const struct Safetensors *file, const struct Model *model,
+                                  const char *prefix, float *buffer, float *piece) {
+    model->ops->fill_zero(buffer, model->num_parameters * sizeof(float));
+    for (int i = 0; i < model->num_tensors; i++) {
+        const struct Tensor *tensor = &model->tensors[i];
+        const struct SafetensorsEntry *entry = find_entry(file, prefix, tensor, false);
+        for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
+            size_t part = piece_size(tensor->saved - begin);
+            safetensors_read(file, entry, piece, begin, part);
+            model->ops->upload(buffer + tensor->offset + begin, piece, part * sizeof *piece);
         }
     }
+}
+
+void checkpoint_load_optimizer(const char *directory, const struct Model *model,
+                               const struct OptimizerState *optimizer) {
+    float *buffers[OPTIMIZER_BUFFERS];
+    char first_master[128];
+    struct Safetensors file;
+    open_tensors(&file, directory, "optimizer.safetensors");
+    optimizer_buffers(buffers, optimizer);
+    snprintf(first_master, sizeof first_master, "master.%s", model->tensors[0].name);
+    if (!safetensors_find(&file, first_master)) buffers[2] = NULL;
+    for (int which = 0; which < OPTIMIZER_BUFFERS; which++) /* checked before anything is written */
+        for (int i = 0; i < model->num_tensors && buffers[which]; i++)
+            find_entry(&file, optimizer_prefixes[which], &model->tensors[i], false);
+    float *piece = check_alloc(SLICE, sizeof *piece, "a piece of a checkpoint");
+    for (int which = 0; which < OPTIMIZER_BUFFERS; which++)
+        if (buffers[which])
+            optimizer_load_buffer(&file, model, optimizer_prefixes[which], buffers[which], piece);
     free(piece);
     safetensors_close(&file);
 }
@@ -541,7 +561,7 @@ static void move_into_place(const char *checkpoints, const char *writing, const 
 }
 
 void checkpoint_save(const char *run_directory, const struct Model *model,
-                     const struct Weights *weights, const float *m, const float *v,
+                     const struct Weights *weights, const struct OptimizerState *optimizer,
                      const struct Tokenizer *tokenizer, const struct TrainerState *state,
                      int keep) {
     char checkpoints[PATH_SIZE], writing[PATH_SIZE], path[PATH_SIZE], name[32];
@@ -562,9 +582,9 @@ void checkpoint_save(const char *run_directory, const struct Model *model,
     check_path(path, sizeof path, "%s/config.json", writing);
     json_save(json, path);
     if (tokenizer != NULL) tokenizer_save(tokenizer, writing, model->config.max_T);
-    if (m != NULL && v != NULL) {
+    if (optimizer != NULL) {
         check_path(path, sizeof path, "%s/optimizer.safetensors", writing);
-        optimizer_save(model, m, v, path);
+        optimizer_save(model, optimizer, path);
     }
     check_path(path, sizeof path, "%s/trainer_state.json", writing);
     state_save(state, path);

@@ -34,6 +34,8 @@ struct TrainerState {
     int64_t entropy_rollouts, entropy_steps_at_bound;
     double entropy_error_at_bound, entropy_bonus;
     double zeta, clip_high, entropy_coef, repo_d_beta;
+    double loss_scale;            /* of fp16 gradients; 1 elsewhere */
+    int64_t loss_scale_updates;   /* good updates since it changed */
     /* settings that must not differ for a bitwise resume; a difference is said, not refused */
     int64_t seed, threads, micro_tokens;
     char dtype[8], backend[16], blas[32];
@@ -48,15 +50,16 @@ const char *checkpoint_config(const char *directory, struct ModelConfig *config)
    tensor, and what was expected. */
 void checkpoint_load_weights(const char *directory, const struct Model *model,
                              struct Weights *weights);
-/* Moments and state; die_input likewise. */
-void checkpoint_load_optimizer(const char *directory, const struct Model *model, float *m,
-                               float *v);
+/* Moments, and the master weights where both `optimizer` and the file have them (another dtype's
+   file has none: then master stays as it is); die_input likewise. */
+void checkpoint_load_optimizer(const char *directory, const struct Model *model,
+                               const struct OptimizerState *optimizer);
 void checkpoint_load_state(const char *directory, struct TrainerState *state);
 
-/* Writes one checkpoint; keep = how many to leave (0 = all). m, v NULL: weights only. Returns with
-   `latest` pointing at it. */
+/* Writes one checkpoint; keep = how many to leave (0 = all). optimizer NULL: weights only. Returns
+   with `latest` pointing at it. */
 void checkpoint_save(const char *run_directory, const struct Model *model,
-                     const struct Weights *weights, const float *m, const float *v,
+                     const struct Weights *weights, const struct OptimizerState *optimizer,
                      const struct Tokenizer *tokenizer, const struct TrainerState *state, int keep);
 /* The directory `latest` names, complete; false: there is none. */
 bool checkpoint_latest(const char *run_directory, char *out, size_t capacity);

@@ -62,6 +62,12 @@ struct Weights {
     floatX *data;            /* [num_parameters] */
 };
 
+/* The optimizer's buffers: backend memory [num_parameters] each. master: the weights in float32,
+   where floatX is narrower, else NULL. */
+struct OptimizerState {
+    float *m, *v, *master;
+};
+
 /* A packed batch. N tokens in B rows, no padding; row b is [row_start[b], row_start[b+1]).
    position restarts at 0 in each row. */
 struct Batch {
@@ -103,9 +109,18 @@ void model_initialise(const struct Model *model, struct Weights *weights, uint64
 /* Ranges for ops->adamw over all trainable tensors; host array, caller frees. */
 struct AdamwRange *model_adamw_ranges(const struct Model *model, float weight_decay, int *count);
 
-/* Reserves forward and backward memory for up to N tokens in up to B rows, head_rows with loss. */
+/* What backward computes again instead of keeping it (1604.06174). Per token and layer, in elements,
+   for F = 4C and as many key-value heads as heads:
+       NONE   16 C kept
+       MLP    12 C: the feed-forward block's activation anew from what went into GELU, one
+              elementwise pass
+       LAYER   1 C: the layer anew from its input, about a third more arithmetic in all
+   The results are the same, bit for bit. */
+enum Recompute { RECOMPUTE_NONE, RECOMPUTE_MLP, RECOMPUTE_LAYER };
+
+/* Reserves forward and backward memory for up to N tokens in up to B rows. */
 struct Activations *activations_reserve(const struct Model *model, struct Arena *arena, int N,
-                                        int B, int max_T);
+                                        int B, int max_T, enum Recompute recompute);
 void activations_free(struct Activations *activations);
 
 /* Returns the final hidden states E [N,C] (after the last norm), valid until the next forward.

@@ -20,10 +20,10 @@ static const struct {
     SLOT(graph_begin), SLOT(graph_end),
     SLOT(embedding_forward), SLOT(embedding_backward), SLOT(norm_forward),
     SLOT(norm_residual_forward), SLOT(norm_backward), SLOT(matmul_forward), SLOT(matmul_backward),
-    SLOT(mlp_forward), SLOT(mlp_backward), SLOT(attention_forward), SLOT(attention_backward),
+    SLOT(mlp_forward), SLOT(gelu_forward), SLOT(mlp_backward), SLOT(attention_forward), SLOT(attention_backward),
     SLOT(head_forward), SLOT(head_forward_backward), SLOT(matmul_packed_size), SLOT(matmul_pack),
     SLOT(matmul_decode), SLOT(attention_decode), SLOT(head_sample), SLOT(decode_advance),
-    SLOT(sum_of_squares), SLOT(adamw), SLOT(all_reduce), SLOT(reduce_scatter), SLOT(all_gather),
+    SLOT(sum_of_squares), SLOT(adamw), SLOT(comm_id), SLOT(comm_open), SLOT(all_reduce), SLOT(reduce_scatter), SLOT(all_gather),
     SLOT(broadcast)};
 enum { NUM_SLOTS = sizeof slots / sizeof *slots };
 

@@ -170,9 +170,12 @@ struct Ops {
                             void *workspace);
 
     /* The feed-forward block: pre = x w1^T + b1, act = gelu(pre), out = act w2^T + b2, with GPT-2's
-       tanh form of GELU (1606.08415). out [N,C] =; pre, act [N,F] =; x [N,C]; w1 [F,C]; w2 [C,F] */
+       tanh form of GELU (1606.08415). pre has the bits of matmul_forward, act those of gelu_forward.
+       out [N,C] =; pre, act [N,F] =; x [N,C]; w1 [F,C]; w2 [C,F] */
     void (*mlp_forward)(floatX *out, floatX *pre, floatX *act, const floatX *x, const floatX *w1,
                         const floatX *b1, const floatX *w2, const floatX *b2, int N, int C, int F);
+    /* act [n] = gelu(pre [n]), for a backward pass whose forward pass did not keep act */
+    void (*gelu_forward)(floatX *act, const floatX *pre, size_t n);
     /* dx [N,C] =; dw1 [F,C], db1 [F], dw2 [C,F], db2 [C] +=; dpre [N,F] is scratch */
     void (*mlp_backward)(floatX *dx, float *dw1, float *db1, float *dw2, float *db2, floatX *dpre,
                          const floatX *dout, const floatX *x, const floatX *pre, const floatX *act,
@@ -249,6 +252,10 @@ struct Ops {
 
     /* ---- communication over ranks; float32; with one rank each is the identity ------------------ */
 
+    /* Meeting: rank 0 makes an id of 128 bytes, hands it to the others by whatever means it has, and
+       all call comm_open, before any of the four below. A single process need not. */
+    void (*comm_id)(void *id);
+    void (*comm_open)(int rank, int ranks, const void *id);
     void (*all_reduce)(float *x, size_t n);                           /* sum, in place */
     void (*reduce_scatter)(float *out, const float *in, size_t each); /* in [ranks*each] */
     void (*all_gather)(void *out, const void *in, size_t bytes_each); /* out [ranks*bytes_each] */

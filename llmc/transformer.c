@@ -62,9 +62,12 @@ static int model_qkv(const struct ModelConfig *config) {
 
 /* ---- activations ---------------------------------------------------------------------------- */
 
-/* What backward reads of the forward pass, for all layers, then scratch that each layer reuses. */
+/* What backward reads of the forward pass, for all layers, then scratch that each layer reuses.
+   L is 1 where a layer's numbers are computed again in backward: in all arrays but x with
+   RECOMPUTE_LAYER, in act with RECOMPUTE_MLP. */
 struct Activations {
     int N, B, max_T;
+    enum Recompute recompute;
     floatX *x;                       /* [L+1,N,C] residual stream entering each layer, E's norm */
     floatX *mid;                     /* [L,N,C] residual stream after attention */
     floatX *norm_1, *norm_2;         /* [L,N,C] */
@@ -91,17 +94,19 @@ static struct LayerActivations layer_activations(const struct Model *model,
                                                  const struct Activations *a, int l) {
     const struct ModelConfig *config = &model->config;
     const struct Ops *ops = model->ops;
-    size_t rows = (size_t)l * (size_t)a->N, C = (size_t)config->C, F = (size_t)config->F;
+    size_t x_rows = (size_t)l * (size_t)a->N, C = (size_t)config->C, F = (size_t)config->F;
+    size_t rows = a->recompute == RECOMPUTE_LAYER ? 0 : x_rows;
+    size_t act_rows = a->recompute == RECOMPUTE_NONE ? x_rows : 0;
     return (struct LayerActivations){
-        .x = ops_at(ops, a->x, rows * C),
-        .x_next = ops_at(ops, a->x, (rows + (size_t)a->N) * C),
+        .x = ops_at(ops, a->x, x_rows * C),
+        .x_next = ops_at(ops, a->x, (x_rows + (size_t)a->N) * C),
         .mid = ops_at(ops, a->mid, rows * C),
         .norm_1 = ops_at(ops, a->norm_1, rows * C),
         .norm_2 = ops_at(ops, a->norm_2, rows * C),
         .qkv = ops_at(ops, a->qkv, rows * (size_t)model_qkv(config)),
         .attention = ops_at(ops, a->attention, rows * (size_t)(config->NH * config->HS)),
         .pre = ops_at(ops, a->pre, rows * F),
-        .act = ops_at(ops, a->act, rows * F),
+        .act = ops_at(ops, a->act, act_rows * F),
         .mean_1 = a->mean_1 + rows,
         .rstd_1 = a->rstd_1 + rows,
         .mean_2 = a->mean_2 + rows,
@@ -122,14 +127,16 @@ static void reserve(struct Arena *arena, void *pointer_address, const char *grou
 }
 
 struct Activations *activations_reserve(const struct Model *model, struct Arena *arena, int N,
-                                        int B, int max_T) {
+                                        int B, int max_T, enum Recompute recompute) {
     const struct ModelConfig *config = &model->config;
-    int L = config->L, C = config->C, F = config->F, QKV = model_qkv(config);
+    int C = config->C, F = config->F, QKV = model_qkv(config);
+    int L = recompute == RECOMPUTE_LAYER ? 1 : config->L;
+    int L_act = recompute == RECOMPUTE_NONE ? config->L : 1;
     size_t size = model->ops->element_size;
     const char *saved = "activations", *scratch = "backward scratch";
     struct Activations *a = check_alloc(1, sizeof *a, "the activations");
-    a->N = N, a->B = B, a->max_T = max_T;
-    reserve(arena, &a->x, saved, "residual", size, L + 1, N, C);
+    a->N = N, a->B = B, a->max_T = max_T, a->recompute = recompute;
+    reserve(arena, &a->x, saved, "residual", size, config->L + 1, N, C);
     reserve(arena, &a->mid, saved, "residual after attention", size, L, N, C);
     reserve(arena, &a->norm_1, saved, "norm 1", size, L, N, C);
     reserve(arena, &a->norm_2, saved, "norm 2", size, L, N, C);
@@ -141,7 +148,7 @@ struct Activations *activations_reserve(const struct Model *model, struct Arena 
     reserve(arena, &a->attention, saved, "attention", size, L, N, config->NH * config->HS);
     reserve(arena, &a->lse, saved, "attention lse", sizeof(float), L, config->NH, N);
     reserve(arena, &a->pre, saved, "mlp before gelu", size, L, N, F);
-    reserve(arena, &a->act, saved, "mlp after gelu", size, L, N, F);
+    reserve(arena, &a->act, saved, "mlp after gelu", size, L_act, N, F);
     reserve(arena, &a->hidden, saved, "hidden states E", size, 0, N, C);
     reserve(arena, &a->mean_f, saved, "final norm mean", sizeof(float), 0, 1, N);
     reserve(arena, &a->rstd_f, saved, "final norm rstd", sizeof(float), 0, 1, N);
@@ -158,8 +165,24 @@ floatX *model_hidden_gradient(struct Activations *activations) { return activati
 
 /* ---- forward and backward ------------------------------------------------------------------- */
 
+/* From the first norm's output to the sum that the second norm takes, and that norm. entropy: [NH,N]
+   of this layer, or NULL. */
+static void attention_block(const struct Model *model, const struct LayerWeights *w,
+                            const struct LayerActivations *s, struct Activations *a,
+                            const struct Batch *batch, float *entropy, void *workspace) {
+    const struct ModelConfig *config = &model->config;
+    const struct Ops *ops = model->ops;
+    int N = batch->N, C = config->C, heads = config->NH * config->HS;
+    ops->matmul_forward(s->qkv, s->norm_1, w->qkv_weight, w->qkv_bias, N, C, model_qkv(config));
+    ops->attention_forward(s->attention, s->lse, entropy, s->qkv, batch->row_start, batch->B, N,
+                           batch->max_T, config->NH, config->NKV, config->HS, workspace);
+    ops->matmul_forward(a->delta, s->attention, w->proj_weight, w->proj_bias, N, heads, C);
+    ops->norm_residual_forward(s->mid, s->norm_2, s->mean_2, s->rstd_2, s->x, a->delta,
+                               w->ln_2_weight, w->ln_2_bias, N, C);
+}
+
 /* Adds layer l - 1's feed-forward output (in a->delta) to the stream, and leaves layer l's in
-   a->delta. entropy: [NH,N] of this layer, or NULL. */
+   a->delta. */
 static void layer_forward(const struct Model *model, const struct Weights *weights,
                           struct Activations *a, const struct Batch *batch, int l, float *entropy,
                           void *workspace) {
@@ -167,7 +190,7 @@ static void layer_forward(const struct Model *model, const struct Weights *weigh
     const struct Ops *ops = model->ops;
     const struct LayerWeights w = layer_weights(model, weights, l);
     const struct LayerActivations s = layer_activations(model, a, l);
-    int N = batch->N, C = config->C, heads = config->NH * config->HS;
+    int N = batch->N, C = config->C;
 
     if (l == 0) {
         ops->norm_forward(s.norm_1, s.mean_1, s.rstd_1, s.x, w.ln_1_weight, w.ln_1_bias, N, C);
@@ -176,14 +199,27 @@ static void layer_forward(const struct Model *model, const struct Weights *weigh
         ops->norm_residual_forward(s.x, s.norm_1, s.mean_1, s.rstd_1, mid, a->delta, w.ln_1_weight,
                                    w.ln_1_bias, N, C);
     }
-    ops->matmul_forward(s.qkv, s.norm_1, w.qkv_weight, w.qkv_bias, N, C, model_qkv(config));
-    ops->attention_forward(s.attention, s.lse, entropy, s.qkv, batch->row_start, batch->B, N,
-                           batch->max_T, config->NH, config->NKV, config->HS, workspace);
-    ops->matmul_forward(a->delta, s.attention, w.proj_weight, w.proj_bias, N, heads, C);
-    ops->norm_residual_forward(s.mid, s.norm_2, s.mean_2, s.rstd_2, s.x, a->delta, w.ln_2_weight,
-                               w.ln_2_bias, N, C);
+    attention_block(model, &w, &s, a, batch, entropy, workspace);
     ops->mlp_forward(a->delta, s.pre, s.act, s.norm_2, w.fc_weight, w.fc_bias, w.fc_proj_weight,
                      w.fc_proj_bias, N, C, config->F);
+}
+
+/* What layer l's forward pass did not keep, once more from what it kept: the same slots on the same
+   numbers, so the same bits. The last layer's is still there. Writes a->delta. */
+static void layer_recompute(const struct Model *model, const struct LayerWeights *w,
+                            const struct LayerActivations *s, struct Activations *a,
+                            const struct Batch *batch, int l, void *workspace) {
+    const struct ModelConfig *config = &model->config;
+    const struct Ops *ops = model->ops;
+    int N = batch->N, C = config->C, F = config->F;
+    if (a->recompute == RECOMPUTE_NONE || l == config->L - 1) return;
+    if (a->recompute == RECOMPUTE_LAYER) {
+        ops->norm_forward(s->norm_1, s->mean_1, s->rstd_1, s->x, w->ln_1_weight, w->ln_1_bias, N,
+                          C);
+        attention_block(model, w, s, a, batch, NULL, workspace);
+        ops->matmul_forward(s->pre, s->norm_2, w->fc_weight, w->fc_bias, N, C, F);
+    }
+    ops->gelu_forward(s->act, s->pre, (size_t)N * (size_t)F);
 }
 
 floatX *model_forward(const struct Model *model, const struct Weights *weights,
@@ -221,6 +257,7 @@ static void layer_backward(const struct Model *model, const struct Weights *weig
     const struct LayerActivations s = layer_activations(model, a, l);
     int N = batch->N, C = config->C, heads = config->NH * config->HS;
 
+    layer_recompute(model, &w, &s, a, batch, l, workspace);
     ops->mlp_backward(a->delta, d.fc_weight, d.fc_bias, d.fc_proj_weight, d.fc_proj_bias, a->wide,
                       a->dx, s.norm_2, s.pre, s.act, w.fc_weight, w.fc_proj_weight, N, C, config->F,
                       workspace);

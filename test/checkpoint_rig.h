@@ -76,7 +76,7 @@ struct Run {
     const struct Ops *ops;
     struct Model *model;
     struct Weights weights;
-    float *m, *v;
+    struct OptimizerState optimizer;
     size_t n;
 };
 
@@ -85,25 +85,26 @@ static void run_open(struct Run *run, const struct ModelConfig *config) {
     run->model = model_build(config, run->ops);
     run->n = run->model->num_parameters;
     run->weights.data = run->ops->alloc(run->n * run->ops->element_size);
-    run->m = run->ops->alloc(run->n * sizeof(float));
-    run->v = run->ops->alloc(run->n * sizeof(float));
+    run->optimizer.master = NULL;
+    run->optimizer.m = run->ops->alloc(run->n * sizeof(float));
+    run->optimizer.v = run->ops->alloc(run->n * sizeof(float));
     memset(run->weights.data, 0x7f, run->n * run->ops->element_size);
-    memset(run->m, 0x7f, run->n * sizeof(float));
-    memset(run->v, 0x7f, run->n * sizeof(float));
+    memset(run->optimizer.m, 0x7f, run->n * sizeof(float));
+    memset(run->optimizer.v, 0x7f, run->n * sizeof(float));
 }
 
 static void run_close(struct Run *run) {
     run->ops->free(run->weights.data);
-    run->ops->free(run->m);
-    run->ops->free(run->v);
+    run->ops->free(run->optimizer.m);
+    run->ops->free(run->optimizer.v);
     model_free(run->model);
 }
 
 /* Random everywhere but in padding and gaps, which are zero. */
 static void run_fill(struct Run *run, uint64_t stream) {
-    float *buffers[3] = {calloc(run->n, sizeof(float)), run->m, run->v};
-    memset(run->m, 0, run->n * sizeof(float));
-    memset(run->v, 0, run->n * sizeof(float));
+    float *buffers[3] = {calloc(run->n, sizeof(float)), run->optimizer.m, run->optimizer.v};
+    memset(run->optimizer.m, 0, run->n * sizeof(float));
+    memset(run->optimizer.v, 0, run->n * sizeof(float));
     for (int k = 0; k < 3; k++)
         for (int i = 0; i < run->model->num_tensors; i++) {
             const struct Tensor *t = &run->model->tensors[i];
@@ -145,7 +146,7 @@ static void save_step(struct Run *run, const char *directory, int64_t step, int 
     struct TrainerState state = awkward_state(step);
     struct Tokenizer tokenizer;
     tokenizer_from_alphabet(&tokenizer, "0123456789+-*=:abcdefgh");
-    checkpoint_save(directory, run->model, &run->weights, run->m, run->v, &tokenizer, &state, keep);
+    checkpoint_save(directory, run->model, &run->weights, &run->optimizer, &tokenizer, &state, keep);
 }
 
 #endif

@@ -2,6 +2,7 @@
    for the backend, so that this program needs no kernels. */
 #include "test.h"
 #include "../llmc/arena.h"
+#include "child.h"
 
 static int live_allocations;
 
@@ -15,7 +16,11 @@ static void counted_free(void *memory) {
     free(memory);
 }
 
-static const struct Ops test_ops = {.alloc = counted_alloc, .free = counted_free};
+static size_t memory_left = (size_t)1 << 40;
+static size_t memory_available(void) { return memory_left; }
+
+static const struct Ops test_ops = {.alloc = counted_alloc, .free = counted_free,
+                                    .memory_available = memory_available};
 
 #define COUNT 200
 
@@ -48,6 +53,54 @@ static void test_buffers_are_aligned_and_disjoint(void **state) {
     arena_free(&arena);
     assert_int_equal(live_allocations, 0);
     assert_null(arena.memory);
+}
+
+/* Training over decoding: the two never cost more than the larger, and neither reaches into what is
+   always there. */
+static void test_sections(void **state) {
+    (void)state;
+    struct Arena arena = {0};
+    char *always[2], *training[2], *decoding[2];
+    arena_reserve(&arena, &always[0], 1000, "a", "a0");
+    arena.section = ARENA_TRAINING;
+    arena_reserve(&arena, &training[0], 300, "t", "t0");
+    arena.section = ARENA_DECODING;
+    arena_reserve(&arena, &decoding[0], 5000, "d", "d0");
+    arena.section = ARENA_TRAINING;
+    arena_reserve(&arena, &training[1], 2000, "t", "t1");
+    arena.section = ARENA_ALWAYS;
+    arena_reserve(&arena, &always[1], 10, "a", "a1"); /* after the sections were begun */
+    arena.section = ARENA_DECODING;
+    arena_reserve(&arena, &decoding[1], 256, "d", "d1");
+    assert_int_equal(arena.total, 1024 + 256 + 5120 + 256);
+    arena_commit(&arena, &test_ops);
+    memset(always[0], 1, 1000), memset(always[1], 2, 10);
+    memset(decoding[0], 3, 5000), memset(decoding[1], 4, 256);
+    for (int i = 0; i < 5000; i++) assert_int_equal(decoding[0][i], 3);
+    memset(training[0], 5, 300), memset(training[1], 6, 2000);
+    for (int i = 0; i < 300; i++) assert_int_equal(training[0][i], 5);
+    for (int i = 0; i < 1000; i++) assert_int_equal(always[0][i], 1);
+    for (int i = 0; i < 10; i++) assert_int_equal(always[1][i], 2);
+    assert_ptr_equal(training[0], decoding[0]); /* the same place */
+    arena_free(&arena);
+}
+
+static void commit_too_much(void *context) {
+    memory_left = 1 << 20;
+    arena_commit(context, &test_ops);
+}
+
+static void test_too_large(void **state) {
+    (void)state;
+    struct Arena arena = {0};
+    void *small, *large;
+    char output[512];
+    arena_reserve(&arena, &small, 1 << 19, "weights", "parameters [7]");
+    arena_reserve(&arena, &large, 1 << 20, "activations", "qkv [L=%d]", 12);
+    assert_int_equal(run_in_child(commit_too_much, &arena, output, sizeof output), 1);
+    assert_non_null(strstr(output, "out of memory"));
+    assert_non_null(strstr(output, "activations, qkv [L=12]"));
+    arena_free(&arena);
 }
 
 static void test_empty_arena(void **state) {
@@ -87,6 +140,8 @@ static void test_ledger(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_buffers_are_aligned_and_disjoint),
+        cmocka_unit_test(test_sections),
+        cmocka_unit_test(test_too_large),
         cmocka_unit_test(test_empty_arena),
         cmocka_unit_test(test_ledger),
     };

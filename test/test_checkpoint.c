@@ -61,10 +61,10 @@ static void test_round_trip_is_bitwise(void **state) {
         assert_memory_equal(&found, &config, sizeof config);
         run_open(&back, &found);
         checkpoint_load_weights(latest, back.model, &back.weights);
-        checkpoint_load_optimizer(latest, back.model, back.m, back.v);
+        checkpoint_load_optimizer(latest, back.model, &back.optimizer);
         assert_memory_equal(back.weights.data, run.weights.data, run.n * run.ops->element_size);
-        assert_memory_equal(back.m, run.m, run.n * sizeof(float));
-        assert_memory_equal(back.v, run.v, run.n * sizeof(float));
+        assert_memory_equal(back.optimizer.m, run.optimizer.m, run.n * sizeof(float));
+        assert_memory_equal(back.optimizer.v, run.optimizer.v, run.n * sizeof(float));
         struct TrainerState expected = awkward_state(1234567), loaded;
         checkpoint_load_state(latest, &loaded);
         assert_memory_equal(&loaded, &expected, sizeof loaded);
@@ -74,6 +74,35 @@ static void test_round_trip_is_bitwise(void **state) {
         run_close(&run);
         run_close(&back);
     }
+}
+
+/* Master weights go with the moments; a file without them leaves the reader's as they are. */
+static void test_master_weights(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    struct Run run, back;
+    run_open(&run, &config);
+    run_open(&back, &config);
+    run_fill(&run, 1);
+    size_t bytes = run.n * sizeof(float);
+    float *kept = malloc(bytes);
+    back.optimizer.master = memset(malloc(bytes), 0x7f, bytes);
+    memcpy(kept, back.optimizer.master, bytes);
+    save_step(&run, path_of("master"), 1, 0);
+    checkpoint_load_optimizer(path_of("master/checkpoints/step_000001"), back.model,
+                              &back.optimizer);
+    assert_memory_equal(back.optimizer.master, kept, bytes);
+    assert_memory_equal(back.optimizer.m, run.optimizer.m, bytes);
+    run.optimizer.master = run.optimizer.v, run.optimizer.v = run.optimizer.m;
+    save_step(&run, path_of("master"), 2, 0);
+    checkpoint_load_optimizer(path_of("master/checkpoints/step_000002"), back.model,
+                              &back.optimizer);
+    assert_memory_equal(back.optimizer.master, run.optimizer.master, bytes);
+    assert_memory_equal(back.optimizer.v, run.optimizer.m, bytes);
+    run.optimizer.v = run.optimizer.master;
+    free(kept), free(back.optimizer.master);
+    run_close(&run);
+    run_close(&back);
 }
 
 /* A bigger matrix than the pieces in which everything else is handled. */
@@ -88,9 +117,9 @@ static void test_round_trip_of_large_tensors(void **state) {
     save_step(&run, path_of("large"), 1, 0);
     const char *latest = path_of("large/checkpoints/step_000001");
     checkpoint_load_weights(latest, back.model, &back.weights);
-    checkpoint_load_optimizer(latest, back.model, back.m, back.v);
+    checkpoint_load_optimizer(latest, back.model, &back.optimizer);
     assert_memory_equal(back.weights.data, run.weights.data, run.n * run.ops->element_size);
-    assert_memory_equal(back.v, run.v, run.n * sizeof(float));
+    assert_memory_equal(back.optimizer.v, run.optimizer.v, run.n * sizeof(float));
     run_close(&run);
     run_close(&back);
     remove_scratch("large");
@@ -182,7 +211,7 @@ static void load_body(void *argument) {
     const struct LoadCase *c = argument;
     struct TrainerState loaded;
     if (c->weights) checkpoint_load_weights(c->directory, c->run->model, &c->run->weights);
-    if (c->optimizer) checkpoint_load_optimizer(c->directory, c->run->model, c->run->m, c->run->v);
+    if (c->optimizer) checkpoint_load_optimizer(c->directory, c->run->model, &c->run->optimizer);
     if (c->state) checkpoint_load_state(c->directory, &loaded);
 }
 
@@ -527,8 +556,8 @@ static void save_body(void *argument) {
         signal(SIGXFSZ, SIG_IGN);
         setrlimit(RLIMIT_FSIZE, &(struct rlimit){c->limit, c->limit});
     }
-    for (size_t i = 0; i < c->run->n; i++) c->run->m[i] = (float)c->value;
-    elements_upload(c->run->ops, c->run->weights.data, c->run->m, c->run->n);
+    for (size_t i = 0; i < c->run->n; i++) c->run->optimizer.m[i] = (float)c->value;
+    elements_upload(c->run->ops, c->run->weights.data, c->run->optimizer.m, c->run->n);
     save_step(c->run, c->directory, c->step, c->keep);
 }
 
@@ -574,7 +603,7 @@ static float loaded_value(struct Run *back, const char *directory) {
     struct TrainerState loaded;
     assert_true(checkpoint_latest(directory, latest, sizeof latest));
     checkpoint_load_weights(latest, back->model, &back->weights);
-    checkpoint_load_optimizer(latest, back->model, back->m, back->v);
+    checkpoint_load_optimizer(latest, back->model, &back->optimizer);
     checkpoint_load_state(latest, &loaded);
     float *host = malloc(back->n * sizeof *host);
     elements_download(back->ops, host, back->weights.data, back->n);
@@ -582,7 +611,7 @@ static float loaded_value(struct Run *back, const char *directory) {
     for (int i = 0; i < back->model->num_tensors; i++) {
         const struct Tensor *t = &back->model->tensors[i];
         for (size_t j = t->offset; j < t->offset + t->saved; j++)
-            assert_true(host[j] == value && back->m[j] == value);
+            assert_true(host[j] == value && back->optimizer.m[j] == value);
     }
     free(host);
     return value;
@@ -635,6 +664,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip_is_bitwise),
         cmocka_unit_test(test_round_trip_of_large_tensors),
+        cmocka_unit_test(test_master_weights),
         cmocka_unit_test(test_names_and_types_of_other_writers),
         cmocka_unit_test(test_misfits_are_named),
         cmocka_unit_test(test_integer_weights_are_refused),

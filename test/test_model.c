@@ -16,9 +16,13 @@ static struct ModelConfig config_of(int L, int NH, int HS, int F, int V, int Vp,
 
 /* ---- a model with weights, a packed batch and an objective ---------------------------------- */
 
+/* From the command line: PROGRAM [BACKEND [DTYPE [PATTERN]]]. */
+static const char *backend = "cpu", *dtype = "auto";
+
 /* J = sum over tokens with loss of dlogp * logp + dentropy * H. */
 struct Rig {
     const struct Ops *ops;
+    enum Recompute recompute;
     struct Model *model;
     struct Arena arena;
     struct Weights weights;
@@ -77,7 +81,8 @@ static void rig_fill(struct Rig *rig, const int *lengths, int B) {
     arena_reserve(&rig->arena, &rig->workspace, rig->ops->workspace_size(&shape), "workspace",
                   "workspace");
     /* More room than the batch needs, so that layer strides and batch sizes differ. */
-    rig->activations = activations_reserve(rig->model, &rig->arena, N + 3, B + 1, longest);
+    rig->activations = activations_reserve(rig->model, &rig->arena, N + 3, B + 1, longest,
+                                            rig->recompute);
     arena_commit(&rig->arena, rig->ops);
     rig->ops->upload(rig->batch.position, position, (size_t)N * sizeof(int));
     rig->ops->fill_zero(rig->grads, parameters * sizeof(float));
@@ -107,14 +112,20 @@ static void rig_random_weights(struct Rig *rig) {
     free(host);
 }
 
-static void rig_open(struct Rig *rig, const struct ModelConfig *config, const int *lengths, int B) {
+static void rig_open_recompute(struct Rig *rig, const struct ModelConfig *config,
+                               const int *lengths, int B, enum Recompute recompute) {
     memset(rig, 0, sizeof *rig);
+    rig->recompute = recompute;
     assert_null(model_config_problem(config));
-    rig->ops = ops_open("cpu", "auto");
+    rig->ops = ops_open(backend, dtype);
     rig->model = model_build(config, rig->ops);
     rig_fill(rig, lengths, B);
     rig_upload(rig);
     rig_random_weights(rig);
+}
+
+static void rig_open(struct Rig *rig, const struct ModelConfig *config, const int *lengths, int B) {
+    rig_open_recompute(rig, config, lengths, B, RECOMPUTE_NONE);
 }
 
 static void rig_close(struct Rig *rig) {
@@ -286,7 +297,7 @@ static void check_normal(const struct Tensor *tensor, const float *x, size_t n, 
 
 static void test_initial_weights(void **state) {
     (void)state;
-    const struct Ops *ops = ops_open("cpu", "auto");
+    const struct Ops *ops = ops_open(backend, dtype);
     struct ModelConfig config = config_of(8, 4, 16, 256, 1000, 1024, 64, false);
     struct Model *model = model_build(&config, ops);
     size_t n = model->num_parameters;
@@ -541,6 +552,30 @@ static void test_gradients_accumulate(void **state) {
     free(once), free(thrice), free(again), free(expected);
     rig_close(&rig);
 }
+/* What is computed again has the bits of what was kept, and so have the gradients; and it takes less
+   memory. Twice in a row: the second forward pass must not need what the first left. */
+static void test_recompute(void **state) {
+    (void)state;
+    struct ModelConfig config = config_of(3, 3, 20, 130, 50, 64, 40, true);
+    float *kept = NULL;
+    size_t bytes[3];
+    for (int mode = RECOMPUTE_NONE; mode <= RECOMPUTE_LAYER; mode++) {
+        struct Rig rig;
+        rig_open_recompute(&rig, &config, (int[]){40, 13, 29}, 3, (enum Recompute)mode);
+        size_t n = rig.model->num_parameters;
+        bytes[mode] = rig.arena.total;
+        rig_gradient(&rig);
+        rig_gradient(&rig);
+        float *grads = rig_download(&rig, rig.grads, n);
+        if (kept) assert_memory_equal(grads, kept, n * sizeof *grads);
+        if (kept) free(grads);
+        else kept = grads;
+        rig_close(&rig);
+    }
+    free(kept);
+    assert_true(bytes[RECOMPUTE_MLP] < bytes[RECOMPUTE_NONE]);
+    assert_true(bytes[RECOMPUTE_LAYER] < bytes[RECOMPUTE_MLP]);
+}
 
 /* ---- decode --------------------------------------------------------------------------------- */
 
@@ -673,7 +708,10 @@ static void test_decode_equals_forward(void **state) {
     }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 1) backend = argv[1];
+    if (argc > 2) dtype = argv[2];
+    if (argc > 3) cmocka_set_test_filter(argv[3]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_named_sizes_have_the_published_parameters),
         cmocka_unit_test(test_bad_configs_are_refused),
@@ -685,6 +723,7 @@ int main(void) {
         cmocka_unit_test(test_large_model_against_the_reference),
         cmocka_unit_test(test_one_layer_and_one_head),
         cmocka_unit_test(test_gradients_accumulate),
+        cmocka_unit_test(test_recompute),
         cmocka_unit_test(test_decode_equals_forward),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

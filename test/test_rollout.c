@@ -200,7 +200,7 @@ static void score(float **logp, float **entropy, const struct RolloutRequest *re
     assert_int_equal(n, drawn * V);
     struct Arena memory = {0};
     struct Activations *activations = activations_reserve(model, &memory, N, rollout->count,
-                                                          CONTEXT);
+                                                          CONTEXT, RECOMPUTE_LAYER);
     arena_commit(&memory, ops);
     struct Batch batch = {.N = N, .B = rollout->count, .max_T = CONTEXT, .n = n,
                           .token = put_ints(token, (size_t)N),

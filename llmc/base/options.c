@@ -122,7 +122,12 @@ static const struct Option table[] = {
     FLAG("quiet", quiet, RUN, "print errors only"),
     FLAG("help", help, RUN, "print this and stop"),
 
-    WORD("backend", backend, "auto", "auto cpu", MACHINE, "what computes"),
+    WORD("backend", backend, "auto", "auto cpu cuda sim sim-asan sim-race", MACHINE,
+         "what computes; auto = cuda where there is a GPU; sim = its kernels in the simulator"),
+    WORD("dtype", dtype, "auto", "auto bf16 fp16 fp32", MACHINE,
+         "of weights and activations; auto = bf16 on a GPU, fp32 on the CPU"),
+    WORD("recompute", recompute, "none", "none mlp layer", MACHINE,
+         "what backward computes again instead of keeping it in memory"),
     WHOLE("seed", seed, 0, EXACT, 1, MACHINE, "of every random draw"),
     WHOLE("threads", threads, 0, 1024, 0, MACHINE, "0 = one per processor"),
     WHOLE("decode-rows", decode_rows, 0, 65536, 0, MACHINE,

@@ -48,7 +48,7 @@ struct Options {
     int64_t save_every, keep;
     int64_t rollouts_every;
     /* the machine */
-    char backend[OPTION_TEXT];
+    char backend[OPTION_TEXT], dtype[OPTION_TEXT], recompute[OPTION_TEXT];
     int64_t seed, threads, decode_rows, micro_tokens;   /* 0 = chosen by the program */
     bool dry_run, quiet, help;
     bool given[OPTION_LIMIT];            /* by row of the table: what options_given answers from */

@@ -22,6 +22,11 @@ static void mlp_forward(floatX *out, floatX *pre, floatX *act, const floatX *x, 
     }
 }
 
+static void gelu_forward(floatX *act, const floatX *pre, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) act[i] = vm_gelu(pre[i]);
+}
+
 static void mlp_backward(floatX *dx, float *dw1, float *db1, float *dw2, float *db2, floatX *dpre,
                          const floatX *dout, const floatX *x, const floatX *pre, const floatX *act,
                          const floatX *w1, const floatX *w2, int N, int C, int F, void *workspace) {
@@ -49,5 +54,6 @@ size_t cpu_mlp_workspace(const struct OpsShape *shape) {
 
 void cpu_mlp(struct Ops *ops) {
     ops->mlp_forward = mlp_forward;
+    ops->gelu_forward = gelu_forward;
     ops->mlp_backward = mlp_backward;
 }

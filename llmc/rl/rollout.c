@@ -62,6 +62,7 @@ struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, 
     s->rows = rows, s->max_prompt = max_prompt, s->max_tokens = max_tokens;
     s->step_rows = sampler_step_rows(rows, max_prompt);
     size_t n = (size_t)rows, all = (size_t)s->step_rows;
+    arena->section = ARENA_DECODING;
 #define RESERVE_FIELD(field)                                                                    \
     arena_reserve(arena, &s->device.field, all * sizeof *s->device.field, "decode rows",        \
                   #field " [R=%d]", s->step_rows);                                              \
@@ -80,6 +81,7 @@ struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, 
     s->entropy = check_alloc(n, sizeof(float), "the sampler");
     int segment = max_prompt > 1 ? max_prompt - 1 : 1;
     s->decode = decode_reserve(model, arena, s->step_rows, rows, segment, rows, max_tokens);
+    arena->section = ARENA_ALWAYS;
     return s;
 }
 

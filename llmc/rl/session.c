@@ -113,6 +113,12 @@ static void choose_sizes(struct Session *s) {
                                  .max_length = longest};
 }
 
+static enum Recompute recompute_named(const char *word) {
+    return strcmp(word, "layer") == 0 ? RECOMPUTE_LAYER
+           : strcmp(word, "mlp") == 0 ? RECOMPUTE_MLP
+                                      : RECOMPUTE_NONE;
+}
+
 static void reserve(struct Session *s) {
     const struct Options *o = &s->options;
     struct OptimizerOptions optimizer = {
@@ -120,8 +126,8 @@ static void reserve(struct Session *s) {
         .weight_decay = (float)o->weight_decay, .grad_clip = (float)o->grad_clip};
     bool learn = !o->eval_only && !o->score[0];
     s->shape.R = sampler_step_rows(s->decode_rows, longest_prompt(s));
-    s->trainer = trainer_reserve(s->model, &s->arena, &s->shape, learn ? &optimizer : NULL,
-                                 (uint64_t)o->seed);
+    s->trainer = trainer_reserve(s->model, &s->arena, &s->shape, recompute_named(o->recompute),
+                                 learn ? &optimizer : NULL, (uint64_t)o->seed);
     if (!o->score[0])
         s->sampler = sampler_reserve(s->model, &s->arena, s->decode_rows, longest_prompt(s),
                                      s->max_tokens);
@@ -139,29 +145,31 @@ static void unreserve(struct Session *s) {
     s->trainer = NULL, s->sampler = NULL;
 }
 
-/* Bytes this process may use: the machine's, or its control group's limit. */
-static size_t physical_memory(void) {
-    size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGE_SIZE), limit;
-    FILE *file = fopen("/sys/fs/cgroup/memory.max", "r");   /* "max": none */
-    if (!file) return bytes;
-    if (fscanf(file, "%zu", &limit) == 1 && limit < bytes) bytes = limit;
-    fclose(file);
-    return bytes;
+/* Makes the larger of the two users of the shared part smaller; false: nothing is left to choose. */
+static bool plan_less(struct Session *s, bool decoding_is_larger) {
+    const struct Options *o = &s->options;
+    bool rows = s->decode_rows > 16 && !o->decode_rows;
+    bool tokens = s->shape.N / 2 >= s->shape.max_T && !o->micro_tokens;
+    if (rows && (decoding_is_larger || !tokens)) s->decode_rows /= 2;
+    else if (tokens) s->shape.N /= 2;
+    else return false;
+    return true;
 }
 
-/* Reserves by the wanted sizes, and by smaller ones until the plan fits in 70 % of the machine's
-   memory: first fewer decode rows (they never change a result), then smaller micro-batches. */
+/* Reserves by the wanted sizes, and by smaller ones until the plan fits: 70 % of the host's memory,
+   which others use too, or 95 % of what is free on a device. Fewer decode rows never change a
+   result, smaller micro-batches only its rounding. */
 static void plan_memory(struct Session *s) {
-    size_t budget = physical_memory() / 10 * 7;
+    size_t available = s->ops->memory_available();
+    size_t budget = available / 100 * (strcmp(s->ops->name, "cpu") == 0 ? 70 : 95);
     for (reserve(s); s->arena.total > budget; reserve(s)) {
-        size_t needed = s->arena.total;
+        size_t needed = s->arena.total, *sections = s->arena.section_bytes;
+        bool decoding_is_larger = sections[ARENA_DECODING] > sections[ARENA_TRAINING];
         unreserve(s);
-        if (s->decode_rows > 16 && !s->options.decode_rows) s->decode_rows /= 2;
-        else if (s->shape.N / 2 >= s->shape.max_T && !s->options.micro_tokens) s->shape.N /= 2;
-        else
-            die_machine("the smallest plan needs %.1f GiB and this machine has %.1f GiB; choose a "
-                        "smaller --model", (double)needed / (1 << 30),
-                        (double)physical_memory() / (1 << 30));
+        if (!plan_less(s, decoding_is_larger))
+            die_machine("the smallest plan needs %.1f GiB and %.1f GiB are there; choose a smaller "
+                        "--model, or --recompute layer", (double)needed / (1 << 30),
+                        (double)available / (1 << 30));
     }
 }
 
@@ -281,6 +289,16 @@ static void entropy_to_state(struct Session *s) {
     t->entropy_coef = e->control.entropy_coef, t->repo_d_beta = e->control.repo_d_beta;
 }
 
+/* The scale is fp16's own: a run that comes from another dtype starts with the first one. */
+static void progress_from_state(struct Session *s) {
+    struct TrainerProgress progress = trainer_progress(s->trainer);
+    progress.step = s->state.optimizer_step;
+    if (progress.loss_scale != 1 && s->state.loss_scale != 1)
+        progress.loss_scale = s->state.loss_scale,
+        progress.loss_scale_updates = s->state.loss_scale_updates;
+    trainer_set_progress(s->trainer, progress);
+}
+
 static void load_reference(struct Session *s) {
     char base[4096], from[4096];
     check_path(base, sizeof base, "%s/reference", s->run);
@@ -299,9 +317,9 @@ static void load(struct Session *s) {
     if (!learn) return;
     trainer_reset_optimizer(s->trainer);
     if (!s->resumed) return;
-    checkpoint_load_optimizer(s->checkpoint, s->model, trainer_moment1(s->trainer),
-                              trainer_moment2(s->trainer));
-    trainer_set_step(s->trainer, s->state.optimizer_step);
+    struct OptimizerState optimizer = trainer_optimizer(s->trainer);
+    checkpoint_load_optimizer(s->checkpoint, s->model, &optimizer);
+    progress_from_state(s);
     entropy_from_state(s);
     if (s->reference.data && s->state.phases_begun > 0) load_reference(s);
 }
@@ -315,7 +333,7 @@ static void choose_warm_start(struct Session *s) {
 void session_open(struct Session *s, int argc, char **argv) {
     *s = (struct Session){0};
     session_choose(s, argc, argv);
-    s->ops = ops_open(s->options.backend, "auto");
+    s->ops = ops_open(s->options.backend, s->options.dtype);
     choose_model(s);
     choose_warm_start(s);
     choose_sizes(s);
@@ -347,11 +365,19 @@ struct CollectOptions session_collect_options(const struct Session *s) {
         .filter_rounds = (int)o->filter_rounds};
 }
 
-void session_save(struct Session *s) {
-    s->state.optimizer_step = trainer_step(s->trainer);
+static void save_to(struct Session *s, const char *directory, int keep) {
+    struct OptimizerState optimizer = trainer_optimizer(s->trainer);
+    struct TrainerProgress progress = trainer_progress(s->trainer);
+    s->state.optimizer_step = progress.step;
+    s->state.loss_scale = progress.loss_scale;
+    s->state.loss_scale_updates = progress.loss_scale_updates;
     entropy_to_state(s);
-    checkpoint_save(s->run, s->model, trainer_weights(s->trainer), trainer_moment1(s->trainer),
-                    trainer_moment2(s->trainer), &s->tokenizer, &s->state, (int)s->options.keep);
+    checkpoint_save(directory, s->model, trainer_weights(s->trainer), &optimizer, &s->tokenizer,
+                    &s->state, keep);
+}
+
+void session_save(struct Session *s) {
+    save_to(s, s->run, (int)s->options.keep);
 }
 
 void session_freeze_reference(struct Session *s) {
@@ -360,7 +386,7 @@ void session_freeze_reference(struct Session *s) {
     s->ops->copy(s->reference.data, trainer_weights(s->trainer)->data,
                  s->model->num_parameters * s->ops->element_size);
     check_path(base, sizeof base, "%s/reference", s->run);
-    checkpoint_save(base, s->model, &s->reference, NULL, NULL, &s->tokenizer, &s->state, 1);
+    checkpoint_save(base, s->model, &s->reference, NULL, &s->tokenizer, &s->state, 1);
 }
 
 _Noreturn void session_fail(struct Session *s, const char *tensor) {
@@ -381,8 +407,7 @@ _Noreturn void session_fail(struct Session *s, const char *tensor) {
     }
     jsonl_close(&log);
     check_path(bundle, sizeof bundle, "%s/failure", s->run);
-    checkpoint_save(bundle, s->model, trainer_weights(s->trainer), trainer_moment1(s->trainer),
-                    trainer_moment2(s->trainer), &s->tokenizer, &s->state, 1);
+    save_to(s, bundle, 1);
     die_machine("three updates in a row were not finite, last in %s; the batch is in %s, the "
                 "weights in %s/checkpoints; --resume goes on from the checkpoint before, with a "
                 "lower --lr", tensor, path, bundle);

@@ -28,13 +28,14 @@ struct Trainer {
     const struct Model *model;
     const struct Ops *ops;
     struct Weights weights;
-    float *grads, *moment1, *moment2, *master;
+    float *grads;
+    struct OptimizerState state;
     struct Activations *activations;
     struct OptimizerOptions optimizer;
     struct AdamwRange *ranges;
     int num_ranges;
     int micro_tokens;
-    int64_t step;
+    struct TrainerProgress progress;
     uint64_t seed;
     struct Batch batch;        /* backend arrays */
     int *token, *position, *row_start, *row, *target;   /* their host images */
@@ -47,38 +48,69 @@ struct Trainer {
     struct Minibatch mini;
 };
 
+/* ---- the loss scale of fp16 -------------------------------------------------------------------- */
+
+enum { SCALE_PATIENCE = 500 };   /* good updates before a larger scale is tried */
+static const double LARGEST_SCALE = 0x1p24, FIRST_SCALE = 0x1p16;
+
+static double first_loss_scale(const struct Ops *ops) {
+    return strcmp(ops->dtype, "fp16") == 0 ? FIRST_SCALE : 1;
+}
+
+/* A gradient that overflowed at this scale may not at a smaller one; false: the scale is innocent. */
+static bool loss_scale_shrink(struct TrainerProgress *progress) {
+    if (progress->loss_scale <= 1) return false;
+    progress->loss_scale /= 4;
+    progress->loss_scale_updates = 0;
+    return true;
+}
+
+static void loss_scale_grow(struct TrainerProgress *progress, const struct Ops *ops) {
+    if (first_loss_scale(ops) == 1 || ++progress->loss_scale_updates < SCALE_PATIENCE) return;
+    progress->loss_scale_updates = 0;
+    if (progress->loss_scale < LARGEST_SCALE) progress->loss_scale *= 2;
+}
+
+/* ---- reserve and free ---------------------------------------------------------------------------- */
+
 static void optimizer_reserve(struct Trainer *t, struct Arena *arena,
                               const struct OptimizerOptions *optimizer) {
     size_t count = t->model->num_parameters, bytes = count * sizeof(float);
     t->optimizer = *optimizer;
     t->ranges = model_adamw_ranges(t->model, optimizer->weight_decay, &t->num_ranges);
     if (t->ops->element_size < sizeof(float))
-        arena_reserve(arena, &t->master, bytes, "optimizer", "master weights [%zu]", count);
+        arena_reserve(arena, &t->state.master, bytes, "optimizer", "master weights [%zu]", count);
+    arena_reserve(arena, &t->state.m, bytes, "optimizer", "m [%zu]", count);
+    arena_reserve(arena, &t->state.v, bytes, "optimizer", "v [%zu]", count);
+    arena->section = ARENA_TRAINING;
     arena_reserve(arena, &t->grads, bytes, "gradients", "gradients [%zu]", count);
-    arena_reserve(arena, &t->moment1, bytes, "optimizer", "m [%zu]", count);
-    arena_reserve(arena, &t->moment2, bytes, "optimizer", "v [%zu]", count);
+    arena->section = ARENA_ALWAYS;
 }
 
 struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena,
-                                const struct OpsShape *shape,
+                                const struct OpsShape *shape, enum Recompute recompute,
                                 const struct OptimizerOptions *optimizer, uint64_t seed) {
     struct Trainer *t = check_alloc(1, sizeof *t, "the trainer");
     int N = shape->N;
     size_t count = model->num_parameters, ints = (size_t)(N + 1) * sizeof(int);
     t->model = model, t->ops = model->ops, t->seed = seed;
     t->micro_tokens = N;
+    t->progress.loss_scale = first_loss_scale(t->ops);
     arena_reserve(arena, &t->weights.data, count * t->ops->element_size, "weights", "weights [%zu]",
                   count);
     if (optimizer) optimizer_reserve(t, arena, optimizer);
+    arena_reserve(arena, &t->norm_squared, sizeof(double), "optimizer", "norm_squared");
+    size_t workspace = t->ops->workspace_size(shape);
+    arena_reserve(arena, &t->workspace, workspace, "workspace", "workspace, shared by all slots");
+    arena->section = ARENA_TRAINING;
     arena_reserve(arena, &t->batch.token, ints, "batch", "token [%d]", N);
     arena_reserve(arena, &t->batch.position, ints, "batch", "position [%d]", N);
     arena_reserve(arena, &t->batch.row_start, ints, "batch", "row_start [%d]", N + 1);
     arena_reserve(arena, &t->batch.row, ints, "batch", "row [%d]", N);
     arena_reserve(arena, &t->batch.target, ints, "batch", "target [%d]", N);
-    arena_reserve(arena, &t->norm_squared, sizeof(double), "batch", "norm_squared");
-    size_t workspace = t->ops->workspace_size(shape);
-    arena_reserve(arena, &t->workspace, workspace, "workspace", "workspace, shared by all slots");
-    t->activations = activations_reserve(model, arena, N, N, shape->max_T);
+    t->activations = activations_reserve(model, arena, N, N, shape->max_T,
+                                         optimizer ? recompute : RECOMPUTE_LAYER);
+    arena->section = ARENA_ALWAYS;
     t->token = check_alloc(5 * (size_t)(N + 1), sizeof(int), "the batch");
     t->position = t->token + (N + 1), t->row_start = t->position + (N + 1);
     t->row = t->row_start + (N + 1), t->target = t->row + (N + 1);
@@ -98,19 +130,21 @@ void trainer_free(struct Trainer *t) {
 }
 
 struct Weights *trainer_weights(struct Trainer *t) { return &t->weights; }
-float *trainer_moment1(struct Trainer *t) { return t->moment1; }
-float *trainer_moment2(struct Trainer *t) { return t->moment2; }
+struct OptimizerState trainer_optimizer(const struct Trainer *t) { return t->state; }
 float *trainer_gradients(struct Trainer *t) { return t->grads; }
-int64_t trainer_step(const struct Trainer *t) { return t->step; }
-void trainer_set_step(struct Trainer *t, int64_t step) { t->step = step; }
+struct TrainerProgress trainer_progress(const struct Trainer *t) { return t->progress; }
+void trainer_set_progress(struct Trainer *t, struct TrainerProgress progress) {
+    t->progress = progress;
+}
 void *trainer_workspace(struct Trainer *t) { return t->workspace; }
 
 void trainer_reset_optimizer(struct Trainer *t) {
     size_t bytes = t->model->num_parameters * sizeof(float);
-    t->ops->fill_zero(t->moment1, bytes);
-    t->ops->fill_zero(t->moment2, bytes);
-    if (t->master) t->ops->to_float(t->master, t->weights.data, t->model->num_parameters);
-    t->step = 0;
+    t->ops->fill_zero(t->state.m, bytes);
+    t->ops->fill_zero(t->state.v, bytes);
+    if (t->state.master)
+        t->ops->to_float(t->state.master, t->weights.data, t->model->num_parameters);
+    t->progress.step = 0;
 }
 
 /* ---- the minibatch: picked sequences as flat arrays ------------------------------------------- */
@@ -231,6 +265,7 @@ struct Upstream {
     const struct Objective *objective;
     const struct ObjectiveBatch *batch;
     struct ObjectiveStats *stats;
+    float loss_scale;
     int micro_first;
 };
 
@@ -239,13 +274,17 @@ static void upstream(void *context, int first_row, int rows, const struct HeadSt
     struct Upstream *u = context;
     objective_coefficients(u->objective, u->batch, u->micro_first + first_row, rows, head->logp,
                            head->entropy, head->q, head->r, dlogp, dentropy, u->stats);
+    for (int i = 0; i < rows && u->loss_scale != 1; i++)
+        dlogp[i] *= u->loss_scale, dentropy[i] *= u->loss_scale;
 }
 
 void trainer_reserve_attention(struct Trainer *t, struct Arena *arena) {
     const struct ModelConfig *c = &t->model->config;
     size_t heads = (size_t)c->L * (size_t)c->NH, n = heads * (size_t)t->micro_tokens;
+    arena->section = ARENA_TRAINING;
     arena_reserve(arena, &t->attention, n * sizeof(float), "batch", "attention entropy [%d, %d, %d]",
                   c->L, c->NH, t->micro_tokens);
+    arena->section = ARENA_ALWAYS;
     t->attention_host = check_alloc(n, sizeof(float), "attention entropy");
     t->attention_mean = check_alloc(heads, sizeof(double), "attention entropy");
 }
@@ -303,19 +342,19 @@ static const char *first_bad_tensor(struct Trainer *t) {
 /* Clips by the global norm (1211.5063) and updates; a norm that is not finite updates nothing. */
 static void optimizer_step(struct Trainer *t, struct UpdateResult *result, float learning_rate) {
     const struct OptimizerOptions *o = &t->optimizer;
-    result->grad_norm = sqrt(squared_norm(t, t->grads, t->model->num_parameters));
     if (!isfinite(result->grad_norm)) {
         result->skipped = true, result->bad_tensor = first_bad_tensor(t);
         return;
     }
-    double scale = 1;
+    double scale = 1 / t->progress.loss_scale;
     if (o->grad_clip > 0 && result->grad_norm > o->grad_clip)
-        scale = o->grad_clip / result->grad_norm;
+        scale *= o->grad_clip / result->grad_norm;
     struct AdamwStep step = {.learning_rate = learning_rate, .beta1 = o->beta1, .beta2 = o->beta2,
                              .epsilon = o->epsilon, .grad_scale = (float)scale,
-                             .step = ++t->step, .seed = t->seed};
-    t->ops->adamw(t->weights.data, t->master, t->moment1, t->moment2, t->grads, t->ranges,
+                             .step = ++t->progress.step, .seed = t->seed};
+    t->ops->adamw(t->weights.data, t->state.master, t->state.m, t->state.v, t->grads, t->ranges,
                   t->num_ranges, 0, t->model->num_parameters, &step);
+    loss_scale_grow(&t->progress, t->ops);
 }
 
 /* The objective's view of the gathered minibatch. Scopes wider than a token need every
@@ -341,6 +380,28 @@ static struct ObjectiveBatch minibatch_view(struct Trainer *t, const struct Obje
     return view;
 }
 
+/* Forward, head and backward of the gathered minibatch, summed over micro-batches and ranks: fills
+   the gradients, their norm (loss scale taken out) and the objective's statistics. */
+static void gradients(struct Trainer *t, const struct Objective *objective,
+                      const struct TrainingSet *set, const struct ObjectiveBatch *view,
+                      float temperature, struct UpdateResult *result,
+                      struct ObjectiveStats *stats) {
+    struct Minibatch *m = &t->mini;
+    size_t count = t->model->num_parameters;
+    *stats = (struct ObjectiveStats){0};
+    result->micro_batches = 0, result->tokens = 0;
+    t->ops->fill_zero(t->grads, count * sizeof(float));
+    struct Upstream u = {objective, view, stats, (float)t->progress.loss_scale, 0};
+    for (int next = 0; next < m->sequences; u.micro_first += t->batch.n) {
+        next = micro_batch_pack(t, set, m->pick, m->sequences, next);
+        micro_batch_learn(t, &u, temperature);
+        result->micro_batches++, result->tokens += t->batch.N;
+    }
+    t->watch = false;
+    t->ops->all_reduce(t->grads, count);
+    result->grad_norm = sqrt(squared_norm(t, t->grads, count)) / t->progress.loss_scale;
+}
+
 struct UpdateResult trainer_update(struct Trainer *t, const struct Objective *objective,
                                    const struct TrainingSet *set, const int *pick, int num_pick,
                                    const struct ObjectiveBatch *batch_template, int max_tokens,
@@ -348,7 +409,7 @@ struct UpdateResult trainer_update(struct Trainer *t, const struct Objective *ob
                                    struct ObjectiveStats *stats) {
     struct UpdateResult result = {0};
     struct Minibatch *m = &t->mini;
-    struct ObjectiveStats here = {0};
+    struct ObjectiveStats here;
     minibatch_gather(m, set, pick, num_pick);
     if (m->sequences == 0) return result;
     result.made = true;
@@ -356,16 +417,13 @@ struct UpdateResult trainer_update(struct Trainer *t, const struct Objective *ob
     sums.all_sequences = num_pick;   /* the inactive ones that were not gathered count too */
     objective_weights(objective, sums, max_tokens, m->sequences, m->length, m->active, m->weight);
     struct ObjectiveBatch view = minibatch_view(t, objective, set, batch_template, temperature);
-    t->ops->fill_zero(t->grads, t->model->num_parameters * sizeof(float));
-    struct Upstream u = {objective, &view, &here, 0};
-    for (int next = 0; next < m->sequences; u.micro_first += t->batch.n) {
-        next = micro_batch_pack(t, set, m->pick, m->sequences, next);
-        micro_batch_learn(t, &u, temperature);
-        result.micro_batches++, result.tokens += t->batch.N;
+    gradients(t, objective, set, &view, temperature, &result, &here);
+    bool loss_is_bad = here.non_finite > 0 || !isfinite(here.loss);
+    while (!loss_is_bad && !isfinite(result.grad_norm) && loss_scale_shrink(&t->progress)) {
+        gradients(t, objective, set, &view, temperature, &result, &here);
+        result.overflows++;
     }
-    t->watch = false;
-    t->ops->all_reduce(t->grads, t->model->num_parameters);
-    if (here.non_finite > 0 || !isfinite(here.loss)) {
+    if (loss_is_bad) {
         result.skipped = true, result.bad_tensor = "the loss";
         result.grad_norm = NAN;
     } else {

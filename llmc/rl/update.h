@@ -29,18 +29,29 @@ struct Trainer;   /* weights, gradients, moments, activations, batch arrays; opa
 
 /* Reserves everything the update needs. shape->N is the micro-batch in tokens (at least one longest
    sequence), shape->max_T the longest input row; the workspace serves the whole of `shape`, so the
-   sampler may share it. optimizer NULL: for scoring only, no gradients or moments. Rows shorter than two tokens cannot be learnt from. */
+   sampler may share it. optimizer NULL: for scoring only, no gradients or moments, and nothing is
+   kept for backward. Rows shorter than two tokens cannot be learnt from. What a pass needs lies in
+   the arena's training section: it does not outlive a rollout, nor a rollout it. */
 struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena,
-                                const struct OpsShape *shape,
+                                const struct OpsShape *shape, enum Recompute recompute,
                                 const struct OptimizerOptions *optimizer, uint64_t seed);
 void trainer_free(struct Trainer *trainer);
 struct Weights *trainer_weights(struct Trainer *trainer);
-/* Flat buffers for the checkpoint: backend memory [num_parameters]. */
-float *trainer_moment1(struct Trainer *trainer);
-float *trainer_moment2(struct Trainer *trainer);
+/* For the checkpoint. */
+struct OptimizerState trainer_optimizer(const struct Trainer *trainer);
+/* Backend memory [num_parameters]: of the last update, times the loss scale. */
 float *trainer_gradients(struct Trainer *trainer);
-int64_t trainer_step(const struct Trainer *trainer);            /* optimizer steps done */
-void trainer_set_step(struct Trainer *trainer, int64_t step);
+/* What else a resume needs: optimizer steps done, and the loss scale with the good updates since it
+   changed. The gradients of fp16 activations are formed times a power of two, so that small ones do
+   not vanish below 6e-8; one that overflows is formed again with a smaller scale, and after many
+   good updates a larger one is tried (1710.03740). Elsewhere the scale is 1. */
+struct TrainerProgress {
+    int64_t step;
+    double loss_scale;
+    int64_t loss_scale_updates;
+};
+struct TrainerProgress trainer_progress(const struct Trainer *trainer);
+void trainer_set_progress(struct Trainer *trainer, struct TrainerProgress progress);
 void *trainer_workspace(struct Trainer *trainer);
 /* Moments to zero, master weights from the weights, step 0: after loading weights, and at the switch
    from warm start to RL. */
@@ -52,7 +63,8 @@ struct UpdateResult {
     bool skipped;             /* a non-finite loss or gradient: nothing was updated */
     const char *bad_tensor;   /* first tensor with a non-finite gradient, when skipped */
     int micro_batches;
-    long tokens;              /* that entered the network */
+    int overflows;            /* passes made again with a smaller loss scale */
+    long tokens;              /* that entered the network, once */
 };
 
 /* The minibatch is the sequences of `set` listed in pick[0..num_pick). `batch_template` carries what
