@@ -93,6 +93,26 @@ static void score_reference(struct Session *s, struct TrainingSet *set, int *ord
     set->logp_ref = s->experience.logp_ref;
 }
 
+/* The old policy's log-probabilities by the training pass, in place of those noted when sampling:
+   where elements are narrow, the two passes round differently, and a ratio that is not 1 at the
+   first update would be clipped for no reason. The difference is reported. */
+static void score_old(struct Session *s, struct TrainingSet *set, int *order,
+                      struct StepReport *report) {
+    struct Experience *e = &s->experience;
+    struct HeadStats out = {.logp = e->logp_scored};
+    int tokens = e->loss_start[e->count];
+    if (!s->scores_old || tokens == 0) return;
+    for (int i = 0; i < set->count; i++) order[i] = i;
+    trainer_score(s->trainer, trainer_weights(s->trainer), set, order, set->count,
+                  (float)s->options.temperature, &out);
+    for (int t = 0; t < tokens; t++) {
+        double difference = fabs((double)e->logp_scored[t] - e->logp[t]);
+        report->logp_difference_mean += difference / tokens;
+        report->logp_difference_max = fmax(report->logp_difference_max, difference);
+    }
+    set->logp_old = e->logp_scored;
+}
+
 /* One optimizer step on the completions listed in pick. */
 static void learn(struct Session *s, const struct TrainingSet *set, const int *pick, int count,
                   struct StepReport *report) {
@@ -109,7 +129,8 @@ static void learn(struct Session *s, const struct TrainingSet *set, const int *p
     if (!update.made) return;   /* the filter or the overlong mask left nothing to learn from */
     count_skipped(s, &update, report->step);
     report->skipped += update.skipped;
-    if (report->updates++ == 0 && stats.tokens > 0) {   /* nothing was updated yet: same policy */
+    bool first = report->updates++ == 0; /* nothing was updated yet: same policy */
+    if (first && stats.tokens > 0 && !s->scores_old) {
         report->logp_difference_mean = stats.old_difference / stats.tokens;
         report->logp_difference_max = stats.old_difference_max;
     }
@@ -126,6 +147,7 @@ static void update(struct Session *s, struct StepReport *report) {
     struct TrainingSet set = experience_training_set(&s->experience);
     int *order = check_alloc((size_t)set.count + 1, sizeof *order, "minibatches");
     double begin = seconds();
+    score_old(s, &set, order, report);
     score_reference(s, &set, order);
     report->seconds_logprob = seconds() - begin;
     for (int64_t epoch = 0; epoch < o->epochs; epoch++) {

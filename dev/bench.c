@@ -297,7 +297,8 @@ static void bench_decode_batch(const struct Ops *ops, const struct Model *model,
     d.sampler = sampler_reserve(model, &arena, batch, 2, DECODE_TOKENS);
     struct OpsShape shape = {.N = 1, .C = c->C, .F = c->F, .NH = c->NH, .NKV = c->NKV, .HS = c->HS,
                              .V = c->V, .Vp = c->Vp, .max_T = 1,
-                             .R = sampler_step_rows(batch, 2), .max_length = DECODE_TOKENS + 2};
+                             .R = sampler_step_rows(ops, batch, 2),
+                             .max_length = DECODE_TOKENS + 2};
     arena_reserve(&arena, &d.workspace, ops->workspace_size(&shape), "workspace", "workspace");
     arena_commit(&arena, ops);
     model_initialise(model, &d.weights, 1);

@@ -99,7 +99,7 @@ static int setup(void **state) {
     struct OpsShape shape = {
         .N = 2048, .C = config.C, .F = config.F, .NH = config.NH, .NKV = config.NKV,
         .HS = config.HS, .V = V, .Vp = config.Vp, .max_T = CONTEXT, .max_length = CONTEXT + 1,
-        .R = sampler_step_rows(row_counts[LAYOUTS - 1], LONGEST_PROMPT)};
+        .R = sampler_step_rows(ops, row_counts[LAYOUTS - 1], LONGEST_PROMPT)};
     workspace = new_workspace(&shape);
     fill_weights();
     for (int i = 0; i < LAYOUTS; i++) sampler_load_weights(samplers[i], &weights);

@@ -24,7 +24,7 @@ struct Options {
     char aggregation[OPTION_TEXT], overlong[OPTION_TEXT], kl[OPTION_TEXT], filter[OPTION_TEXT];
     double clip_low, clip_high, dual_clip, kl_coef;      /* NaN = the objective's */
     int64_t filter_rounds;
-    char logp_dtype[OPTION_TEXT];
+    char logp_dtype[OPTION_TEXT], old_logp[OPTION_TEXT];
     /* entropy */
     char scale[OPTION_TEXT], controller[OPTION_TEXT];    /* "" = by the task; the preset's */
     double entropy_target, entropy_target_ratio;         /* NaN = the scale's preset, likewise: */

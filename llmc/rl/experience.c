@@ -31,6 +31,7 @@ static void experience_grow(struct Experience *e, int count, size_t tokens) {
         e->logp = grown(e->logp, tokens, sizeof *e->logp);
         e->entropy = grown(e->entropy, tokens, sizeof *e->entropy);
         e->logp_ref = grown(e->logp_ref, tokens, sizeof *e->logp_ref);
+        e->logp_scored = grown(e->logp_scored, tokens, sizeof *e->logp_scored);
         e->capacity_tokens = tokens;
     }
 }
@@ -211,7 +212,7 @@ struct TrainingSet experience_training_set(const struct Experience *e) {
 
 void experience_free(struct Experience *e) {
     void *owned[] = {e->start, e->loss_start, e->token,  e->loss_mask, e->logp,   e->entropy,
-                     e->logp_ref, e->reward,  e->advantage, e->ended,  e->active, e->length,
+                     e->logp_ref, e->logp_scored, e->reward,  e->advantage, e->ended,  e->active, e->length,
                      e->prompt, e->answer};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     *e = (struct Experience){0};

@@ -21,6 +21,7 @@ struct Experience {
     unsigned char *loss_mask;        /* per token */
     float *logp, *entropy;           /* per token with loss, as sampled */
     float *logp_ref;                 /* per token with loss; filled where there is a reference */
+    float *logp_scored;              /* likewise; filled where --old-logp scores */
     float *reward, *advantage;       /* [count] */
     unsigned char *ended, *active;   /* [count] */
     int *length;                     /* [count] tokens with loss */

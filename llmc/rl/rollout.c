@@ -19,8 +19,8 @@ struct Sampler {
     int rows, max_prompt, max_tokens, step_rows;
     struct DecodeState *decode;
     struct DecodeRows device, host;   /* [step_rows], the same on both sides */
-    int *device_token, *token;        /* [rows] what the step drew, on both sides */
-    float *device_logp, *logp, *device_entropy, *entropy;
+    int *device_drawn, *drawn;        /* what a step of R rows drew, on both sides: [R] tokens, then
+                                         [R] log-probabilities and [R] entropies, as floats */
     int *completion;                  /* [rows] whose token the row draws */
     int *free_tails, num_free_tails;  /* stacks of slots, [rows] */
     int *free_slots, num_free_slots;
@@ -42,15 +42,29 @@ struct Generation {
     int live;         /* rows that draw a token */
     int prefill;      /* rows that only write a prompt token */
     int num_loaded;   /* groups whose prompt comes with this step */
+    int R;            /* rows of the step: live, prefill and empty ones */
     bool changed;     /* the rows are not those of the last step, each one token on */
+    const int *token; /* what the step drew, by row, and its numbers */
+    const float *logp, *entropy;
 };
 
 /* ---- reserve and free ----------------------------------------------------------------------- */
 
+/* A number of rows that recurs, at least `rows` and at most 1/8 more: multiples of the backend's
+   unit, and of 1/8 of the power of two below. So 512 rows that finish one by one pass through 32
+   sizes, each of which is recorded once. */
+static int recurring_size(const struct Ops *ops, int rows) {
+    int unit = ops->decode_multiple;
+    if (unit == 1) return rows;
+    while (rows >= 16 * unit) unit *= 2;
+    return (rows + unit - 1) / unit * unit;
+}
+
 /* As many prompt tokens as rows may enter in one step, and at least one whole prompt. */
-int sampler_step_rows(int rows, int max_prompt) {
-    if (max_prompt == 1) return rows;
-    return rows + (rows > max_prompt - 1 ? rows : max_prompt - 1);
+int sampler_step_rows(const struct Ops *ops, int rows, int max_prompt) {
+    int filled = recurring_size(ops, rows), most = rows;
+    if (max_prompt > 1) most += rows > max_prompt - 1 ? rows : max_prompt - 1;
+    return most > filled ? most : filled;
 }
 
 struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, int rows,
@@ -60,7 +74,7 @@ struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, 
     struct Sampler *s = check_alloc(1, sizeof *s, "the sampler");
     s->model = model;
     s->rows = rows, s->max_prompt = max_prompt, s->max_tokens = max_tokens;
-    s->step_rows = sampler_step_rows(rows, max_prompt);
+    s->step_rows = sampler_step_rows(model->ops, rows, max_prompt);
     size_t n = (size_t)rows, all = (size_t)s->step_rows;
     arena->section = ARENA_DECODING;
 #define RESERVE_FIELD(field)                                                                    \
@@ -69,16 +83,12 @@ struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, 
     s->host.field = check_alloc(all, sizeof *s->host.field, "the sampler");
     ROW_FIELDS(RESERVE_FIELD)
 #undef RESERVE_FIELD
-    arena_reserve(arena, &s->device_token, n * sizeof(int), "decode rows", "drawn [%d]", rows);
-    arena_reserve(arena, &s->device_logp, n * sizeof(float), "decode rows", "logp [%d]", rows);
-    arena_reserve(arena, &s->device_entropy, n * sizeof(float), "decode rows", "entropy [%d]",
-                  rows);
-    int **arrays[] = {&s->token,      &s->completion, &s->free_tails,
-                      &s->free_slots, &s->slot_users, &s->loaded};
+    arena_reserve(arena, &s->device_drawn, 3 * all * sizeof(int), "decode rows", "drawn [3, %d]",
+                  s->step_rows);
+    s->drawn = check_alloc(3 * all, sizeof(int), "the sampler");
+    int **arrays[] = {&s->completion, &s->free_tails, &s->free_slots, &s->slot_users, &s->loaded};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         *arrays[i] = check_alloc(n, sizeof(int), "the sampler");
-    s->logp = check_alloc(n, sizeof(float), "the sampler");
-    s->entropy = check_alloc(n, sizeof(float), "the sampler");
     int segment = max_prompt > 1 ? max_prompt - 1 : 1;
     s->decode = decode_reserve(model, arena, s->step_rows, rows, segment, rows, max_tokens);
     arena->section = ARENA_ALWAYS;
@@ -91,11 +101,9 @@ void sampler_free(struct Sampler *s) {
 #define FREE_FIELD(field) free(s->host.field);
     ROW_FIELDS(FREE_FIELD)
 #undef FREE_FIELD
-    int *arrays[] = {s->token, s->completion, s->free_tails, s->free_slots, s->slot_users,
-                     s->loaded};
+    int *arrays[] = {s->drawn,      s->completion, s->free_tails,
+                     s->free_slots, s->slot_users, s->loaded};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
-    free(s->logp);
-    free(s->entropy);
     free(s);
 }
 
@@ -217,30 +225,76 @@ static void enter_rows(struct Generation *g) {
 
 /* ---- a step --------------------------------------------------------------------------------- */
 
-/* Draws one token for every live row. Only rows that are not the last step's are uploaded. */
-static void draw_tokens(struct Generation *g, const struct Weights *weights, void *workspace) {
+/* Rows [g->R, R) become empty ones. */
+static void fill_up(struct Generation *g, int R) {
+    struct DecodeRows *host = &g->sampler->host;
+    for (; g->R < R; g->R++) {
+#define CLEAR_FIELD(field) host->field[g->R] = 0;
+        ROW_FIELDS(CLEAR_FIELD)
+#undef CLEAR_FIELD
+        host->position[g->R] = -1;
+    }
+}
+
+static void upload_rows(struct Generation *g) {
+    struct Sampler *s = g->sampler;
+#define UPLOAD_FIELD(field) \
+    s->model->ops->upload(s->device.field, s->host.field, (size_t)g->R * sizeof *s->host.field);
+    ROW_FIELDS(UPLOAD_FIELD)
+#undef UPLOAD_FIELD
+}
+
+/* What may differ between two steps of as many rows: a step's key among the recorded ones. */
+struct StepKey {
+    const void *sampler, *weights;
+    int R;
+    float inv_temperature;
+    uint32_t key[2];
+};
+
+/* The network, the draw, and each row one token on, ready for the next step. */
+static void enqueue_step(struct Generation *g, const struct StepKey *step,
+                         const struct Weights *weights, int sampled, void *workspace) {
     struct Sampler *s = g->sampler;
     const struct ModelConfig *config = &s->model->config;
     const struct Ops *ops = s->model->ops;
-    int R = g->live + g->prefill;
-    if (g->changed) {
-#define UPLOAD_FIELD(field) \
-    ops->upload(s->device.field, s->host.field, (size_t)R * sizeof *s->host.field);
-        ROW_FIELDS(UPLOAD_FIELD)
-#undef UPLOAD_FIELD
-    } else {
-        ops->decode_advance(&s->device, s->device_token, R);
-    }
-    const floatX *E = model_decode(s->model, weights, s->decode, &s->device, R, workspace);
+    const floatX *E = model_decode(s->model, weights, s->decode, &s->device, step->R, workspace);
+    float *logp = (float *)s->device_drawn + sampled, *entropy = logp + sampled;
+    ops->head_sample(s->device_drawn, logp, entropy, E, decode_head_weight(s->decode), &s->device,
+                     step->key, sampled, config->C, config->V, config->Vp, step->inv_temperature,
+                     workspace);
+    ops->decode_advance(&s->device, s->device_drawn, sampled);
+}
+
+/* Draws one token for every live row. Rows are uploaded only where they are not the last step's, and
+   what was drawn comes back in one piece: stopping needs it. A step without prompts has one of few
+   sizes and is replayed as one launch. */
+static void draw_tokens(struct Generation *g, const struct Weights *weights, void *workspace) {
+    struct Sampler *s = g->sampler;
+    const struct Ops *ops = s->model->ops;
     float temperature = g->request->temperature;
-    uint32_t key[2];
-    rng_key(key, g->request->seed, g->request->purpose);
-    ops->head_sample(s->device_token, s->device_logp, s->device_entropy, E,
-                     decode_head_weight(s->decode), &s->device, key, g->live, config->C, config->V,
-                     config->Vp, temperature > 0 ? 1 / temperature : 0, workspace);
-    ops->download(s->token, s->device_token, (size_t)g->live * sizeof(int));
-    ops->download(s->logp, s->device_logp, (size_t)g->live * sizeof(float));
-    ops->download(s->entropy, s->device_entropy, (size_t)g->live * sizeof(float));
+    int sampled = g->live;
+    g->R = g->live + g->prefill;
+    if (g->prefill == 0) {
+        fill_up(g, recurring_size(ops, g->live));
+        sampled = g->R;
+    }
+    if (g->changed) upload_rows(g);
+    struct StepKey step;
+    memset(&step, 0, sizeof step); /* padding included: keys are compared as bytes */
+    step.sampler = s, step.weights = weights->data, step.R = g->R;
+    step.inv_temperature = temperature > 0 ? 1 / temperature : 0;
+    rng_key(step.key, g->request->seed, g->request->purpose);
+    if (g->prefill > 0) {
+        enqueue_step(g, &step, weights, sampled, workspace);
+    } else if (ops->graph_begin(&step, sizeof step)) {
+        enqueue_step(g, &step, weights, sampled, workspace);
+        ops->graph_end();
+    }
+    size_t n = (size_t)sampled;
+    ops->download(s->drawn, s->device_drawn, 3 * n * sizeof(int));
+    g->token = s->drawn;
+    g->logp = (const float *)(s->drawn + n), g->entropy = g->logp + n;
     g->out->steps++;
 }
 
@@ -252,12 +306,12 @@ static void leave_row(struct Sampler *s, int row) {
 }
 
 /* The row becomes row `to`, one token on. */
-static void keep_row(struct Sampler *s, int to, int row) {
+static void keep_row(struct Sampler *s, int to, int row, int token) {
 #define MOVE_FIELD(field) s->host.field[to] = s->host.field[row];
     ROW_FIELDS(MOVE_FIELD)
 #undef MOVE_FIELD
     s->completion[to] = s->completion[row];
-    s->host.token[to] = s->token[row];
+    s->host.token[to] = token;
     s->host.position[to]++;
 }
 
@@ -270,16 +324,16 @@ static void store_tokens(struct Generation *g) {
     for (int row = 0; row < g->live; row++) {
         int i = s->completion[row], length = out->start[i + 1]++;
         size_t at = (size_t)i * (size_t)max_tokens + (size_t)length;
-        out->token[at] = s->token[row];
-        out->logp[at] = s->logp[row];
-        out->entropy[at] = s->entropy[row];
-        out->ended[i] = s->token[row] == g->request->end_of_text;
+        out->token[at] = g->token[row];
+        out->logp[at] = g->logp[row];
+        out->entropy[at] = g->entropy[row];
+        out->ended[i] = g->token[row] == g->request->end_of_text;
         if (out->ended[i] || length + 1 == max_tokens)
             leave_row(s, row);
         else
-            keep_row(s, kept++, row);
+            keep_row(s, kept++, row, g->token[row]);
     }
-    g->changed = kept < g->live;
+    g->changed = kept < g->live || g->prefill > 0; /* else all that stand are one token on */
     g->live = kept;
 }
 

@@ -49,7 +49,8 @@ struct Sampler;   /* the decode state, its row arrays on both sides; opaque */
    max_T + 1. The caller has checked that. */
 struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, int rows,
                                 int max_prompt, int max_tokens);
-/* Call after every weight update. */
+/* Call after every weight update, and before the first rollout after any pass over training data:
+   the two share memory (arena.h). */
 void sampler_load_weights(struct Sampler *sampler, const struct Weights *weights);
 /* workspace: at least workspace_size() bytes for sampler_step_rows. */
 void sampler_generate(struct Sampler *sampler, const struct Weights *weights,
@@ -58,6 +59,6 @@ void sampler_free(struct Sampler *sampler);
 void rollout_free(struct Rollout *rollout);
 /* Rows of the largest step, prefill included: R of the OpsShape for workspace_size. Its max_length
    is max_prompt + max_tokens. */
-int sampler_step_rows(int rows, int max_prompt);
+int sampler_step_rows(const struct Ops *ops, int rows, int max_prompt);
 
 #endif

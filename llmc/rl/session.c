@@ -125,7 +125,7 @@ static void reserve(struct Session *s) {
         .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .epsilon = 1e-8f,
         .weight_decay = (float)o->weight_decay, .grad_clip = (float)o->grad_clip};
     bool learn = !o->eval_only && !o->score[0];
-    s->shape.R = sampler_step_rows(s->decode_rows, longest_prompt(s));
+    s->shape.R = sampler_step_rows(s->ops, s->decode_rows, longest_prompt(s));
     s->trainer = trainer_reserve(s->model, &s->arena, &s->shape, recompute_named(o->recompute),
                                  learn ? &optimizer : NULL, (uint64_t)o->seed);
     if (!o->score[0])
@@ -334,6 +334,9 @@ void session_open(struct Session *s, int argc, char **argv) {
     *s = (struct Session){0};
     session_choose(s, argc, argv);
     s->ops = ops_open(s->options.backend, s->options.dtype);
+    s->scores_old = strcmp(s->options.old_logp, "auto") == 0
+                        ? strcmp(s->ops->dtype, "fp32") != 0
+                        : strcmp(s->options.old_logp, "scored") == 0;
     choose_model(s);
     choose_warm_start(s);
     choose_sizes(s);

@@ -38,6 +38,7 @@ struct Session {
     struct Arena arena;
     struct OpsShape shape;           /* micro-batch, decode rows, lengths */
     int decode_rows, max_tokens, threads;
+    bool scores_old;                 /* old log-probabilities by a scoring pass, not by the sampler */
     struct Trainer *trainer;
     struct Sampler *sampler;
     struct Weights reference;        /* frozen; data NULL: no reference */
