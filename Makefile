@@ -17,7 +17,7 @@ NEEDED := -std=gnu11 -D_GNU_SOURCE -fopenmp -fno-math-errno -fno-trapping-math \
           -Wall -Wextra -Werror=incompatible-pointer-types
 
 # Goals that only call make again; everything else needs the libraries' places.
-WRAPPERS := run test asan bench sim sim-asan sim-race clean help
+WRAPPERS := run test asan bench cuda ptxas sim-backends sim sim-asan sim-race clean help
 
 ifneq ($(filter-out $(WRAPPERS),$(or $(MAKECMDGOALS),all)),)
 include $(BUILD)/found.mk
@@ -34,11 +34,14 @@ LIBRARY := $(BUILD)/libllmc.a
 # The program stands beside the Makefile; a second build (sanitizers) keeps its own in its folder.
 TRAIN   := $(if $(filter build,$(BUILD)),train,$(BUILD)/train)
 
+# The CUDA compiler, where there is one: then `make` builds the GPU's plug-in too.
+NVCC ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+
 .PHONY: all $(WRAPPERS) tests syntax FORCE
 .DEFAULT_GOAL := all
 .SECONDARY:
 
-all: $(TRAIN)
+all: $(TRAIN) $(if $(NVCC),cuda)
 
 # ---- for people --------------------------------------------------------------------------------
 
@@ -62,6 +65,10 @@ asan:
 	    --run build/asan/run --overwrite
 	@$(MAKE) --no-print-directory $(ASAN) tests
 
+# The CUDA backend: backend_cuda.so by nvcc, and the same kernels as plug-ins with the simulator.
+cuda ptxas sim-backends:
+	@$(MAKE) --no-print-directory -f llmc/kernels/cuda.mk NVCC="$(NVCC)" $@
+
 # The CUDA simulator's own tests, in each of its builds (doc/cudasim.md); they need clang++ and g++.
 sim sim-asan sim-race:
 	@$(MAKE) --no-print-directory -f test/cudasim/cudasim.mk $@-selftest
@@ -71,7 +78,7 @@ bench:
 	$(BUILD)/bench
 
 clean:
-	rm -rf build train
+	rm -rf build train backend_cuda.so
 
 help:
 	@echo "make         build ./train"
@@ -79,6 +86,8 @@ help:
 	@echo "make test    install what is missing, build and run every test"
 	@echo "make asan    the tests and a short run under the sanitizers"
 	@echo "make bench   time the operations"
+	@echo "make cuda    build backend_cuda.so (plain make does too, where there is nvcc)"
+	@echo "make ptxas   registers, stack and shared memory of its kernels"
 	@echo "make sim     the CUDA simulator's own tests; also sim-asan, sim-race"
 	@echo "make clean   remove what was built"
 	@echo "CC=clang, CFLAGS=..., BUILD=folder change how it is built."

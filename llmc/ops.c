@@ -68,9 +68,11 @@ static void cpu_fill(struct Ops *ops) {
    its build folder, a test program in build/test. */
 static const char *const plugin_folders[] = {".", "build", "..", "../.."};
 
-/* Opens the plug-in's library; NULL with one sentence in `why`. */
+/* Opens the plug-in's library; NULL with one sentence in `why`, or with nothing in it: there is no
+   such file. */
 static void *plugin_load(const char *name, char *why, size_t capacity) {
     char program[3072], path[4096];
+    why[0] = '\0';
     ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
     program[length > 0 ? length : 0] = '\0';
     char *slash = strrchr(program, '/');
@@ -82,8 +84,6 @@ static void *plugin_load(const char *name, char *why, size_t capacity) {
         if (!library) snprintf(why, capacity, "%s", dlerror());
         return library;
     }
-    snprintf(why, capacity, "there is no backend_%s.so beside the program; `make %s` builds it", name,
-             strcmp(name, "cuda") == 0 ? "cuda" : "sim-backends");
     return NULL;
 }
 
@@ -120,7 +120,11 @@ const struct Ops *ops_open(const char *name, const char *dtype) {
         die_input("there is no dtype \"%s\"; known are auto, fp32, bf16, fp16", dtype);
     bool named = strcmp(name, "auto") != 0, cpu = strcmp(name, "cpu") == 0;
     if (!cpu && !plugin_open(&ops, named ? name : "cuda", dtype, text, sizeof text)) {
+        if (named && !text[0])
+            die_machine("backend %s: there is no backend_%s.so beside the program; `make %s` builds it",
+                        name, name, strcmp(name, "cuda") == 0 ? "cuda" : "sim-backends");
         if (named) die_machine("backend %s: %s", name, text);
+        if (text[0]) say("backend   cpu; not cuda: %s", text);
         cpu = true;
     }
     if (cpu && strcmp(dtype, "auto") != 0 && strcmp(dtype, "fp32") != 0)

@@ -1,128 +1,17 @@
 /* The whole program as a user meets it: runs ./train in a fresh directory and looks at exit codes,
    messages and files. Small runs of the built-in task, a fraction of a second each. */
-#include <cjson/cJSON.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
 #include "../llmc/rl/objectives.h"
-#include "test.h"
-
-static char train[8192], place[64];
+#include "program_rig.h"
 
 /* A short run: 6 warm steps, then RL; every choice that matters is on the line. */
 #define SMALL "--quiet --warm-start 6 --warm-batch 32 --prompts 4 --group 4 --minibatches 2 " \
               "--eval-prompts 3 --eval-samples 4 --eval-every 2 --save-every 2 --threads 2 " \
               "--rollouts-every 1 "
-
-static char output[1 << 16];
-
-/* Runs a shell line in the test's directory with $T as the program; stdout and stderr land in
-   `output`. Returns the exit code, 128 + signal if killed. */
-__attribute__((format(printf, 1, 2))) static int run(const char *format, ...) {
-    char line[8192], command[20000];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(line, sizeof line, format, arguments);
-    va_end(arguments);
-    snprintf(command, sizeof command, "cd %s && T=%s && { %s ; } 2>&1", place, train, line);
-    FILE *pipe = popen(command, "r");
-    assert_non_null(pipe);
-    size_t n = fread(output, 1, sizeof output - 1, pipe);
-    output[n] = 0;
-    int status = pclose(pipe);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
-/* Fails with what the program said. */
-#define RUN_OK(...)                                                                      \
-    do {                                                                                 \
-        int code_ = run(__VA_ARGS__);                                                    \
-        if (code_ != 0) fail_msg("exit code %d from: %s\n%s", code_, #__VA_ARGS__, output); \
-    } while (0)
-
-static char *read_file(const char *name, size_t *size) {
-    char path[4096];
-    snprintf(path, sizeof path, "%s/%s", place, name);
-    FILE *file = fopen(path, "rb");
-    if (!file) fail_msg("%s is missing", path);
-    fseek(file, 0, SEEK_END);
-    *size = (size_t)ftell(file);
-    rewind(file);
-    char *data = malloc(*size + 1);
-    assert_int_equal(fread(data, 1, *size, file), *size);
-    data[*size] = 0;
-    fclose(file);
-    return data;
-}
-
-static void assert_same_file(const char *a, const char *b) {
-    size_t size_a, size_b;
-    char *data_a = read_file(a, &size_a), *data_b = read_file(b, &size_b);
-    if (size_a != size_b || memcmp(data_a, data_b, size_a) != 0) fail_msg("%s and %s differ", a, b);
-    free(data_a), free(data_b);
-}
-
-/* ---- logs ----------------------------------------------------------------------------------------- */
-
-static bool is_timing(const char *key) {
-    return strncmp(key, "timing/", 7) == 0 || strncmp(key, "perf/", 5) == 0 ||
-           strcmp(key, "step_time") == 0;
-}
-
-/* The lines of a log as one JSON array without timings. */
-static cJSON *read_log(const char *name) {
-    size_t size;
-    char *text = read_file(name, &size), *rest = text, *line;
-    cJSON *lines = cJSON_CreateArray();
-    while ((line = strsep(&rest, "\n")) && *line) {
-        cJSON *object = cJSON_Parse(line);
-        if (!object) fail_msg("%s: not JSON: %s", name, line);
-        for (cJSON *item = object->child, *next; item; item = next) {
-            next = item->next;
-            if (is_timing(item->string)) cJSON_Delete(cJSON_DetachItemViaPointer(object, item));
-        }
-        cJSON_AddItemToArray(lines, object);
-    }
-    free(text);
-    return lines;
-}
-
-static void assert_same_log(const char *a, const char *b) {
-    cJSON *log_a = read_log(a), *log_b = read_log(b);
-    assert_true(cJSON_GetArraySize(log_a) > 0);
-    char *text_a = cJSON_Print(log_a), *text_b = cJSON_Print(log_b);
-    if (strcmp(text_a, text_b) != 0) fail_msg("%s and %s differ", a, b);
-    free(text_a), free(text_b);
-    cJSON_Delete(log_a), cJSON_Delete(log_b);
-}
-
-/* Key of the line with this step; NaN if there is none. */
-static double logged(const cJSON *log, int step, const char *key) {
-    const cJSON *line;
-    cJSON_ArrayForEach(line, log) {
-        const cJSON *value = cJSON_GetObjectItem(line, key);
-        if (cJSON_GetObjectItem(line, "step")->valueint == step && cJSON_IsNumber(value))
-            return value->valuedouble;
-    }
-    return NAN;
-}
-
-/* The weights and moments a run ended with. */
-static void assert_same_end(const char *a, const char *b, int step) {
-    static const char *const files[] = {"model.safetensors", "optimizer.safetensors"};
-    for (int i = 0; i < 2; i++) {
-        char path_a[256], path_b[256];
-        snprintf(path_a, sizeof path_a, "%s/checkpoints/step_%06d/%s", a, step, files[i]);
-        snprintf(path_b, sizeof path_b, "%s/checkpoints/step_%06d/%s", b, step, files[i]);
-        assert_same_file(path_a, path_b);
-    }
-}
 
 /* ---- tests ------------------------------------------------------------------------------------------ */
 
@@ -133,6 +22,33 @@ static void test_two_runs_are_equal(void **state) {
     assert_same_log("equal-a/metrics.jsonl", "equal-b/metrics.jsonl");
     assert_same_log("equal-a/rollouts.jsonl", "equal-b/rollouts.jsonl");
     assert_same_end("equal-a", "equal-b", 4);
+}
+
+/* Another run's completions give that run; other options, or more steps, are told which line. */
+static void test_replay(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--steps 3 --run replay-a");
+    RUN_OK("$T " SMALL "--steps 3 --run replay-b --replay replay-a/rollouts.jsonl");
+    assert_same_log("replay-a/rollouts.jsonl", "replay-b/rollouts.jsonl");
+    assert_same_end("replay-a", "replay-b", 3);
+    static const struct {
+        const char *options, *message;
+    } cases[] = {
+        {"--steps 1 --seed 2 --replay replay-a/rollouts.jsonl", "rollouts.jsonl:1: the prompt is"},
+        {"--steps 4 --replay replay-a/rollouts.jsonl", "fewer completions of step 4"},
+        {"--steps 3 --replay replay-a/metrics.jsonl", "metrics.jsonl:"},
+        {"--steps 3 --replay /no/such", "No such file"},
+        {"--steps 3 --objective dapo --replay replay-a/rollouts.jsonl", "--group-filter off"},
+        {"--steps 1 --max-tokens 1 --replay replay-a/rollouts.jsonl", "more than 1 entries"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int code = run("$T " SMALL "--run replay-c --overwrite %s", cases[i].options);
+        if (code != 2 || !strstr(output, cases[i].message))
+            fail_msg("%s: exit code %d\n%s", cases[i].options, code, output);
+    }
+    RUN_OK("sed 's/\"tokens\": .[0-9]*/\"tokens\": [9999/' replay-a/rollouts.jsonl > bad.jsonl");
+    assert_int_equal(run("$T " SMALL "--run replay-c --overwrite --steps 1 --replay bad.jsonl"), 2);
+    assert_non_null(strstr(output, "bad.jsonl:1: token 0 is not an id"));
 }
 
 static void test_seed_changes_the_run(void **state) {
@@ -472,30 +388,10 @@ static void test_sigkill_at_random_moments(void **state) {
     assert_same_log("killed/metrics.jsonl", "unkilled/metrics.jsonl");
 }
 
-/* ---- the place ------------------------------------------------------------------------------------------ */
-
-static int make_place(void **state) {
-    (void)state;
-    char self[4096], beside[4096];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n < 0) return -1;
-    self[n] = 0;
-    snprintf(beside, sizeof beside, "%.4000s", dirname(dirname(self)));   /* the build folder */
-    snprintf(train, sizeof train, "%s/train", beside);
-    if (access(train, X_OK) != 0) snprintf(train, sizeof train, "%s/../train", beside);
-    if (access(train, X_OK) != 0) return -1;
-    snprintf(place, sizeof place, "/tmp/policy-test-XXXXXX");
-    return mkdtemp(place) ? 0 : -1;
-}
-
-static int remove_place(void **state) {
-    (void)state;
-    return run("cd / && rm -rf %s", place);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_two_runs_are_equal),
+        cmocka_unit_test(test_replay),
         cmocka_unit_test(test_seed_changes_the_run),
         cmocka_unit_test(test_resume_is_bitwise),
         cmocka_unit_test(test_micro_batches_do_not_matter),

@@ -78,7 +78,7 @@ static const struct Option table[] = {
     REAL("temperature", temperature, 0.01, 100, 1, HOW, "of sampling and of the objective"),
     WHOLE("max-tokens", max_tokens, 0, 1048576, 0, HOW, "longest completion; 0 = the task's"),
     WORD("old-logp", old_logp, "auto", "auto sampled scored", HOW,
-         "the ratio's denominator: noted when sampling, or scored; auto = scored below fp32"),
+         "the ratio's denominator, as sampled or scored anew; auto = scored below fp32"),
 
     WORD("entropy-control", entropy_control, "", NULL, ENTROPY, "replaces the objective's"),
     WORD("scale", scale, "", "tiny llm", ENTROPY,
@@ -118,6 +118,8 @@ static const struct Option table[] = {
     WHOLE("keep", keep, 0, MANY, 2, RUN, "checkpoints to keep; 0 = all"),
     WHOLE("rollouts-every", rollouts_every, 0, MANY, 10, RUN,
           "RL steps between those whose completions go to rollouts.jsonl; 0 = none"),
+    WORD("replay", replay, "", NULL, RUN,
+         "take completions from this rollouts.jsonl instead of sampling"),
     {"config", CONFIG, 0, 0, 0, 0, NULL, NULL, RUN,
      "options from a JSON file; what follows on the line replaces them"},
     FLAG("dry-run", dry_run, RUN, "print the plan and stop"),
@@ -125,7 +127,7 @@ static const struct Option table[] = {
     FLAG("help", help, RUN, "print this and stop"),
 
     WORD("backend", backend, "auto", "auto cpu cuda sim sim-asan sim-race", MACHINE,
-         "what computes; auto = cuda where there is a GPU; sim = its kernels in the simulator"),
+         "what computes; auto = cuda where there is a GPU, else cpu"),
     WORD("dtype", dtype, "auto", "auto bf16 fp16 fp32", MACHINE,
          "of weights and activations; auto = bf16 on a GPU, fp32 on the CPU"),
     WORD("recompute", recompute, "none", "none mlp layer", MACHINE,

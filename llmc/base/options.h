@@ -47,6 +47,7 @@ struct Options {
     char resume[OPTION_TEXT];
     int64_t save_every, keep;
     int64_t rollouts_every;
+    char replay[OPTION_TEXT];
     /* the machine */
     char backend[OPTION_TEXT], dtype[OPTION_TEXT], recompute[OPTION_TEXT];
     int64_t seed, threads, decode_rows, micro_tokens;   /* 0 = chosen by the program */

@@ -1,11 +1,9 @@
-# The CUDA backend: by nvcc as backend_cuda.so, and as the simulator's plug-ins, from the same files.
-# Included by the Makefile, or used alone: make -f llmc/kernels/cuda.mk cuda
+# The CUDA backend, two ways from the same files: by nvcc as backend_cuda.so, and with the simulator
+# as backend_sim*.so. Called by the Makefile; alone: make -f llmc/kernels/cuda.mk cuda
 #
-#   cuda           backend_cuda.so beside ./train (needs nvcc)
-#   sim-backends   build/backend_sim.so, backend_sim-asan.so, backend_sim-race.so (need clang++, g++)
-#   cuda-check     compiles every file for sm_80, sm_90a and the newest architecture nvcc knows, each
-#                  element type, warnings as errors
-#   ptxas          registers, spills and shared memory of every kernel
+#   cuda           backend_cuda.so beside ./train, warnings as errors (needs nvcc 12 or newer)
+#   ptxas          registers, stack and shared memory of its kernels
+#   sim-backends   build/backend_sim.so, backend_sim-asan.so, backend_sim-race.so (clang++ and g++)
 
 CUDA_FOLDER := llmc/kernels
 CUDA_DTYPES := fp32 bf16 fp16
@@ -13,9 +11,9 @@ CUDA_DEFINES_fp32 := -DBACKEND_FLOATX=float -DBACKEND_DTYPE=fp32
 CUDA_DEFINES_bf16 := -DBACKEND_FLOATX=__nv_bfloat16 -DBACKEND_DTYPE=bf16
 CUDA_DEFINES_fp16 := -DBACKEND_FLOATX=__half -DBACKEND_DTYPE=fp16
 
-# Compiled once per element type, and once.
-CUDA_TYPED := $(filter-out %/cuda_device.cu %/comm.cu,$(sort $(wildcard $(CUDA_FOLDER)/*.cu)))
-CUDA_ONCE := $(sort $(wildcard $(CUDA_FOLDER)/cuda_device.cu $(CUDA_FOLDER)/comm.cu))
+# Compiled once per element type; and once.
+CUDA_ONCE := $(addprefix $(CUDA_FOLDER)/,cuda_device.cu comm.cu)
+CUDA_TYPED := $(filter-out $(CUDA_ONCE),$(sort $(wildcard $(CUDA_FOLDER)/*.cu)))
 
 # ---- the simulator's plug-ins ----
 
@@ -26,6 +24,52 @@ SIM_DEFINES_fp16 := $(CUDA_DEFINES_fp16)
 include test/cudasim/cudasim.mk
 $(eval $(call sim_plugin,backend,$(CUDA_DTYPES),$(CUDA_TYPED),$(CUDA_ONCE)))
 
-SIM_BACKENDS := $(SIM_MODES:%=$(BUILD)/backend_%.so)
-.PHONY: cuda sim-backends cuda-check ptxas
-sim-backends: $(SIM_BACKENDS)
+.PHONY: cuda ptxas sim-backends
+sim-backends: $(SIM_MODES:%=$(BUILD)/backend_%.so)
+
+# ---- the GPU's plug-in ----
+
+# Machine code for the GPUs of this machine; without one, for A100, for Hopper, and for the newest
+# GPU this nvcc knows, with PTX for what lies between and after. CUDA_ARCHS="80 90a" overrides.
+comma := ,
+CUDA_PRESENT = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
+    tr -d . | sed 's/^90$$/90a/' | sort -u)
+CUDA_NEWEST = $(shell $(NVCC) --list-gpu-arch | sed -n 's/^compute_\([0-9]*\)$$/\1/p' | sort -n | \
+    tail -n 1)
+CUDA_ARCHS ?= $(or $(CUDA_PRESENT),80 90a $(CUDA_NEWEST))
+CUDA_GENCODE = $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+    $(addprefix -gencode arch=compute_80$(comma)code=compute_,$(filter 80,$(CUDA_ARCHS)))
+
+NVCC_FLAGS = -std=c++17 -O3 -lineinfo -Werror all-warnings -DBACKEND_NAME='"cuda"' \
+    -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra $(CUDA_GENCODE) --threads 2
+CUDA_LIBRARIES = $(dir $(realpath $(shell command -v $(NVCC))))../lib64
+
+CUDA_OBJECTS := $(foreach t,$(CUDA_DTYPES),$(CUDA_TYPED:$(CUDA_FOLDER)/%.cu=$(BUILD)/cuda/$(t)/%.o)) \
+    $(CUDA_ONCE:$(CUDA_FOLDER)/%.cu=$(BUILD)/cuda/once/%.o)
+
+define cuda_rules
+$(BUILD)/cuda/$(1)/%.o: $(CUDA_FOLDER)/%.cu $(BUILD)/cuda/flags
+	@mkdir -p $$(@D)
+	$$(NVCC) $$(NVCC_FLAGS) $(CUDA_DEFINES_$(1)) -MMD -MP -MF $$@.d -c $$< -o $$@
+endef
+$(foreach t,once $(CUDA_DTYPES),$(eval $(call cuda_rules,$(t))))
+
+# Changes when the compile command does: another GPU, another toolkit.
+$(BUILD)/cuda/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(NVCC) $(subst ','\'',$(NVCC_FLAGS))' | cmp -s - $@ || \
+	    echo '$(NVCC) $(subst ','\'',$(NVCC_FLAGS))' > $@
+.PHONY: FORCE
+
+# The runtime is linked in; of the toolkit's libraries only cuBLASLt is needed at run time. NCCL is
+# looked for when there is more than one rank.
+CUDA_PLUGIN := $(if $(filter build,$(BUILD)),,$(BUILD)/)backend_cuda.so
+$(CUDA_PLUGIN): $(CUDA_OBJECTS)
+	$(NVCC) -shared $(CUDA_GENCODE) -o $@ $^ -lcublasLt -ldl \
+	    -Xlinker -rpath,$(CUDA_LIBRARIES)
+cuda: $(CUDA_PLUGIN)
+
+ptxas: $(CUDA_PLUGIN)
+	@sh scripts/ptxas.sh $(CUDA_PLUGIN)
+
+-include $(wildcard $(BUILD)/cuda/*/*.d)

@@ -179,7 +179,11 @@ void experience_collect(struct Experience *e, struct Sampler *sampler,
             .prompt_start = prompts.start, .ordinal = prompts.ordinal, .seed = o->seed,
             .purpose = RNG_SAMPLE, .temperature = o->temperature, .max_tokens = o->max_tokens,
             .end_of_text = o->tokenizer->end_of_text};
-        sampler_generate(sampler, weights, &request, &rollout, workspace);
+        if (o->replay)
+            replay_rollout(o->replay, o->step, &request, prompts.text, o->tokenizer->vocab_size,
+                           &rollout);
+        else
+            sampler_generate(sampler, weights, &request, &rollout, workspace);
         double generated = seconds();
         for (int g = 0; g < o->prompts; g++, groups++) {
             bool full = e->count == wanted;   /* generated and measured, but not learnt from */

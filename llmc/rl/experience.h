@@ -8,6 +8,7 @@
 #define LLMC_EXPERIENCE_H
 
 #include "objectives.h"
+#include "replay.h"
 #include "rollout.h"
 #include "tasks.h"
 #include "update.h"
@@ -43,6 +44,8 @@ struct CollectOptions {
     float temperature;
     bool filter;                     /* drop groups of equal rewards and refill ... */
     int filter_rounds;               /* ... with at most this many rounds of generation */
+    struct Replay *replay;           /* where completions come from instead of sampling, or NULL ... */
+    int64_t step;                    /* ... and which step's; no filter then */
 };
 
 /* Rollouts of prompts number *ordinal, *ordinal + 1, ... (advanced) with their rewards. With the

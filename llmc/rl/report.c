@@ -214,6 +214,7 @@ static void write_rollouts(struct Jsonl *log, int64_t step, const struct Experie
         jsonl_number(log, "reward", e->reward[i]);
         jsonl_number(log, "advantage", e->advantage[i]);
         jsonl_boolean(log, "ended", e->ended[i]);
+        jsonl_integers(log, "tokens", e->token + e->start[i + 1] - e->length[i], e->length[i]);
         jsonl_numbers(log, "logp", e->logp + at, e->length[i]);
         jsonl_numbers(log, "entropy", e->entropy + at, e->length[i]);
         jsonl_end(log);

@@ -113,9 +113,7 @@ void sampler_load_weights(struct Sampler *s, const struct Weights *weights) {
 
 /* ---- the rollout's memory ------------------------------------------------------------------- */
 
-/* Makes room for every completion at its longest. Until rollout_pack, completion i lies at
-   i * max_tokens and start[i + 1] counts its tokens. */
-static void rollout_clear(struct Rollout *out, const struct RolloutRequest *request) {
+void rollout_clear(struct Rollout *out, const struct RolloutRequest *request) {
     size_t count = (size_t)request->num_prompts * (size_t)request->group;
     size_t tokens = count * (size_t)request->max_tokens;
     assert(tokens <= INT_MAX);
@@ -135,8 +133,8 @@ static void rollout_clear(struct Rollout *out, const struct RolloutRequest *requ
     out->steps = out->prefill_tokens = out->decoded_tokens = 0;
 }
 
-/* Moves the completions together; each goes to the left or stays. */
-static void rollout_pack(struct Rollout *out, int max_tokens) {
+/* Each completion goes to the left or stays. */
+void rollout_pack(struct Rollout *out, int max_tokens) {
     for (int i = 0; i < out->count; i++) {
         size_t from = (size_t)i * (size_t)max_tokens, to = (size_t)out->start[i];
         size_t length = (size_t)out->start[i + 1];

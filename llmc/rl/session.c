@@ -330,6 +330,14 @@ static void choose_warm_start(struct Session *s) {
     if (loaded && !options_given(&s->options, "warm-start")) s->options.warm_start = 0;
 }
 
+static void choose_replay(struct Session *s) {
+    if (!s->options.replay[0]) return;
+    if (s->objective.filter)
+        die_input("--replay has the completions that were kept, and --group-filter on would ask for "
+                  "more; set --group-filter off");
+    s->replay = replay_open(s->options.replay);
+}
+
 void session_open(struct Session *s, int argc, char **argv) {
     *s = (struct Session){0};
     session_choose(s, argc, argv);
@@ -340,6 +348,7 @@ void session_open(struct Session *s, int argc, char **argv) {
     choose_model(s);
     choose_warm_start(s);
     choose_sizes(s);
+    choose_replay(s);
     plan_memory(s);
     note_settings(s);
     if (s->run[0] && !s->options.dry_run) session_open_run(s);
@@ -365,7 +374,7 @@ struct CollectOptions session_collect_options(const struct Session *s) {
         .task = s->task, .tokenizer = &s->tokenizer, .seed = (uint64_t)o->seed,
         .prompts = (int)o->prompts, .group = (int)o->group, .max_tokens = s->max_tokens,
         .temperature = (float)o->temperature, .filter = s->objective.filter,
-        .filter_rounds = (int)o->filter_rounds};
+        .filter_rounds = (int)o->filter_rounds, .replay = s->replay, .step = s->state.step + 1};
 }
 
 static void save_to(struct Session *s, const char *directory, int keep) {
@@ -420,5 +429,6 @@ void session_close(struct Session *s) {
     if (s->run[0]) report_close(&s->report);
     unreserve(s);
     experience_free(&s->experience);
+    replay_close(s->replay);
     model_free(s->model);
 }

@@ -47,6 +47,7 @@ struct Session {
     struct EntropyState entropy;
     struct TrainerState state;
     struct Experience experience;
+    struct Replay *replay;           /* NULL: completions are sampled */
     struct Report report;
     char run[4096];                  /* the run directory; "" when nothing is written */
     char checkpoint[4096];           /* where weights come from; "" = drawn */

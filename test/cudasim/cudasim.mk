@@ -71,8 +71,11 @@ define sim_source_rules
 $(BUILD)/$(1)/$(2)/%.cc: %.cu $(BUILD)/cu2cpp
 	@mkdir -p $$(@D)
 	$(BUILD)/cu2cpp $$< $$@ $$@.d
-$(BUILD)/$(1)/$(2)/%.o: $(BUILD)/$(1)/$(2)/%.cc
-	$(SIM_CXX_$(1)) $(SIM_FLAGS) $(SIM_KERNEL_$(1)) $(SIM_DEFINES_$(2)) -DBACKEND_NAME='"$(1)"' -MMD -MP -c $$< -o $$@
+# from the .cu itself, so that an X.c beside X.cu is not taken for it
+$(BUILD)/$(1)/$(2)/%.o: %.cu $(BUILD)/cu2cpp
+	@mkdir -p $$(@D)
+	$(BUILD)/cu2cpp $$< $$(@:.o=.cc) $$(@:.o=.cc).d
+	$(SIM_CXX_$(1)) $(SIM_FLAGS) $(SIM_KERNEL_$(1)) $(SIM_DEFINES_$(2)) -DBACKEND_NAME='"$(1)"' -MMD -MP -c $$(@:.o=.cc) -o $$@
 	$$(SIM_AFTER_$(1))
 $(BUILD)/$(1)/$(2)/%.o: %.cc
 	@mkdir -p $$(@D)

@@ -1,0 +1,107 @@
+#include "replay.h"
+
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../base/check.h"
+
+struct Replay {
+    FILE *file;
+    char path[4096];
+    char *line;         /* the last one read */
+    size_t capacity;
+    long number;        /* of the line, from 1 */
+};
+
+struct Replay *replay_open(const char *path) {
+    struct Replay *r = check_alloc(1, sizeof *r, "a replay");
+    check_path(r->path, sizeof r->path, "%s", path);
+    r->file = fopen(path, "r");
+    if (!r->file) die_input("--replay %s: %s", path, strerror(errno));
+    return r;
+}
+
+void replay_close(struct Replay *r) {
+    if (!r) return;
+    fclose(r->file);
+    free(r->line);
+    free(r);
+}
+
+/* The next line of step `step`, parsed; the caller deletes it. */
+static cJSON *next_of_step(struct Replay *r, int64_t step) {
+    while (getline(&r->line, &r->capacity, r->file) >= 0) {
+        r->number++;
+        cJSON *object = cJSON_Parse(r->line);
+        const cJSON *of = cJSON_GetObjectItemCaseSensitive(object, "step");
+        if (!cJSON_IsNumber(of))
+            die_input("%s:%ld: not a JSON object with a number \"step\"", r->path, r->number);
+        if (of->valuedouble == (double)step) return object;
+        if (of->valuedouble > (double)step) break;
+        cJSON_Delete(object);
+    }
+    die_input("%s: fewer completions of step %lld than this run has; record with the same --prompts, "
+              "--group and --steps, and --rollouts-every 1", r->path, (long long)step);
+}
+
+/* A list of numbers into out [most]; returns how many. Others than the tokens may hold null (not a
+   finite number), which becomes NaN. */
+static int read_list(const struct Replay *r, const cJSON *object, const char *key, double *out,
+                     int most) {
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(object, key), *item;
+    int n = 0;
+    if (!cJSON_IsArray(list)) die_input("%s:%ld: there is no list \"%s\"", r->path, r->number, key);
+    cJSON_ArrayForEach(item, list) {
+        if (n == most)
+            die_input("%s:%ld: \"%s\" has more than %d entries, the longest completion here",
+                      r->path, r->number, key, most);
+        out[n++] = cJSON_IsNumber(item) ? item->valuedouble : NAN;
+    }
+    return n;
+}
+
+static void check_prompt(const struct Replay *r, const cJSON *object, const char *prompt) {
+    const cJSON *text = cJSON_GetObjectItemCaseSensitive(object, "prompt");
+    if (!cJSON_IsString(text) || strcmp(text->valuestring, prompt) != 0)
+        die_input("%s:%ld: the prompt is not \"%s\", which this run has here; replay with the "
+                  "--task, --seed, --prompts and --group of the recorded run", r->path, r->number,
+                  prompt);
+}
+
+/* One completion to its place in the rollout; list: room for max_tokens numbers. */
+static void read_completion(const struct Replay *r, const cJSON *object, int i,
+                            const struct RolloutRequest *request, int V, struct Rollout *out,
+                            double *list) {
+    size_t at = (size_t)i * (size_t)request->max_tokens;
+    int n = read_list(r, object, "tokens", list, request->max_tokens);
+    for (int k = 0; k < n; k++) {
+        if (!(list[k] >= 0 && list[k] < V && list[k] == floor(list[k])))
+            die_input("%s:%ld: token %d is not an id in 0..%d", r->path, r->number, k, V - 1);
+        out->token[at + (size_t)k] = (int)list[k];
+    }
+    if (n == 0 || read_list(r, object, "logp", list, request->max_tokens) != n)
+        die_input("%s:%ld: needs as many \"logp\" as \"tokens\", and one at least", r->path,
+                  r->number);
+    for (int k = 0; k < n; k++) out->logp[at + (size_t)k] = (float)list[k];
+    if (read_list(r, object, "entropy", list, request->max_tokens) != n)
+        die_input("%s:%ld: needs as many \"entropy\" as \"tokens\"", r->path, r->number);
+    for (int k = 0; k < n; k++) out->entropy[at + (size_t)k] = (float)list[k];
+    out->start[i + 1] = n;
+    out->ended[i] = out->token[at + (size_t)n - 1] == request->end_of_text;
+}
+
+void replay_rollout(struct Replay *r, int64_t step, const struct RolloutRequest *request,
+                    char (*prompt)[TASK_TEXT], int V, struct Rollout *out) {
+    double *list = check_alloc((size_t)request->max_tokens, sizeof *list, "a replay");
+    rollout_clear(out, request);
+    for (int i = 0; i < out->count; i++) {
+        cJSON *object = next_of_step(r, step);
+        check_prompt(r, object, prompt[i / request->group]);
+        read_completion(r, object, i, request, V, out, list);
+        cJSON_Delete(object);
+    }
+    rollout_pack(out, request->max_tokens);
+    free(list);
+}
