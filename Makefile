@@ -120,7 +120,7 @@ $(LIBRARY): $(OBJECTS)
 $(TRAIN): $(BUILD)/train_gpt2.o $(LIBRARY)
 	$(COMPILE) $^ $(LIBS) -o $@
 
-$(BUILD)/bench: $(BUILD)/dev/bench.o $(LIBRARY)
+$(BUILD)/bench $(BUILD)/bench_backend: $(BUILD)/%: $(BUILD)/dev/%.o $(LIBRARY)
 	$(COMPILE) $^ $(LIBS) -o $@
 
 $(BUILD)/test/%: $(BUILD)/test/%.o $(LIBRARY)

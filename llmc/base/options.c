@@ -78,7 +78,7 @@ static const struct Option table[] = {
     REAL("temperature", temperature, 0.01, 100, 1, HOW, "of sampling and of the objective"),
     WHOLE("max-tokens", max_tokens, 0, 1048576, 0, HOW, "longest completion; 0 = the task's"),
     WORD("old-logp", old_logp, "auto", "auto sampled scored", HOW,
-         "the ratio's denominator, as sampled or scored anew; auto = scored below fp32"),
+         "the ratio's denominator: as sampled, or scored; auto = scored below fp32"),
 
     WORD("entropy-control", entropy_control, "", NULL, ENTROPY, "replaces the objective's"),
     WORD("scale", scale, "", "tiny llm", ENTROPY,

@@ -2,20 +2,6 @@
 
 #include <math.h>
 
-/* The finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection in which every input bit
-   changes about half of the output's. */
-static uint64_t mix(uint64_t x) {
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-    return x ^ (x >> 31);
-}
-
-void rng_key(uint32_t key[2], uint64_t seed, enum RngPurpose purpose) {
-    uint64_t folded = mix(mix(seed + 0x9E3779B97F4A7C15u) + (uint64_t)purpose);
-    key[0] = (uint32_t)folded;
-    key[1] = (uint32_t)(folded >> 32);
-}
-
 /* Counter: (block number, 0, ordinal's upper half, ordinal's lower half). */
 void rng_open(struct Rng *rng, uint64_t seed, enum RngPurpose purpose, uint64_t ordinal) {
     *rng = (struct Rng){.used = 4};

@@ -44,8 +44,20 @@ RNG_INLINE void philox(uint32_t out[4], const uint32_t counter[4], const uint32_
     out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
+/* The finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection in which every input bit
+   changes about half of the output's. */
+RNG_INLINE uint64_t rng_mix(uint64_t x) {
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
 /* key[2] of a purpose: the 64-bit seed is folded so that every bit of it counts. */
-void rng_key(uint32_t key[2], uint64_t seed, enum RngPurpose purpose);
+RNG_INLINE void rng_key(uint32_t key[2], uint64_t seed, enum RngPurpose purpose) {
+    uint64_t folded = rng_mix(rng_mix(seed + 0x9E3779B97F4A7C15u) + (uint64_t)purpose);
+    key[0] = (uint32_t)folded;
+    key[1] = (uint32_t)(folded >> 32);
+}
 
 /* A uniform number strictly inside (0, 1): (bits + 1/2) / 2^23 from the upper 23 bits. A 24th would
    leave no place for the half in a float's significand, and the largest would round to 1. */

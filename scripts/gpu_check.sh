@@ -1,0 +1,141 @@
+#!/bin/sh
+# gpu_check.sh [BACKEND]: everything there is to know about this tree on a machine with a GPU, in one
+# call of under nine minutes: builds, runs every test of the kernels on the device in each element
+# type, the small ones under compute-sanitizer, trains the built-in task on the GPU beside the CPU,
+# runs the benchmarks, and prints a short table last. Exit code 1 if any test failed.
+#
+# Needs the CUDA toolkit and the project's libraries; works without .git. Logs: build/gpu_check/.
+# BACKEND sim runs the same steps on the simulator: that checks this script, not a GPU.
+set -u
+cd "$(dirname "$0")/.."
+backend=${1:-cuda}
+logs=build/gpu_check
+table=$logs/table
+mkdir -p $logs
+: >$table
+begun=$(date +%s)
+failed=0
+jobs=$(nproc)
+export OMP_WAIT_POLICY=passive
+
+elapsed() { echo $(($(date +%s) - begun)); }
+row() { printf '%-34s %s\n' "$1" "$2" | tee -a $table; }
+# left SECONDS: is there so much of the nine minutes left? Else the step is named as left out.
+left() {
+    [ $(($(elapsed) + $1)) -le 530 ] && return 0
+    row "$2" "left out: $(elapsed) s used"
+    return 1
+}
+
+# ---- build ----
+row "date, commit" "$(date -u +%Y-%m-%dT%H:%MZ) $(git rev-parse --short HEAD 2>/dev/null || echo '(no git)')"
+if [ "$backend" = cuda ]; then
+    row "GPU" "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | head -n 1)"
+    target=cuda
+    nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
+    row "toolkit" "$($nvcc --version | sed -n 's/^Cuda compilation tools, //p')"
+else
+    target=sim-backends
+fi
+kernel_tests="test_ops_dense test_attention test_head test_decode_ops test_adamw test_rollout"
+programs=""
+for t in $kernel_tests test_comm test_model; do programs="$programs build/test/$t"; done
+if ! make -j"$jobs" $target >$logs/build.log 2>&1 ||
+    ! make -j"$jobs" train $programs build/bench_backend >>$logs/build.log 2>&1; then
+    tail -n 30 $logs/build.log
+    row "build" "FAILED, see $logs/build.log"
+    exit 1
+fi
+row "build" "$(elapsed) s"
+
+# ---- tests ----
+# run_test NAME DTYPE: one program on the device; counts by its own lines.
+run_test() {
+    log=$logs/$1.$2.log
+    timeout 120 build/test/"$1" "$backend" "$2" >"$log" 2>&1
+    status=$?
+    good=$(grep -c '^\[ *OK *\]' "$log")
+    if [ $status = 0 ]; then
+        printf '%s: %d passed\n' "$1 $2" "$good"
+    else
+        failed=$((failed + 1))
+        printf '%s: FAILED (exit %d, %d passed)\n' "$1 $2" $status "$good"
+        grep -E 'ERROR|error|FAILED' "$log" | head -n 8
+    fi
+    total=$((total + good))
+}
+for dtype in fp32 bf16 fp16; do
+    total=0 before=$failed
+    for t in $kernel_tests; do run_test "$t" $dtype; done
+    row "tests on the device, $dtype" "$total passed, $((failed - before)) programs failed"
+done
+total=0 before=$failed
+run_test test_model fp32
+run_test test_comm fp32
+row "model and communication, fp32" "$total passed, $((failed - before)) programs failed"
+
+# ---- compute-sanitizer, on small shapes ----
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+sanitize() { # TOOL PROGRAM DTYPE PATTERN
+    left 45 "$1 $2 $3" || return
+    log=$logs/sanitizer.$1.$2.$3.log
+    POLICY_TEST_SMALL=1 timeout 100 "$sanitizer" --tool "$1" --error-exitcode 9 \
+        build/test/"$2" "$backend" "$3" "$4" >"$log" 2>&1
+    status=$?
+    case $status in
+    0) result=clean ;;
+    124) result="not finished in 100 s" ;;
+    *) result="FAILED (exit $status)" failed=$((failed + 1)) ;;
+    esac
+    row "$1 $2 $3" "$result"
+}
+if [ "$backend" = cuda ] && [ -n "$sanitizer" ]; then
+    for tool in memcheck racecheck; do
+        sanitize $tool test_ops_dense bf16 '*norm*'
+        sanitize $tool test_attention bf16 '*small*'
+        sanitize $tool test_decode_ops bf16 '*bits*'
+        sanitize $tool test_head bf16 '*zero*'
+    done
+else
+    row "compute-sanitizer" "not run: $([ "$backend" = cuda ] && echo not installed || echo simulator)"
+fi
+
+# ---- the built-in task ----
+# train_row NAME OPTIONS...: the last evaluation and the speed of a short run.
+train_row() {
+    name=$1
+    shift
+    left 60 "train $name" || return
+    steps=100 warm=300
+    [ "$backend" = cuda ] || { steps=2 warm=3; set -- "$@" --prompts 2 --group 4 --warm-batch 16; }
+    run=build/gpu_check/run-$name
+    if timeout 150 ./train "$@" --quiet --overwrite --run "$run" --warm-start $warm \
+        --steps $steps --eval-every $steps --eval-prompts 50 --eval-samples 16 --save-every 0 \
+        >$logs/train-"$name".log 2>&1; then
+        speed=$(sed -n 's/.*"perf\/gen_tok_s": \([^,}]*\).*/\1/p' "$run"/metrics.jsonl | tail -n 1)
+        step=$(sed -n 's/.*"step_time": \([^,}]*\).*/\1/p' "$run"/metrics.jsonl | tail -n 1)
+        pass=$(sed -n 's/.*"eval\/pass@1": \([^,}]*\).*/\1/p' "$run"/metrics.jsonl | tail -n 1)
+        difference=$(sed -n 's/.*logp_difference\/max": \([^,}]*\).*/\1/p' "$run"/metrics.jsonl |
+            tail -n 1)
+        row "train $name" "$speed tokens/s sampled, $step s a step, pass@1 $pass, |dlogp| $difference"
+    else
+        failed=$((failed + 1))
+        tail -n 5 $logs/train-"$name".log
+        row "train $name" "FAILED"
+    fi
+}
+train_row cpu --backend cpu
+for dtype in fp32 bf16 fp16; do train_row "$backend-$dtype" --backend "$backend" --dtype $dtype; done
+
+# ---- benchmarks ----
+if left 30 benchmarks; then
+    timeout $((535 - $(elapsed))) build/bench_backend "$backend" bf16 2>&1 | tee $logs/bench.log
+fi
+
+echo
+echo "==== $backend, $(elapsed) s ===="
+cat $table
+echo
+cat $logs/bench.log 2>/dev/null
+[ $failed = 0 ] || echo "$failed programs FAILED; logs in $logs"
+[ $failed = 0 ]
