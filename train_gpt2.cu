@@ -129,6 +129,7 @@ static void learn(struct Session *s, const struct TrainingSet *set, const int *p
     if (!update.made) return;   /* the filter or the overlong mask left nothing to learn from */
     count_skipped(s, &update, report->step);
     report->skipped += update.skipped;
+    report->overflows += update.overflows;
     bool first = report->updates++ == 0; /* nothing was updated yet: same policy */
     if (first && stats.tokens > 0 && !s->scores_old) {
         report->logp_difference_mean = stats.old_difference / stats.tokens;
@@ -196,6 +197,7 @@ static void step(struct Session *s) {
     s->state.step++;
     report.seconds_step = seconds() - begin;
     report.num_tokens = s->state.num_tokens;
+    report.loss_scale = trainer_progress(s->trainer).loss_scale;
     report.train_flops = report.train_tokens * model_flops_per_token(s->model, s->shape.max_T);
     report.peak_memory_gb = peak_memory_gb();
     bool ends_phase = s->state.step == s->phases[s->state.phases_begun - 1].end;

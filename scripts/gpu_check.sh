@@ -79,8 +79,8 @@ sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanit
 sanitize() { # TOOL PROGRAM DTYPE PATTERN
     left 45 "$1 $2 $3" || return
     log=$logs/sanitizer.$1.$2.$3.log
-    POLICY_TEST_SMALL=1 timeout 100 "$sanitizer" --tool "$1" --error-exitcode 9 \
-        build/test/"$2" "$backend" "$3" "$4" >"$log" 2>&1
+    timeout 100 "$sanitizer" --tool "$1" --error-exitcode 9 \
+        build/test/"$2" "$backend" "$3" "$4" small >"$log" 2>&1
     status=$?
     case $status in
     0) result=clean ;;

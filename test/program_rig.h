@@ -83,7 +83,7 @@ static cJSON *read_log(const char *name) {
     return lines;
 }
 
-static void assert_same_log(const char *a, const char *b) {
+static inline void assert_same_log(const char *a, const char *b) {
     cJSON *log_a = read_log(a), *log_b = read_log(b);
     assert_true(cJSON_GetArraySize(log_a) > 0);
     char *text_a = cJSON_Print(log_a), *text_b = cJSON_Print(log_b);
@@ -93,7 +93,7 @@ static void assert_same_log(const char *a, const char *b) {
 }
 
 /* Key of the line with this step; NaN if there is none. */
-static double logged(const cJSON *log, int step, const char *key) {
+static inline double logged(const cJSON *log, int step, const char *key) {
     const cJSON *line;
     cJSON_ArrayForEach(line, log) {
         const cJSON *value = cJSON_GetObjectItem(line, key);
@@ -104,7 +104,7 @@ static double logged(const cJSON *log, int step, const char *key) {
 }
 
 /* The weights and moments a run ended with. */
-static void assert_same_end(const char *a, const char *b, int step) {
+static inline void assert_same_end(const char *a, const char *b, int step) {
     static const char *const files[] = {"model.safetensors", "optimizer.safetensors"};
     for (int i = 0; i < 2; i++) {
         char path_a[256], path_b[256];

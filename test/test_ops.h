@@ -118,17 +118,21 @@ static inline double slope_along(double *x, const double *d, size_t n,
     return (above - below) / (2 * step);
 }
 
-/* Usage of every test of operations: PROGRAM [BACKEND [DTYPE [PATTERN]]]; tests whose names match
-   the pattern run (* and ?). */
+static bool asked_for_small;
+
+/* Usage of every test of operations: PROGRAM [BACKEND [DTYPE [PATTERN [small]]]]; tests whose names
+   match the pattern (* and ?) run, with the smaller shapes if that is said. */
 static inline void open_backend(int argc, char **argv) {
     ops = ops_open(argc > 1 ? argv[1] : "cpu", argc > 2 ? argv[2] : "auto");
     if (argc > 3) cmocka_set_test_filter(argv[3]);
+    asked_for_small = argc > 4;
 }
 
-/* The simulator's checking builds run each access through a checker, 5 to 40 times slower: there,
-   tests take the smaller of their shapes (still larger than one block, and ragged). */
+/* The simulator's checking builds, and compute-sanitizer, run each access through a checker, 5 to 40
+   times slower: there, tests take the smaller of their shapes (still larger than one block, and
+   ragged). */
 static inline bool is_slow(void) {
-    return strcmp(ops->name, "sim-asan") == 0 || strcmp(ops->name, "sim-race") == 0;
+    return asked_for_small || strcmp(ops->name, "sim-asan") == 0 || strcmp(ops->name, "sim-race") == 0;
 }
 static inline bool is_cpu(void) { return strcmp(ops->name, "cpu") == 0; }
 

@@ -106,6 +106,10 @@ static void write_objective(struct Report *r, const struct StepReport *s) {
     number(r, "learning_rate", s->learning_rate);
     number(r, "updates", s->updates);
     number(r, "updates_skipped", s->skipped);
+    if (s->loss_scale != 1) {
+        number(r, "loss_scale", s->loss_scale);
+        number(r, "loss_scale_overflows", s->overflows);
+    }
     measured(r, "entropy_push_measured", s->push_measured);
     if (o->tokens == 0) return;   /* nothing was learnt from */
     if (s->has_reference) number(r, "kl", o->kl / n);

@@ -15,7 +15,8 @@ struct StepReport {
     int64_t step, total_steps;         /* step counts from 1; 0 = before the first */
     const char *task;
     struct ObjectiveStats stats;       /* summed over the step's updates */
-    int updates, skipped;
+    int updates, skipped, overflows;
+    double loss_scale;                 /* fp16's, after the step; 1 elsewhere */
     double grad_norm, learning_rate;   /* mean over updates; of the last */
     int64_t num_tokens;                /* trained on since the start */
     double logp_difference_mean, logp_difference_max;  /* |scored - sampled| before the 1st update */
