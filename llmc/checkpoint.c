@@ -279,7 +279,6 @@ static void open_tensors(struct Safetensors *file, const char *directory, const 
 
 void checkpoint_load_weights(const char *directory, const struct Model *model,
                              struct Weights *weights) {
-    const struct Ops *ops = model->ops;
     struct Safetensors file;
     open_tensors(&file, directory, "model.safetensors");
     /* Everything is checked before anything is written. */
@@ -288,20 +287,20 @@ void checkpoint_load_weights(const char *directory, const struct Model *model,
     refuse_unknown(&file, model);
 
     float *piece = new_piece(model), *turned = new_piece(model);
-    ops->fill_zero(weights->data, model->num_parameters * ops->element_size);
+    weights_clear(model, weights);
     for (int i = 0; i < model->num_tensors; i++) {
         const struct Tensor *tensor = &model->tensors[i];
         const struct SafetensorsEntry *entry = find_entry(&file, "", tensor, tensor->transposed);
         if (tensor->transposed) {
             safetensors_read(&file, entry, piece, 0, tensor->count);
             transpose(turned, piece, (size_t)tensor->shape[1], (size_t)tensor->shape[0]);
-            elements_upload(ops, ops_at(ops, weights->data, tensor->offset), turned, tensor->count);
+            weights_upload(model, weights, tensor->offset, turned, tensor->count);
             continue;
         }
         for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
             size_t part = piece_size(tensor->saved - begin);
             safetensors_read(&file, entry, piece, begin, part);
-            elements_upload(ops, ops_at(ops, weights->data, tensor->offset + begin), piece, part);
+            weights_upload(model, weights, tensor->offset + begin, piece, part);
         }
     }
     free(piece);

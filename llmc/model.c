@@ -409,6 +409,18 @@ void elements_download(const struct Ops *ops, float *host, const floatX *in, siz
     ops->free(slice);
 }
 
+void weights_upload(const struct Model *model, struct Weights *weights, size_t offset,
+                    const float *host, size_t n) {
+    elements_upload(model->ops, ops_at(model->ops, weights->data, offset), host, n);
+    if (weights->master) model->ops->upload(weights->master + offset, host, n * sizeof *host);
+}
+
+void weights_clear(const struct Model *model, struct Weights *weights) {
+    const struct Ops *ops = model->ops;
+    ops->fill_zero(weights->data, model->num_parameters * ops->element_size);
+    if (weights->master) ops->fill_zero(weights->master, model->num_parameters * sizeof(float));
+}
+
 /* Elements [begin, begin + n) of a tensor's draws. A draw takes two words and a block of the
    generator has four, so element i begins block i / 2 (begin and DRAWS are even) and threads may
    share the work: the numbers are those of one sequence. */
@@ -425,9 +437,8 @@ static void draw_normals(float *out, uint64_t seed, int tensor, float std, size_
 }
 
 void model_initialise(const struct Model *model, struct Weights *weights, uint64_t seed) {
-    const struct Ops *ops = model->ops;
     float *host = check_alloc(SLICE, sizeof *host, "a slice of initial weights");
-    ops->fill_zero(weights->data, model->num_parameters * ops->element_size);
+    weights_clear(model, weights);
     for (int i = 0; i < model->num_tensors; i++) {
         const struct Tensor *tensor = &model->tensors[i];
         for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
@@ -435,7 +446,7 @@ void model_initialise(const struct Model *model, struct Weights *weights, uint64
             for (size_t j = 0; j < part; j++) host[j] = tensor->init_value;
             if (tensor->init_std > 0)
                 draw_normals(host, seed, i, tensor->init_std, begin, part);
-            elements_upload(ops, ops_at(ops, weights->data, tensor->offset + begin), host, part);
+            weights_upload(model, weights, tensor->offset + begin, host, part);
         }
     }
     free(host);

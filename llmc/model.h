@@ -60,10 +60,10 @@ struct Model {
 
 struct Weights {
     floatX *data;            /* [num_parameters] */
+    float *master;           /* [num_parameters] what data is the rounding of; NULL: not kept */
 };
 
-/* The optimizer's buffers: backend memory [num_parameters] each. master: the weights in float32,
-   where floatX is narrower, else NULL. */
+/* The optimizer's buffers: backend memory [num_parameters] each. master is that of the weights. */
 struct OptimizerState {
     float *m, *v, *master;
 };
@@ -102,6 +102,12 @@ void model_print(const struct Model *model, FILE *out);
 /* Host floats to elements of the backend and back, in slices through a small backend buffer. */
 void elements_upload(const struct Ops *ops, floatX *out, const float *host, size_t n);
 void elements_download(const struct Ops *ops, float *host, const floatX *in, size_t n);
+
+/* Host floats [n] to elements [offset, offset + n) of data, and of master where it is kept. */
+void weights_upload(const struct Model *model, struct Weights *weights, size_t offset,
+                    const float *host, size_t n);
+/* All of them, padding included, become 0. */
+void weights_clear(const struct Model *model, struct Weights *weights);
 
 /* Initial weights, drawn on the host (RNG_INIT, tensor index): the same on every backend up to
    rounding. Padding rows are zero. */

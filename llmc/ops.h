@@ -102,6 +102,7 @@ struct AdamwStep {
 
 struct Ops {
     const char *name;     /* "cpu", "cuda", ... */
+    const char *device;   /* what computes, for people: the GPU's name; "" on the CPU */
     const char *dtype;    /* "fp32", "bf16", "fp16": what floatX is */
     size_t element_size;  /* sizeof(floatX) */
     int vocabulary_multiple;  /* the head wants Vp to be a multiple of this */

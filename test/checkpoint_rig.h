@@ -84,6 +84,7 @@ static void run_open(struct Run *run, const struct ModelConfig *config) {
     run->ops = ops_open("cpu", "auto");
     run->model = model_build(config, run->ops);
     run->n = run->model->num_parameters;
+    run->weights.master = NULL;
     run->weights.data = run->ops->alloc(run->n * run->ops->element_size);
     run->optimizer.master = NULL;
     run->optimizer.m = run->ops->alloc(run->n * sizeof(float));

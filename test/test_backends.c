@@ -8,8 +8,9 @@
 static const char *backend = "sim";
 
 /* Five supervised steps and three of RL on the built-in task, from weights that the CPU has warmed up,
-   so that there are rewards to tell apart. */
-#define TASK "--model base --warm-start 5 --warm-batch 24 --prompts 4 --group 12 --minibatches 2 " \
+   so that there are rewards to tell apart. Small steps: AdamW gives a weight whose gradient is 0 but
+   for roundings a whole step of either sign, and two runs must not go apart by that. */
+#define TASK "--model base --warm-start 5 --warm-batch 24 --warm-lr 1e-4 --prompts 4 --group 12 --minibatches 2 " \
              "--eval-every 0 --threads 2 --rollouts-every 1 --quiet "
 enum { WARM_STEPS = 5, STEPS = 3 };
 
@@ -26,15 +27,16 @@ static double relative(const cJSON *log, const cJSON *reference, int line, const
     return fabs(x - y) / size;
 }
 
-/* Loss, gradient norm and entropy in every line of two runs' logs. */
-static void compare_log(const char *ours_run, const char *reference, const char *log, double bound) {
+/* Loss, gradient norm and entropy in the first `lines` lines of two runs' logs. */
+static void compare_log(const char *ours_run, const char *reference, const char *log, int lines,
+                        double bound) {
     static const char *const keys[] = {"loss", "grad_norm", "entropy"};
     char path[2][256];
     snprintf(path[0], sizeof path[0], "%s/%s", ours_run, log);
     snprintf(path[1], sizeof path[1], "%s/%s", reference, log);
     cJSON *ours = read_log(path[0]), *theirs = read_log(path[1]);
-    int lines = cJSON_GetArraySize(theirs), gradients = 0;
-    assert_int_equal(cJSON_GetArraySize(ours), lines);
+    int gradients = 0;
+    assert_true(cJSON_GetArraySize(ours) >= lines && cJSON_GetArraySize(theirs) >= lines);
     for (int i = 0; i < lines; i++) {
         cJSON *line = cJSON_GetArrayItem(theirs, i);
         for (int k = 0; k < 3; k++) {
@@ -45,13 +47,8 @@ static void compare_log(const char *ours_run, const char *reference, const char 
             if (k == 1) gradients += cJSON_GetObjectItem(line, keys[k])->valuedouble > 0;
         }
     }
-    assert_true(gradients >= STEPS); /* or there was nothing to compare */
+    assert_int_equal(gradients, lines); /* or there was nothing to compare */
     cJSON_Delete(ours), cJSON_Delete(theirs);
-}
-
-static void compare_logs(const char *ours, const char *reference, double bound) {
-    compare_log(ours, reference, "warm_start.jsonl", bound);
-    compare_log(ours, reference, "metrics.jsonl", bound);
 }
 
 static void run_reference(void) {
@@ -62,17 +59,16 @@ static void run_reference(void) {
 }
 
 /* One tensor of a run's last checkpoint; the caller frees it. */
-static float *read_tensor(const char *run, int step, const char *name, size_t *n) {
+static float *read_tensor(const char *from, int step, const char *name, size_t *n) {
     struct Safetensors file;
     char path[512];
-    snprintf(path, sizeof path, "%s/%s/checkpoints/step_%06d/model.safetensors", place, run, step);
+    snprintf(path, sizeof path, "%s/%s/checkpoints/step_%06d/model.safetensors", place, from, step);
     assert_null(safetensors_open(&file, path));
-    const struct SafetensorsEntry *entry = safetensors_find(&file, name);
-    assert_non_null(entry);
-    *n = 1;
-    for (int i = 0; i < entry->num_dims; i++) *n *= (size_t)entry->shape[i];
+    const struct SafetensorsEntry *found = safetensors_find(&file, name);
+    assert_non_null(found);
+    *n = found->count;
     float *x = malloc(*n * sizeof *x);
-    safetensors_read(&file, entry, x, 0, *n);
+    safetensors_read(&file, found, x, 0, *n);
     safetensors_close(&file);
     return x;
 }
@@ -117,26 +113,35 @@ static void test_same_tokens_fp32(void **state) {
     run_reference();
     RUN_OK("$T " TASK "--backend %s --dtype fp32 --steps 3 --replay cpu/rollouts.jsonl --run fp32",
            backend);
-    compare_logs("fp32", "cpu", 1e-5);
+    compare_log("fp32", "cpu", "warm_start.jsonl", WARM_STEPS, 1e-5);
+    compare_log("fp32", "cpu", "metrics.jsonl", STEPS, 1e-5);
     ASSERT_CLOSE("weights", weights_apart("fp32", "cpu", STEPS), sqrt(4e-5 * (WARM_STEPS + STEPS)));
 }
 
-/* Narrow elements: a sum of many rounded terms errs by about one rounding (2^-8 and 2^-11) of its size;
-   a gradient has passed through some ten of them. */
+/* Narrow elements. Weights are rounded at every step, so trajectories go apart; but from the same weights,
+   those of the narrow run, one step is the CPU's to a few roundings (2^-8, 2^-11): sums of many rounded
+   terms err by about one rounding of their size, and a gradient has passed through ten of them, which
+   do not all point the same way. */
+static void check_narrow(const char *dtype, double rounding) {
+    char warm[32], ours[32], theirs[32];
+    snprintf(warm, sizeof warm, "%s-warm", dtype);
+    snprintf(ours, sizeof ours, "%s-ours", dtype);
+    snprintf(theirs, sizeof theirs, "%s-cpu", dtype);
+    RUN_OK("$T " TASK "--backend %s --dtype %s --steps 0 --run %s", backend, dtype, warm);
+    compare_log(warm, "cpu", "warm_start.jsonl", 1, 4 * rounding);
+    RUN_OK("cp -r %s %s && cp -r %s %s", warm, ours, warm, theirs);
+    RUN_OK("$T " TASK "--backend %s --dtype %s --steps 1 --replay cpu/rollouts.jsonl --resume %s",
+           backend, dtype, ours);
+    RUN_OK("$T " TASK "--backend cpu --dtype fp32 --steps 1 --replay cpu/rollouts.jsonl --resume %s",
+           theirs);
+    compare_log(ours, theirs, "metrics.jsonl", 1, 4 * rounding);
+}
+
 static void test_same_tokens_narrow(void **state) {
     (void)state;
     run_reference();
-    RUN_OK("$T " TASK "--backend %s --dtype bf16 --steps 3 --replay cpu/rollouts.jsonl --run bf16",
-           backend);
-    compare_logs("bf16", "cpu", 10 * 0x1p-8);
-    RUN_OK("$T " TASK "--backend %s --dtype fp16 --steps 3 --replay cpu/rollouts.jsonl --run fp16",
-           backend);
-    compare_logs("fp16", "cpu", 10 * 0x1p-11);
-    /* Steps of the size of the learning rate, times a share of signs that rounding decides. */
-    ASSERT_CLOSE("bf16 weights", weights_apart("bf16", "cpu", STEPS),
-                 sqrt(4 * 0x1p-8 * (WARM_STEPS + STEPS)));
-    ASSERT_CLOSE("fp16 weights", weights_apart("fp16", "cpu", STEPS),
-                 sqrt(4 * 0x1p-11 * (WARM_STEPS + STEPS)));
+    check_narrow("bf16", 0x1p-8);
+    check_narrow("fp16", 0x1p-11);
 }
 
 /* ---- tokens of its own ----------------------------------------------------------------------------- */

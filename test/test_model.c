@@ -303,8 +303,8 @@ static void test_initial_weights(void **state) {
     size_t n = model->num_parameters;
     float *host[3];
     for (int i = 0; i < 3; i++) {
-        struct Weights weights = {ops->alloc(n * ops->element_size)};
-        memset(weights.data, 0xff, n * ops->element_size);
+        struct Weights weights = {.data = ops->alloc(n * ops->element_size)};
+        ops->fill_zero(weights.data, n * ops->element_size);
         model_initialise(model, &weights, i < 2 ? 1 : 2);
         host[i] = malloc(n * sizeof(float));
         elements_download(ops, host[i], weights.data, n);

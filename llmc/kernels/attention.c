@@ -265,6 +265,7 @@ static void store_row(const struct KvCache *cache, const floatX *qkv,
     const int HS = cache->HS, NKV = cache->NKV, P = rows->prompt_length[r];
     const floatX *k = qkv + ((size_t)r * (NH + 2 * NKV) + NH) * HS, *v = k + NKV * HS;
     int at = rows->position[r];
+    if (at < 0) return; /* an empty row */
     for (int g = 0; g < NKV; g++) {
         struct Segment segment = at < P ? prompt_segment(cache, layer, rows->prompt_slot[r], g)
                                         : tail_segment(cache, layer, rows->tail_slot[r], g);
@@ -274,7 +275,7 @@ static void store_row(const struct KvCache *cache, const floatX *qkv,
     }
 }
 
-/* Query head h of rows [first, last), at most ROWS, which share a prompt segment. */
+/* Query head h of rows [first, last), at most ROWS, which share a prompt segment. None is empty. */
 static void decode_rows(floatX *out, const floatX *qkv, const struct KvCache *cache,
                         const struct DecodeRows *rows, int layer, int first, int last, int h,
                         int NH) {
@@ -311,6 +312,11 @@ static void decode_rows(floatX *out, const floatX *qkv, const struct KvCache *ca
     }
 }
 
+/* Do rows a and b go through a prompt segment together? */
+static bool same_prompt(const struct DecodeRows *rows, int a, int b) {
+    return rows->position[b] >= 0 && rows->prompt_slot[a] == rows->prompt_slot[b];
+}
+
 static void attention_decode(floatX *out, const floatX *qkv, const struct KvCache *cache,
                              const struct DecodeRows *rows, int layer, int R, int NH,
                              void *workspace) {
@@ -325,8 +331,8 @@ static void attention_decode(floatX *out, const floatX *qkv, const struct KvCach
                 int end = min_int(r + ROWS, R);
                 for (int first = r, last; first < end; first = last) {
                     last = first + 1;
-                    while (last < end && rows->prompt_slot[last] == rows->prompt_slot[first])
-                        last++;
+                    if (rows->position[first] < 0) continue; /* an empty row */
+                    while (last < end && same_prompt(rows, first, last)) last++;
                     decode_rows(out, qkv, cache, rows, layer, first, last, h, NH);
                 }
             }

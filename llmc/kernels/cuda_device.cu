@@ -181,6 +181,7 @@ static void graph_end(void) {
 }
 
 void cuda_memory(struct Ops *ops) {
+    ops->device = cuda.name;
     ops->alloc = device_alloc;
     ops->free = device_free;
     ops->memory_available = memory_available;

@@ -1,7 +1,9 @@
 /* Token and position embedding.
 
        x_n = wte[token_n] + wpe[position_n]
-       dwte[v] += sum over n with token_n = v of dx_n,     dwpe[t] likewise by position           */
+       dwte[v] += sum over n with token_n = v of dx_n,     dwpe[t] likewise by position
+
+   A token without a position (< 0) is nothing: its x is 0, and it has no gradient to give. */
 #include "cpu.h"
 
 static void embedding_forward(floatX *x, const int *token, const int *position, const floatX *wte,
@@ -9,6 +11,10 @@ static void embedding_forward(floatX *x, const int *token, const int *position, 
     #pragma omp parallel for schedule(static)
     for (int n = 0; n < N; n++) {
         floatX *out = x + (size_t)n * C;
+        if (position[n] < 0) {
+            memset(out, 0, (size_t)C * sizeof *out);
+            continue;
+        }
         const floatX *a = wte + (size_t)token[n] * C, *b = wpe + (size_t)position[n] * C;
         for (int c = 0; c < C; c++) out[c] = a[c] + b[c];
     }
@@ -24,6 +30,7 @@ static void embedding_backward(float *dwte, float *dwpe, const floatX *dx, const
         int begin, end;
         split_thread(&begin, &end, C, 16);
         for (int n = 0; n < N && begin < end; n++) {
+            if (position[n] < 0) continue;
             const floatX *in = dx + (size_t)n * C;
             float *by_token = dwte + (size_t)token[n] * C;
             float *by_position = dwpe + (size_t)position[n] * C;

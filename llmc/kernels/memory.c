@@ -77,6 +77,7 @@ static size_t workspace_size(const struct OpsShape *shape) {
 
 void cpu_memory(struct Ops *ops) {
     ops->name = "cpu";
+    ops->device = "";
     ops->dtype = "fp32";
     ops->element_size = sizeof(floatX);
     ops->vocabulary_multiple = 1;

@@ -4,6 +4,7 @@
        cp_async16(shared, global, n)   starts a copy of n <= 16 bytes and zeroes the rest of the 16;
                                        both addresses aligned to 16. For n = 0 global is not read,
                                        but must still be a valid address
+       cp_async4                       the same for n <= 4 bytes, aligned to 4
        cp_async_commit, _wait<n>       groups of copies: wait<n> returns when all but the n youngest
                                        groups have landed, for the calling thread only: other
                                        threads see them after a barrier
@@ -13,6 +14,8 @@
                                        (float) fragments; d may be c
        barrier_sync, barrier_arrive    named barriers 1 to 15 of `threads` threads, which is a
                                        multiple of 32
+       exp2_approx                     2^x in one instruction, relative error 2^-22; results below
+                                       2^-126 become 0
 
    ldmatrix and mma are .aligned: all 32 lanes execute them together. PTX ISA 8.x, sections
    "cp.async", "ldmatrix", "mma.m16n8k16". */
@@ -35,6 +38,12 @@ __device__ __forceinline__ uint32_t ptx_shared_address(const void *shared) {
 
 __device__ __forceinline__ void cp_async16(void *shared, const void *global, int bytes = 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(ptx_shared_address(shared)),
+                 "l"(global), "r"(bytes)
+                 : "memory");
+}
+
+__device__ __forceinline__ void cp_async4(void *shared, const void *global, int bytes = 4) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(ptx_shared_address(shared)),
                  "l"(global), "r"(bytes)
                  : "memory");
 }
@@ -102,6 +111,14 @@ __device__ __forceinline__ void mma_m16n8k16<__half>(float d[4], const uint32_t 
                  : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]),
                    "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+/* ---- arithmetic ---- */
+
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 /* ---- named barriers ---- */

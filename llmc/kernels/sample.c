@@ -153,6 +153,7 @@ static void head_sample(int *token, float *logp, float *entropy, const floatX *E
 
 static void decode_advance(const struct DecodeRows *rows, const int *token, int R) {
     for (int i = 0; i < R; i++) {
+        if (rows->position[i] < 0) continue; /* empty, and stays so */
         rows->token[i] = token[i];
         rows->position[i]++;
     }

@@ -206,8 +206,12 @@ static void describe(const struct Session *s) {
     say("model     %s: %zu parameters, L=%d C=%d NH=%d T=%d V=%d, %s head, from %s", c->family,
         s->model->num_real_parameters, c->L, c->C, c->NH, c->max_T, c->V,
         c->tied ? "tied" : "untied", s->checkpoint[0] ? s->checkpoint : "random weights");
-    say("machine   backend %s %s, %lld threads, OpenBLAS %s", s->ops->name, s->ops->dtype,
-        (long long)s->state.threads, launch_blas_name());
+    if (s->ops->device[0])
+        say("machine   backend %s %s, %s, %lld threads", s->ops->name, s->ops->dtype,
+            s->ops->device, (long long)s->state.threads);
+    else
+        say("machine   backend %s %s, %lld threads, OpenBLAS %s", s->ops->name, s->ops->dtype,
+            (long long)s->state.threads, launch_blas_name());
     int64_t completions = o->prompts * o->group, updates = o->minibatches * o->epochs;
     say("batch     %lld prompts x %lld completions = %lld a step, in %lld minibatches x %lld "
         "epochs = %lld updates of about %lld completions", (long long)o->prompts,

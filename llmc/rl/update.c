@@ -28,8 +28,7 @@ struct Trainer {
     const struct Model *model;
     const struct Ops *ops;
     struct Weights weights;
-    float *grads;
-    struct OptimizerState state;
+    float *grads, *moment1, *moment2;
     struct Activations *activations;
     struct OptimizerOptions optimizer;
     struct AdamwRange *ranges;
@@ -79,9 +78,9 @@ static void optimizer_reserve(struct Trainer *t, struct Arena *arena,
     t->optimizer = *optimizer;
     t->ranges = model_adamw_ranges(t->model, optimizer->weight_decay, &t->num_ranges);
     if (t->ops->element_size < sizeof(float))
-        arena_reserve(arena, &t->state.master, bytes, "optimizer", "master weights [%zu]", count);
-    arena_reserve(arena, &t->state.m, bytes, "optimizer", "m [%zu]", count);
-    arena_reserve(arena, &t->state.v, bytes, "optimizer", "v [%zu]", count);
+        arena_reserve(arena, &t->weights.master, bytes, "optimizer", "master weights [%zu]", count);
+    arena_reserve(arena, &t->moment1, bytes, "optimizer", "m [%zu]", count);
+    arena_reserve(arena, &t->moment2, bytes, "optimizer", "v [%zu]", count);
     arena->section = ARENA_TRAINING;
     arena_reserve(arena, &t->grads, bytes, "gradients", "gradients [%zu]", count);
     arena->section = ARENA_ALWAYS;
@@ -130,7 +129,9 @@ void trainer_free(struct Trainer *t) {
 }
 
 struct Weights *trainer_weights(struct Trainer *t) { return &t->weights; }
-struct OptimizerState trainer_optimizer(const struct Trainer *t) { return t->state; }
+struct OptimizerState trainer_optimizer(const struct Trainer *t) {
+    return (struct OptimizerState){t->moment1, t->moment2, t->weights.master};
+}
 float *trainer_gradients(struct Trainer *t) { return t->grads; }
 struct TrainerProgress trainer_progress(const struct Trainer *t) { return t->progress; }
 void trainer_set_progress(struct Trainer *t, struct TrainerProgress progress) {
@@ -140,10 +141,8 @@ void *trainer_workspace(struct Trainer *t) { return t->workspace; }
 
 void trainer_reset_optimizer(struct Trainer *t) {
     size_t bytes = t->model->num_parameters * sizeof(float);
-    t->ops->fill_zero(t->state.m, bytes);
-    t->ops->fill_zero(t->state.v, bytes);
-    if (t->state.master)
-        t->ops->to_float(t->state.master, t->weights.data, t->model->num_parameters);
+    t->ops->fill_zero(t->moment1, bytes);
+    t->ops->fill_zero(t->moment2, bytes);
     t->progress.step = 0;
 }
 
@@ -352,7 +351,7 @@ static void optimizer_step(struct Trainer *t, struct UpdateResult *result, float
     struct AdamwStep step = {.learning_rate = learning_rate, .beta1 = o->beta1, .beta2 = o->beta2,
                              .epsilon = o->epsilon, .grad_scale = (float)scale,
                              .step = ++t->progress.step, .seed = t->seed};
-    t->ops->adamw(t->weights.data, t->state.master, t->state.m, t->state.v, t->grads, t->ranges,
+    t->ops->adamw(t->weights.data, t->weights.master, t->moment1, t->moment2, t->grads, t->ranges,
                   t->num_ranges, 0, t->model->num_parameters, &step);
     loss_scale_grow(&t->progress, t->ops);
 }

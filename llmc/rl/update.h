@@ -53,8 +53,7 @@ struct TrainerProgress {
 struct TrainerProgress trainer_progress(const struct Trainer *trainer);
 void trainer_set_progress(struct Trainer *trainer, struct TrainerProgress progress);
 void *trainer_workspace(struct Trainer *trainer);
-/* Moments to zero, master weights from the weights, step 0: after loading weights, and at the switch
-   from warm start to RL. */
+/* Moments to zero, step 0: after loading weights, and at the switch from warm start to RL. */
 void trainer_reset_optimizer(struct Trainer *trainer);
 
 struct UpdateResult {

@@ -122,10 +122,12 @@ void leave_kernel();
 template <class Call, class Arguments, size_t... I>
 CUDASIM_UNCHECKED void call_kernel(const Call &call, const Arguments &arguments,
                                    std::index_sequence<I...>) {
-    (void)arguments; /* a kernel may have none */
-    Call own = call; /* on this thread's stack: what it captured is not device memory */
+    /* On this thread's stack, as neither what was captured nor the arguments are device memory. */
+    Call own = call;
+    Arguments given = arguments;
+    (void)given; /* a kernel may have none */
     enter_kernel();
-    own(std::get<I>(arguments)...);
+    own(std::get<I>(given)...);
     leave_kernel();
 }
 

@@ -25,6 +25,9 @@ inline void named_barrier(int id, int threads, bool wait, const char *file, int 
 inline void cp_async16(void *shared, const void *global, int bytes = 16) {
     cudasim::cp_async(shared, global, 16, bytes);
 }
+inline void cp_async4(void *shared, const void *global, int bytes = 4) {
+    cudasim::cp_async(shared, global, 4, bytes);
+}
 inline void cp_async_commit() { cudasim::cp_async_commit(); }
 template <int groups_left> inline void cp_async_wait() { cudasim::cp_async_wait(groups_left); }
 
@@ -53,6 +56,11 @@ template <>
 inline void mma_m16n8k16<__half>(float d[4], const uint32_t a[4], const uint32_t b[2],
                                  const float c[4], const char *file, int line) {
     cudasim::mma_half(d, a, b, c, file, line);
+}
+
+inline float exp2_approx(float x) {
+    float y = exp2f(x);
+    return y < 0x1p-126f ? 0.0f : y;
 }
 
 inline void barrier_sync(int id, int threads, CUDASIM_HERE) {

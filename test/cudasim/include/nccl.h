@@ -36,6 +36,8 @@ typedef struct {
 } ncclUniqueId;
 typedef struct cudasim_nccl *ncclComm_t;
 
+extern "C" {
+
 const char *ncclGetErrorString(ncclResult_t result);
 const char *ncclGetLastError(ncclComm_t comm);
 ncclResult_t ncclGetVersion(int *version);
@@ -64,5 +66,7 @@ ncclResult_t ncclReduce(const void *send, void *receive, size_t count, ncclDataT
 /* Calls run one after the other; a group changes nothing. */
 ncclResult_t ncclGroupStart();
 ncclResult_t ncclGroupEnd();
+
+} // extern "C"
 
 #endif

@@ -207,7 +207,9 @@ struct cudasim_matmul {
     void *bias, *aux;
     int64_t aux_ld;
 };
-struct cudasim_preference {};
+struct cudasim_preference {
+    uint32_t alignment[4]; /* of A, B, C and D, bytes */
+};
 
 /* ---- cuBLAS ---- */
 
@@ -381,17 +383,19 @@ cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t l,
 }
 
 cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *preference) {
-    *preference = new cudasim_preference();
+    *preference = new cudasim_preference{{256, 256, 256, 256}};
     return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) {
     delete preference;
     return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t,
-                                                    cublasLtMatmulPreferenceAttributes_t,
-                                                    const void *, size_t) {
-    return CUBLAS_STATUS_SUCCESS;
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
+                                                    cublasLtMatmulPreferenceAttributes_t attribute,
+                                                    const void *value, size_t bytes) {
+    int operand = attribute - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES;
+    if (operand < 0 || operand > 3) return CUBLAS_STATUS_SUCCESS;
+    return set(&preference->alignment[operand], value, bytes);
 }
 
 static cublasStatus_t check_epilogue(const cudasim_matmul *desc, int64_t m) {
@@ -422,15 +426,24 @@ static cublasStatus_t check_matmul(const cudasim_matmul *desc, const cudasim_lay
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t A, cublasLtMatrixLayout_t B,
-    cublasLtMatrixLayout_t C, cublasLtMatrixLayout_t D, cublasLtMatmulPreference_t, int requested,
-    cublasLtMatmulHeuristicResult_t results[], int *returned) {
+    cublasLtMatrixLayout_t C, cublasLtMatrixLayout_t D, cublasLtMatmulPreference_t preference,
+    int requested, cublasLtMatmulHeuristicResult_t results[], int *returned) {
     *returned = 0;
     if (requested < 1) return CUBLAS_STATUS_INVALID_VALUE;
     cublasStatus_t status = check_matmul(desc, A, B, C, D);
     if (status != CUBLAS_STATUS_SUCCESS) return CUBLAS_STATUS_NOT_SUPPORTED;
     results[0] = cublasLtMatmulHeuristicResult_t{};
+    for (int i = 0; i < 4; i++) results[0].algo.data[i] = preference->alignment[i];
     *returned = 1;
     return CUBLAS_STATUS_SUCCESS;
+}
+
+/* An algorithm that was chosen for aligned operands reads garbage, or faults, with others. */
+static void check_alignment(const cublasLtMatmulAlgo_t *algo, const void *const operands[4]) {
+    for (int i = 0; algo && i < 4; i++)
+        if (algo->data[i] && (uintptr_t)operands[i] % algo->data[i])
+            fail("cuBLAS: operand %c is not aligned to %d bytes, as was said for the algorithm",
+                 "ABCD"[i], (int)algo->data[i]);
 }
 
 static Matrix with_data(const cudasim_layout *layout, const void *data) {
@@ -443,10 +456,12 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
                               const void *A, cublasLtMatrixLayout_t layout_a, const void *B,
                               cublasLtMatrixLayout_t layout_b, const void *beta, const void *C,
                               cublasLtMatrixLayout_t layout_c, void *D,
-                              cublasLtMatrixLayout_t layout_d, const cublasLtMatmulAlgo_t *,
+                              cublasLtMatrixLayout_t layout_d, const cublasLtMatmulAlgo_t *algo,
                               void *workspace, size_t workspace_bytes, cudaStream_t stream) {
     cublasStatus_t status = check_matmul(desc, layout_a, layout_b, layout_c, layout_d);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
+    const void *const operands[4] = {A, B, C, D};
+    check_alignment(algo, operands);
     require_device(workspace, workspace ? workspace_bytes : 0, "cuBLASLt workspace");
     Product p = {};
     p.transpose_a = desc->transpose_a, p.transpose_b = desc->transpose_b;

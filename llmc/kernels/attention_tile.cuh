@@ -1,0 +1,288 @@
+/* What the attention kernels of training are made of: the packed batch cut into tiles, tiles in
+   shared memory, and the two matrix products of a warp.
+
+       a row of a tile [PITCH]    | HS elements | zeroes up to HSP | 16 bytes of padding |
+
+   HSP, the head size that an instance is made for, is a multiple of 32; HS is at most that. The
+   padding makes the pitch an odd multiple of 16 bytes, so that 8 rows under each other, which
+   ldmatrix and float4 loads read at once, lie in different banks. */
+#pragma once
+#include "cuda_common.cuh"
+#include "ptx.cuh"
+
+enum { WARPS = 4, THREADS = WARPS * WARP };
+
+#define NARROW (sizeof(floatX) == 2)
+
+/* ---- the packed batch ----------------------------------------------------------------------- */
+
+struct Packed {
+    const int *row_start; /* [B+1], device memory */
+    int B, N, NH, NKV, HS;
+    float scale;  /* 1 / sqrt(HS) */
+    bool aligned; /* every head's vectors may be moved 16 bytes at a time */
+};
+
+/* Positions [first, first + OWN) of a row of T tokens, whose first is token `start`; nothing where
+   first >= T. */
+struct Tile {
+    int start, T, first;
+};
+
+/* The tiles of all rows in one list, which nobody has to write: tile i of row b is entry
+
+       row_start[b] / OWN + b + i
+
+   Rows do not overlap there, because floor((s + T) / OWN) + 1 >= floor(s / OWN) + ceil(T / OWN);
+   the list has N / OWN + B entries, at most one per row is no tile of it, and no lengths need to be
+   known on the host. A warp finds the row of an entry by 32-ary search. */
+template <int OWN>
+static __device__ __forceinline__ struct Tile find_tile(const struct Packed batch, int entry) {
+    const int *row_start = batch.row_start;
+    int lane = threadIdx.x % WARP, row = 0; /* it is in [row, row + count) */
+    for (int count = batch.B; count > 1;) {
+        int step = ceil_div(count, WARP), at = lane * step;
+        bool before = at < count && row_start[row + at] / OWN + row + at <= entry;
+        int skipped = (__popc(__ballot_sync(FULL_WARP, before)) - 1) * step;
+        row += skipped;
+        count = min_int(step, count - skipped);
+    }
+    int start = row_start[row];
+    return Tile{start, row_start[row + 1] - start, (entry - start / OWN - row) * OWN};
+}
+
+/* The same, from the end of each row: later queries have more keys, and what takes long should
+   start early. */
+template <int OWN>
+static __device__ __forceinline__ struct Tile find_tile_backwards(const struct Packed batch,
+                                                                  int entry) {
+    struct Tile tile = find_tile<OWN>(batch, entry);
+    if (tile.first < tile.T) tile.first = (tile.T - 1) / OWN * OWN - tile.first;
+    return tile;
+}
+
+/* Where a head's vector of a token begins in x [N,heads,HS]. Heads of qkv: NH queries, NKV keys,
+   NKV values. */
+static __device__ __forceinline__ int64_t vector_at(int token, int heads, int head, int HS) {
+    return (int64_t)token * (heads * HS) + head * HS;
+}
+
+/* ---- tiles in shared memory ----------------------------------------------------------------- */
+
+/* Starts bringing `rows` vectors of HS elements, `stride` apart, to a tile [ROWS][PITCH]; what is
+   beyond them becomes 0. All threads together; done after cp_async_wait and a barrier. */
+template <int ROWS, int HSP>
+static __device__ __forceinline__ void load_tile(floatX *tile, const floatX *from, int stride,
+                                                 int rows, const struct Packed batch) {
+    enum { CHUNKS = HSP / VEC, AT_ONCE = THREADS / CHUNKS, PITCH = HSP + VEC };
+    int first = threadIdx.x / CHUNKS, column = threadIdx.x % CHUNKS * VEC;
+    int count = batch.HS - column;
+    floatX *to = tile + first * PITCH + column;
+    if (first >= AT_ONCE) return;
+    if (batch.aligned) {
+        const floatX *source = from + (count > 0 ? column : 0);
+#pragma unroll
+        for (int i = 0; i < ROWS; i += AT_ONCE) {
+            if (ROWS % AT_ONCE && first + i >= ROWS) return;
+            int row = min_int(first + i, rows - 1); /* the address is valid for 0 bytes too */
+            cp_async16(to + i * PITCH, source + row * stride,
+                       first + i < rows && count > 0 ? 16 : 0);
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int i = 0; first + i < ROWS; i += AT_ONCE) {
+        float x[VEC];
+        load_some(x, from + (first + i) * stride + column, first + i < rows ? count : 0, false);
+        store_vector(to + i * PITCH, x);
+    }
+}
+
+/* A float of each row of a tile, in the row's padding. */
+template <int HSP> static __device__ __forceinline__ float *row_float(floatX *tile, int row) {
+    return (float *)(tile + row * (HSP + VEC) + HSP);
+}
+
+/* Starts bringing x [rows] there; 0 beyond. */
+template <int ROWS, int HSP>
+static __device__ __forceinline__ void load_row_floats(floatX *tile, const float *x, int rows) {
+    int row = threadIdx.x;
+    if (row < ROWS)
+        cp_async4(row_float<HSP>(tile, row), row < rows ? x + row : x, row < rows ? 4 : 0);
+}
+
+/* ---- fragments ---------------------------------------------------------------------------------
+
+   A warp's product is [16 M][8 N] numbers in registers, x[M][N][4] of each lane, laid out as
+   mma.m16n8k16 says: element i of fragment (m, n) is at row_of(m, i), column_of(n, i). */
+static __device__ __forceinline__ int row_of(int m, int i) {
+    return 16 * m + threadIdx.x % WARP / 4 + i / 2 * 8;
+}
+static __device__ __forceinline__ int column_of(int n, int i) {
+    return 8 * n + threadIdx.x % 4 * 2 + i % 2;
+}
+
+/* Over the 4 lanes that share a row. */
+static __device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(FULL_WARP, x, 1);
+    return x + __shfl_xor_sync(FULL_WARP, x, 2);
+}
+static __device__ __forceinline__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 1));
+    return fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 2));
+}
+
+/* Rows of x times factor [m][upper or lower half]. */
+template <int M, int N>
+static __device__ __forceinline__ void scale_rows(float x[M][N][4], const float factor[M][2]) {
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) x[m][n][i] *= factor[m][i / 2];
+}
+
+/* ---- the two products, for 16-bit elements -------------------------------------------------- */
+
+/* s += a b^T: a [16 M][PITCH] and b [8 N][PITCH] in shared memory, HSP columns. Fragments of 64
+   columns are in flight at a time: more would cost registers that the sums need. */
+template <int M, int N, int HSP, class T>
+static __device__ __forceinline__ void multiply_rows(float s[M][N][4], const T *a, const T *b) {
+    enum { PITCH = HSP + Vector<T>::size };
+    int lane = threadIdx.x % WARP; /* brings ldmatrix the address of a row */
+    a += lane % 16 * PITCH + lane / 16 * 8;
+    b += (lane % 8 + lane / 16 * 8) * PITCH + lane / 8 % 2 * 8;
+#pragma unroll 4
+    for (int k = 0; k < HSP; k += 16) {
+        uint32_t x[M][4], y[4];
+#pragma unroll
+        for (int m = 0; m < M; m++) ldmatrix_x4(x[m], a + 16 * m * PITCH + k);
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            ldmatrix_x4(y, b + 8 * n * PITCH + k);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma_m16n8k16<T>(s[m][n], x[m], y, s[m][n]);
+                mma_m16n8k16<T>(s[m][n + 1], x[m], y + 2, s[m][n + 1]);
+            }
+        }
+    }
+}
+
+/* out += p b: p in registers, rounded to T; b [8 N][PITCH] in shared memory, 8 H columns. Two
+   fragments of p side by side are one left operand, register for register. */
+template <int M, int N, int H, class T>
+static __device__ __forceinline__ void multiply_columns(float out[M][H][4],
+                                                        const float p[M][N][4], const T *b) {
+    enum { PITCH = 8 * H + Vector<T>::size };
+    int lane = threadIdx.x % WARP;
+    b += lane % 16 * PITCH + lane / 16 * 8;
+#pragma unroll
+    for (int k = 0; k < N; k += 2) {
+        uint32_t x[M][4], y[4];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                x[m][i] = pack_pair<T>(p[m][k + i / 2][i % 2 * 2], p[m][k + i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+        for (int n = 0; n < H; n += 2) {
+            ldmatrix_x4_trans(y, b + 8 * k * PITCH + 8 * n);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma_m16n8k16<T>(out[m][n], x[m], y, out[m][n]);
+                mma_m16n8k16<T>(out[m][n + 1], x[m], y + 2, out[m][n + 1]);
+            }
+        }
+    }
+}
+
+/* ---- the same for float: the same numbers in the same lanes, by FMAs ------------------------ */
+
+template <int M, int N, int HSP>
+static __device__ __forceinline__ void multiply_rows(float s[M][N][4], const float *a,
+                                                     const float *b) {
+    enum { PITCH = HSP + Vector<float>::size };
+    a += row_of(0, 0) * PITCH;
+    b += column_of(0, 0) * PITCH;
+#pragma unroll 2
+    for (int k = 0; k < HSP; k += 4) {
+        float4 x[M][2];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                x[m][half] = *(const float4 *)(a + (16 * m + 8 * half) * PITCH + k);
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float4 y = *(const float4 *)(b + (8 * n + i % 2) * PITCH + k);
+#pragma unroll
+                for (int m = 0; m < M; m++) {
+                    float sum = fmaf(x[m][i / 2].x, y.x, s[m][n][i]);
+                    sum = fmaf(x[m][i / 2].y, y.y, sum);
+                    sum = fmaf(x[m][i / 2].z, y.z, sum);
+                    s[m][n][i] = fmaf(x[m][i / 2].w, y.w, sum);
+                }
+            }
+    }
+}
+
+/* Column k of p is in lane k / 2 % 4 of each quad. */
+template <int M, int N, int H>
+static __device__ __forceinline__ void multiply_columns(float out[M][H][4],
+                                                        const float p[M][N][4], const float *b) {
+    enum { PITCH = 8 * H + Vector<float>::size };
+    b += column_of(0, 0);
+#pragma unroll
+    for (int k = 0; k < 8 * N; k++) {
+        float x[M][2];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                x[m][half] = __shfl_sync(FULL_WARP, p[m][k / 8][2 * half + k % 2], k / 2 % 4, 4);
+#pragma unroll
+        for (int n = 0; n < H; n++) {
+            float2 y = *(const float2 *)(b + k * PITCH + 8 * n);
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    out[m][n][i] = fmaf(x[m][i / 2], i % 2 ? y.y : y.x, out[m][n][i]);
+        }
+    }
+}
+
+/* ---- results -------------------------------------------------------------------------------- */
+
+struct alignas(2 * sizeof(floatX)) Pair {
+    floatX low, high;
+};
+
+/* A warp's sums go to `rows` vectors in device memory, `stride` apart. They take the way through
+   16 M rows of a tile that nobody else uses, so that whole 16 bytes are written. */
+template <int M, int HSP>
+static __device__ __forceinline__ void store_rows(floatX *out, int stride, int rows,
+                                                  const float sum[M][HSP / 8][4], floatX *own,
+                                                  const struct Packed batch) {
+    enum { CHUNKS = HSP / VEC, PITCH = HSP + VEC };
+    __syncwarp(); /* other lanes may still read what lay there */
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < HSP / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i += 2)
+                *(Pair *)(own + row_of(m, i) * PITCH + column_of(n, i)) =
+                    Pair{from_f<floatX>(sum[m][n][i]), from_f<floatX>(sum[m][n][i + 1])};
+    __syncwarp();
+    for (int i = threadIdx.x % WARP; i < min_int(rows, 16 * M) * CHUNKS; i += WARP) {
+        int row = i / CHUNKS, column = i % CHUNKS * VEC;
+        float x[VEC];
+        load_vector(x, own + row * PITCH + column);
+        store_some(out + row * stride + column, x, batch.HS - column, batch.aligned);
+    }
+}

@@ -1,0 +1,297 @@
+/* The head's gradient: head.c on a GPU, chunk by chunk. (Scoring alone stores no logits:
+   head_forward.cu.)
+
+   With z = E W^T / temperature, row_state.cuh gives m, s, H, Q and R of each row; logp = z_y - lse.
+   The objective answers with a = dJ/dlogp and b = dJ/dH, and
+
+       dz = p (k0 + k1 log p) + a 1[y],   k0 = -a - b H,  k1 = -b,  log p = z - m - ln s
+       dE = dz W,   dW += dz^T E          (all times 1 / temperature)
+
+   A chunk is 2048 rows: then each product does 2 * 2048 flop for every element of W, enough to hide
+   the 8 bytes that dW is read and written with. What is done to a chunk:
+
+       E rows --gather--> hidden [rows,D]
+       hidden W^T  -----> logits [rows,stride], float32                   2 rows V D flop
+       a block per row -> logp, H, Q, R -> host, objective -> a, b        reads logits
+       a block per row -> dz, in place                                    reads logits, writes dz
+       dz W        -----> dhidden, float32 --scatter--> rows of dE        2 rows V D flop
+       dz^T hidden -----> dW +=                                           2 rows V D flop
+
+   Logits are float32: rounding z to bf16 would cost its log-probability up to 2^-8 |z|, 0.06 nats
+   at z = 30. dz is only multiplied once more, so it is floatX. It lies at the front of its own row:
+
+       logits   | z0  | z1  | z2  | z3  | ...      float32
+       dz       |d0 d1|d2 d3| ...                  floatX: never behind the logit it is made from
+
+   Tensor cores want the contiguous side of a matrix in multiples of 8. Of dz that is the
+   vocabulary, and V is often odd (50257). Padding dz would not do, because padding rows of W may
+   hold anything, and 0 * NaN is NaN. So the products take the first V / 8 * 8 words; the last 7 or
+   fewer are added by kernels of our own, to dE where it is scattered, before its one rounding.
+
+   Besides the products, 10 bytes of traffic per logit in the narrow types and 12 in float32: read,
+   read, dz written. doc/head.md has the sums. */
+#include "gemm.cuh"
+#include "row_state.cuh"
+
+enum {
+    CHUNK = 2048,
+    THREADS = 256,   /* of a block that goes through a row of logits */
+    COPIERS = 128,   /* ... through a row of hidden states */
+    COLUMNS = 8,     /* of a thread's step through a row: two loads of 16 bytes */
+    TAIL = 7,        /* most words outside the products */
+    TAIL_WARPS = 16
+};
+
+/* What is known of each row of a chunk, device arrays [rows]. The first four lie together, and so
+   do the last two: one copy to the host, one back. */
+struct RowValues {
+    float *logp, *entropy, *q, *r, *maximum, *log_s, *dlogp, *dentropy;
+};
+
+/* A chunk's sizes and its place in the workspace. */
+struct Chunk {
+    int rows, D, V, Vp;
+    int words;      /* of the products; V - words <= TAIL are left */
+    size_t stride;  /* of logits, floats */
+    floatX *hidden; /* [rows,D] gathered rows of E */
+    float *logits;  /* [rows,stride], then dz */
+    float *dhidden; /* [rows,D] */
+    struct RowValues row;
+};
+
+/* For the slots that move data: statistics to the host, coefficients back. */
+static struct Ops *slots;
+
+static void *take(char *workspace, size_t *offset, size_t count, size_t size) {
+    void *place = workspace ? workspace + *offset : NULL;
+    *offset += align_up(count * size, 256);
+    return place;
+}
+
+/* Lays a chunk out in the workspace (NULL: only measures); returns its bytes. */
+static size_t chunk_open(struct Chunk *c, char *workspace, int rows, int D, int V, int Vp) {
+    size_t offset = 0, count = rows;
+    c->rows = rows, c->D = D, c->V = V, c->Vp = Vp;
+    c->words = V < 8 ? V : V / 8 * 8; /* fewer than 8: a product like any other, if a slow one */
+    c->stride = align_up(Vp, 8);
+    c->hidden = (floatX *)take(workspace, &offset, count * D, sizeof(floatX));
+    c->logits = (float *)take(workspace, &offset, count * c->stride, sizeof(float));
+    c->dhidden = (float *)take(workspace, &offset, count * D, sizeof(float));
+    float *values = (float *)take(workspace, &offset, 8 * count, sizeof(float));
+    float **arrays[] = {&c->row.logp, &c->row.entropy, &c->row.q, &c->row.r, &c->row.maximum,
+                        &c->row.log_s, &c->row.dlogp, &c->row.dentropy};
+    for (size_t i = 0; i < 8; i++) *arrays[i] = values ? values + i * count : NULL;
+    return offset;
+}
+
+static floatX *chunk_dz(const struct Chunk *c) { return (floatX *)c->logits; }
+static size_t chunk_dz_stride(const struct Chunk *c) {
+    return c->stride * sizeof(float) / sizeof(floatX);
+}
+
+/* ---- kernels: a block per row ---------------------------------------------------------------- */
+
+/* hidden [rows,D] = the listed rows of E */
+static __global__ void __launch_bounds__(COPIERS)
+gather_kernel(floatX *hidden, const floatX *E, const int *row, int D, bool whole) {
+    const floatX *from = E + (size_t)row[blockIdx.x] * D;
+    floatX *to = hidden + (size_t)blockIdx.x * D;
+    for (int d = threadIdx.x * VEC; d < D; d += COPIERS * VEC) {
+        float x[VEC];
+        load_some(x, from + d, D - d, whole);
+        store_some(to + d, x, D - d, whole);
+    }
+}
+
+/* COLUMNS logits more. `count` of them are words, the rest padding. */
+static __device__ __forceinline__ RowState add_columns(RowState state, const float *z, int count) {
+    float part[COLUMNS], top = -INFINITY;
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j += 4) load_some(part + j, z + j, count - j, true);
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j++) {
+        if (j >= count) part[j] = -INFINITY;
+        top = fmaxf(top, part[j]);
+    }
+    if (top > state.m) state = row_state_move(state, top);
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j++) row_state_add(&state, part[j]);
+    return state;
+}
+
+/* Statistics of a row of logits, which is read once: each thread has a state of its columns, and
+   the states are merged over lanes, then over warps. */
+static __global__ void __launch_bounds__(THREADS)
+stats_kernel(struct RowValues row, const float *logits, const int *target, int V, size_t stride) {
+    __shared__ RowState states[THREADS / WARP];
+    const float *z = logits + blockIdx.x * stride;
+    RowState state = row_state_empty();
+    for (int column = threadIdx.x * COLUMNS; column < V; column += THREADS * COLUMNS)
+        state = add_columns(state, z + column, V - column);
+    for (int lanes = 1; lanes < WARP; lanes *= 2)
+        state = row_state_merge(state, row_state_shuffle(state, lanes));
+    if (threadIdx.x % WARP == 0) states[threadIdx.x / WARP] = state;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (int w = 1; w < THREADS / WARP; w++) state = row_state_merge(state, states[w]);
+    int i = blockIdx.x;
+    float log_s = logf(state.s);
+    row.logp[i] = (z[target[i]] - state.m) - log_s;
+    row.entropy[i] = row_state_entropy(state);
+    row.q[i] = row_state_q(state);
+    row.r[i] = row_state_r(state);
+    row.maximum[i] = state.m;
+    row.log_s[i] = log_s;
+}
+
+/* dz over the V words of a row, in place of its logits. The block goes through the row in tiles:
+   all threads read, then all write. What is written lies in this tile or before it, where all has
+   been read; so one barrier between the two is enough, and none is needed between a tile's writing
+   and the next one's reading. Columns from V on are not written, and nobody reads them. */
+static __global__ void __launch_bounds__(THREADS)
+dlogits_kernel(float *logits, struct RowValues row, const int *target, int V, size_t stride,
+               float inv_temperature) {
+    int i = blockIdx.x, y = target[i];
+    float *z = logits + i * stride, a = row.dlogp[i], b = row.dentropy[i];
+    floatX *dz = (floatX *)z;
+    float m = row.maximum[i], log_s = row.log_s[i], at_target = a * inv_temperature;
+    float k0 = (-a - b * row.entropy[i]) * inv_temperature, k1 = -b * inv_temperature;
+    bool nothing = a == 0 && b == 0; /* exactly 0, also where p is not finite */
+    for (int tile = 0; tile < V; tile += THREADS * VEC) {
+        int column = tile + threadIdx.x * VEC, count = V - column;
+        float x[VEC] = {0};
+#pragma unroll
+        for (int j = 0; j < VEC && !nothing; j += 4)
+            load_some(x + j, z + column + j, count - j, true);
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+            float logp = (x[j] - m) - log_s;
+            x[j] = nothing ? 0.0f : expf(logp) * (k0 + k1 * logp);
+            if (column + j == y) x[j] += at_target;
+        }
+        store_some(dz + column, x, count, true);
+    }
+}
+
+/* dE [row[i]] = dhidden [i] + the words outside the product, where dz_tail and W_tail begin. */
+static __global__ void __launch_bounds__(COPIERS)
+scatter_kernel(floatX *dE, const float *dhidden, const floatX *dz_tail, size_t dz_stride,
+               const floatX *W_tail, int tail, const int *row, int D, bool whole) {
+    int i = blockIdx.x;
+    for (int d = threadIdx.x * VEC; d < D; d += COPIERS * VEC) {
+        float sum[VEC], w[VEC];
+#pragma unroll
+        for (int j = 0; j < VEC; j += 4)
+            load_some(sum + j, dhidden + (size_t)i * D + d + j, D - d - j, whole);
+        for (int t = 0; t < tail; t++) {
+            float slope = to_f(dz_tail[i * dz_stride + t]);
+            load_some(w, W_tail + (size_t)t * D + d, D - d, whole);
+#pragma unroll
+            for (int j = 0; j < VEC; j++) sum[j] += slope * w[j];
+        }
+        store_some(dE + (size_t)row[i] * D + d, sum, D - d, whole);
+    }
+}
+
+/* dW_tail [tail,D] += dz_tail^T hidden: a lane has a column, a warp each 16th row, and the warps'
+   sums are added in order. */
+static __global__ void __launch_bounds__(TAIL_WARPS * WARP)
+tail_weight_kernel(float *dW_tail, const floatX *dz_tail, size_t dz_stride, int tail,
+                   const floatX *hidden, int rows, int D) {
+    __shared__ float sums[TAIL_WARPS][TAIL][WARP];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, d = blockIdx.x * WARP + lane;
+    float sum[TAIL] = {0};
+#pragma unroll 4
+    for (int i = warp; i < rows; i += TAIL_WARPS) {
+        float h = d < D ? to_f(hidden[(size_t)i * D + d]) : 0.0f;
+#pragma unroll
+        for (int t = 0; t < TAIL; t++)
+            if (t < tail) sum[t] += to_f(dz_tail[i * dz_stride + t]) * h;
+    }
+#pragma unroll
+    for (int t = 0; t < TAIL; t++) sums[warp][t][lane] = sum[t];
+    __syncthreads();
+    if (warp >= tail || d >= D) return;
+    float total = 0; /* warp t has word t */
+    for (int w = 0; w < TAIL_WARPS; w++) total += sums[w][warp][lane];
+    dW_tail[(size_t)warp * D + d] += total;
+}
+
+/* ---- a chunk --------------------------------------------------------------------------------- */
+
+/* Gathers the listed rows of E, forms their logits and statistics. */
+static void chunk_forward(const struct Chunk *c, const floatX *E, const floatX *W, const int *row,
+                          const int *target, float inv_temperature) {
+    int D = c->D;
+    gather_kernel<<<c->rows, COPIERS, 0, cuda.stream>>>(c->hidden, E, row, D,
+                                                        rows_aligned(E, D, sizeof *E));
+    CUDA_CHECK_LAUNCH();
+    gemm(GEMM_NT, matrix(c->logits, c->stride), matrix(c->hidden, D), matrix(W, D), c->rows, c->Vp,
+         D, inv_temperature, 0.0f);
+    stats_kernel<<<c->rows, THREADS, 0, cuda.stream>>>(c->row, c->logits, target, c->V, c->stride);
+    CUDA_CHECK_LAUNCH();
+}
+
+/* dE and dW of a chunk whose coefficients are known. */
+static void chunk_backward(const struct Chunk *c, floatX *dE, float *dW, const floatX *W,
+                           const int *row, const int *target, float inv_temperature) {
+    int D = c->D, words = c->words, tail = c->V - words;
+    size_t dz_stride = chunk_dz_stride(c), first_left = (size_t)words * D;
+    struct Matrix dz = matrix(chunk_dz(c), dz_stride);
+    dlogits_kernel<<<c->rows, THREADS, 0, cuda.stream>>>(c->logits, c->row, target, c->V, c->stride,
+                                                         inv_temperature);
+    CUDA_CHECK_LAUNCH();
+    gemm(GEMM_NN, matrix(c->dhidden, D), dz, matrix(W, D), c->rows, D, words, 1.0f, 0.0f);
+    gemm(GEMM_TN, matrix(dW, D), dz, matrix(c->hidden, D), words, D, c->rows, 1.0f, 1.0f);
+    bool whole = rows_aligned(dE, D, sizeof *dE) && rows_aligned(W + first_left, D, sizeof *W);
+    scatter_kernel<<<c->rows, COPIERS, 0, cuda.stream>>>(dE, c->dhidden, chunk_dz(c) + words,
+                                                         dz_stride, W + first_left, tail, row, D,
+                                                         whole);
+    CUDA_CHECK_LAUNCH();
+    if (tail == 0) return;
+    tail_weight_kernel<<<ceil_div(D, WARP), TAIL_WARPS * WARP, 0, cuda.stream>>>(
+        dW + first_left, chunk_dz(c) + words, dz_stride, tail, c->hidden, c->rows, D);
+    CUDA_CHECK_LAUNCH();
+}
+
+/* Waits for a chunk's statistics, hands them on, sends back what the objective makes of them. */
+static void chunk_ask(const struct Chunk *c, int first, const struct HeadStats *stats,
+                      HeadUpstream upstream, void *context) {
+    static float host[4 * CHUNK], coefficients[2 * CHUNK];
+    int rows = c->rows;
+    size_t bytes = rows * sizeof(float);
+    struct HeadStats seen = {host, host + rows, host + 2 * rows, host + 3 * rows};
+    slots->download(host, c->row.logp, 4 * bytes);
+    if (stats->logp) memcpy(stats->logp + first, seen.logp, bytes);
+    if (stats->entropy) memcpy(stats->entropy + first, seen.entropy, bytes);
+    if (stats->q) memcpy(stats->q + first, seen.q, bytes);
+    if (stats->r) memcpy(stats->r + first, seen.r, bytes);
+    upstream(context, first, rows, &seen, coefficients, coefficients + rows);
+    slots->upload(c->row.dlogp, coefficients, 2 * bytes);
+}
+
+static void head_forward_backward(const struct HeadStats *stats, floatX *dE, float *dW,
+                                  const floatX *E, const floatX *W, const int *row,
+                                  const int *target, int N, int n, int D, int V, int Vp,
+                                  float inv_temperature, HeadUpstream upstream, void *context,
+                                  void *workspace) {
+    slots->fill_zero(dE, (size_t)N * D * sizeof *dE);
+    for (int first = 0; first < n; first += CHUNK) {
+        struct Chunk c;
+        chunk_open(&c, (char *)workspace, min_int(CHUNK, n - first), D, V, Vp);
+        chunk_forward(&c, E, W, row + first, target + first, inv_temperature);
+        chunk_ask(&c, first, stats, upstream, context);
+        chunk_backward(&c, dE, dW, W, row + first, target + first, inv_temperature);
+    }
+}
+
+size_t PER_TYPE(cuda_head_workspace)(const struct OpsShape *shape) {
+    struct Chunk c;
+    return chunk_open(&c, NULL, min_int(CHUNK, shape->N), shape->C, shape->V, shape->Vp);
+}
+
+void PER_TYPE(cuda_head)(struct Ops *ops) {
+    slots = ops;
+    ops->head_forward_backward = head_forward_backward;
+}

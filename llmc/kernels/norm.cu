@@ -1,0 +1,433 @@
+/* Layer norm (1607.06450) of each row over its C channels: norm.c in CUDA.
+
+       mean = 1/C sum x,  rstd = 1 / sqrt(1/C sum (x - mean)^2 + 1e-5)
+       h = (x - mean) rstd,  out = h weight + bias
+
+   Backward, with g = dout weight (elementwise) and averages over the row:
+       dx += rstd (g - <g> - h <g h>),  dweight += sum_n dout h,  dbias += sum_n dout
+
+   Forward: a warp per row, VEC columns (16 bytes) per lane and load. The row is read once and
+   stays in registers for the mean, then the squares, then the output:
+
+       column     0      VEC    2 VEC  ...  31 VEC   32 VEC  33 VEC ...
+       lane       0       1       2    ...    31        0       1   ...
+       vector   [              0                 ][            1        ...
+
+   Backward: a block per slice of rows, VEC columns per thread. The sums of a row cross the block;
+   those of the columns stay in the thread's registers until the slice ends:
+
+       thread     0       1       2    ...
+       row 0    [   ]   [   ]   [   ]      -> <g>, <g h> of row 0
+       row 1    [   ]   [   ]   [   ]      -> <g>, <g h> of row 1
+                  |       |       |
+       partial  [   ]   [   ]   [   ]      workspace [slices][2][C], added in order by fold_kernel
+
+   Rows that do not fit (C > 2048 forward, C > 512 VEC backward) take the long kernels, which read
+   them again for each pass.
+
+   There are about ten operations to an element, so only bytes count. Per element of 2 bytes the
+   forward pass reads 2 and writes 2, with the residual sum 4 and 4; backward reads 6 and writes 2.
+   The partial sums are 8 bytes per column and slice, written and read: 4 MB, in the L2 cache. */
+#include "cuda_common.cuh"
+
+#define EPSILON 1e-5f
+
+enum {
+    ROWS = 4,           /* forward: rows of a block, a warp each */
+    LONG_THREADS = 256, /* of the long kernels' blocks */
+    MAX_THREADS = 512,  /* of a backward block */
+    RESIDENT = 512,     /* backward: threads of a multiprocessor, 128 registers for each */
+    MIN_SLICE = 4,      /* backward: with fewer rows the partial sums would be most of it */
+    FOLD_WARPS = 32
+};
+
+/* ---- columns ------------------------------------------------------------------------------- */
+
+/* VEC columns of a row, of which `left` exist (none if it is 0 or less); the others read as 0.
+   WHOLE: rows are aligned to 16 bytes. That is known at compile time, so that no branch stands
+   between the loads of a thread: they are all on their way before the first is waited for. */
+template <bool WHOLE>
+static __device__ __forceinline__ void load_columns(float *out, const floatX *in, int left) {
+    if (!WHOLE) {
+        load_some(out, in, left, false);
+        return;
+    }
+    uint4 bits = make_uint4(0, 0, 0, 0);
+    if (left > 0) bits = *(const uint4 *)in;
+    floatX element[VEC];
+    memcpy(element, &bits, sizeof bits);
+#pragma unroll
+    for (int j = 0; j < VEC; j++) out[j] = to_f(element[j]);
+}
+
+template <bool WHOLE>
+static __device__ __forceinline__ void store_columns(floatX *out, const float *in, int left) {
+    if (!WHOLE) store_some(out, in, left, false);
+    else if (left > 0) store_vector(out, in);
+}
+
+static bool is_whole(const floatX *row, int C) { return rows_aligned(row, C, sizeof *row); }
+
+/* ---- forward ------------------------------------------------------------------------------- */
+
+struct Forward {
+    floatX *sum, *out;
+    float *mean, *rstd;
+    const floatX *x, *delta, *weight, *bias; /* sum, delta: with RESIDUAL only */
+    int N, C;
+};
+
+/* row += delta in `left` columns, rounded to floatX, and stored as the sum: the norm is of what is
+   stored, so that norm_forward on the stored sum repeats it to the bit. Recomputed activations
+   rely on that. */
+template <bool WHOLE>
+static __device__ __forceinline__ void add_delta(float *row, const float *delta, floatX *sum,
+                                                 int left) {
+#pragma unroll
+    for (int j = 0; j < VEC; j++) row[j] = to_f(from_f<floatX>(row[j] + delta[j]));
+    store_columns<WHOLE>(sum, row, left);
+}
+
+/* out = centred rstd weight + bias for `left` columns from c; `at` is where they lie in the row.
+   fmaf is written out, here and in the squares: the compiler then has no choice that could differ
+   between two instances of one formula. */
+template <bool WHOLE>
+static __device__ __forceinline__ void store_row(const struct Forward &a, const float *centred,
+                                                 float rstd, size_t at, int c, int left) {
+    float weight[VEC], bias[VEC], out[VEC];
+    load_columns<WHOLE>(weight, a.weight + c, left);
+    load_columns<WHOLE>(bias, a.bias + c, left);
+#pragma unroll
+    for (int j = 0; j < VEC; j++) out[j] = fmaf(centred[j] * rstd, weight[j], bias[j]);
+    store_columns<WHOLE>(a.out + at, out, left);
+}
+
+/* row -= mean in `left` columns; returns the sum of their squares. Beyond them row stays 0. */
+static __device__ __forceinline__ float centre(float *row, float mean, int left) {
+    float squares = 0;
+#pragma unroll
+    for (int j = 0; j < VEC; j++) {
+        row[j] = j < left ? row[j] - mean : 0.0f;
+        squares = fmaf(row[j], row[j], squares);
+    }
+    return squares;
+}
+
+static __device__ __forceinline__ float sum_of(const float *row) {
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < VEC; j++) sum += row[j];
+    return sum;
+}
+
+/* HELD: floats of the row in each lane's registers, C <= 32 HELD. */
+template <int HELD, bool RESIDUAL, bool WHOLE>
+static __global__ void __launch_bounds__(ROWS * WARP) forward_kernel(struct Forward a) {
+    enum { VECTORS = HELD / VEC };
+    int n = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (n >= a.N) return; /* the whole warp */
+    size_t row = (size_t)n * a.C;
+    float held[VECTORS][VEC], delta[VECTORS][VEC], sum = 0, squares = 0;
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        int c = (v * WARP + lane) * VEC;
+        load_columns<WHOLE>(held[v], a.x + row + c, a.C - c);
+        if (RESIDUAL) load_columns<WHOLE>(delta[v], a.delta + row + c, a.C - c);
+    }
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) { /* after all loads: `sum` may be x */
+        int c = (v * WARP + lane) * VEC;
+        if (RESIDUAL) add_delta<WHOLE>(held[v], delta[v], a.sum + row + c, a.C - c);
+        sum += sum_of(held[v]);
+    }
+    float mean = warp_sum(sum) / (float)a.C;
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++)
+        squares += centre(held[v], mean, a.C - (v * WARP + lane) * VEC);
+    float rstd = 1.0f / sqrtf(warp_sum(squares) / (float)a.C + EPSILON);
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        int c = (v * WARP + lane) * VEC;
+        store_row<WHOLE>(a, held[v], rstd, row + c, c, a.C - c);
+    }
+    if (lane == 0) a.mean[n] = mean, a.rstd[n] = rstd;
+}
+
+/* A block per row, which each thread reads once per pass (of `sum` it reads what it wrote). */
+template <bool RESIDUAL, bool WHOLE>
+static __global__ void __launch_bounds__(LONG_THREADS) long_forward_kernel(struct Forward a) {
+    __shared__ float scratch[LONG_THREADS / WARP];
+    enum { STRIDE = LONG_THREADS * VEC };
+    int n = blockIdx.x, first = threadIdx.x * VEC;
+    size_t row = (size_t)n * a.C;
+    float held[VEC], delta[VEC], sum = 0, squares = 0;
+    for (int c = first; c < a.C; c += STRIDE) {
+        load_columns<WHOLE>(held, a.x + row + c, a.C - c);
+        if (RESIDUAL) load_columns<WHOLE>(delta, a.delta + row + c, a.C - c);
+        if (RESIDUAL) add_delta<WHOLE>(held, delta, a.sum + row + c, a.C - c);
+        sum += sum_of(held);
+    }
+    const floatX *x = RESIDUAL ? a.sum : a.x;
+    float mean = block_sum<LONG_THREADS>(sum, scratch) / (float)a.C;
+    for (int c = first; c < a.C; c += STRIDE) {
+        load_columns<WHOLE>(held, x + row + c, a.C - c);
+        squares += centre(held, mean, a.C - c);
+    }
+    float variance = block_sum<LONG_THREADS>(squares, scratch) / (float)a.C;
+    float rstd = 1.0f / sqrtf(variance + EPSILON);
+    for (int c = first; c < a.C; c += STRIDE) {
+        load_columns<WHOLE>(held, x + row + c, a.C - c);
+        centre(held, mean, a.C - c);
+        store_row<WHOLE>(a, held, rstd, row + c, c, a.C - c);
+    }
+    if (threadIdx.x == 0) a.mean[n] = mean, a.rstd[n] = rstd;
+}
+
+/* The kernel is chosen by C alone (WHOLE changes no sum's order): a row's bits are its own,
+   however many rows there are and wherever it lies. */
+template <bool RESIDUAL, bool WHOLE> static void launch_forward(const struct Forward &a) {
+    enum { THREADS = ROWS * WARP };
+    int blocks = ceil_div(a.N, ROWS);
+    if (a.C <= 8 * WARP)
+        forward_kernel<8, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
+    else if (a.C <= 16 * WARP)
+        forward_kernel<16, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
+    else if (a.C <= 32 * WARP)
+        forward_kernel<32, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
+    else if (a.C <= 64 * WARP)
+        forward_kernel<64, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
+    else long_forward_kernel<RESIDUAL, WHOLE><<<a.N, LONG_THREADS, 0, cuda.stream>>>(a);
+    CUDA_CHECK_LAUNCH();
+}
+
+static void norm_forward(floatX *out, float *mean, float *rstd, const floatX *x,
+                         const floatX *weight, const floatX *bias, int N, int C) {
+    if (N == 0) return;
+    struct Forward a = {NULL, out, mean, rstd, x, NULL, weight, bias, N, C};
+    if (is_whole(out, C) && is_whole(x, C) && is_whole(weight, C) && is_whole(bias, C))
+        launch_forward<false, true>(a);
+    else launch_forward<false, false>(a);
+}
+
+static void norm_residual_forward(floatX *sum, floatX *out, float *mean, float *rstd,
+                                  const floatX *x, const floatX *delta, const floatX *weight,
+                                  const floatX *bias, int N, int C) {
+    if (N == 0) return;
+    struct Forward a = {sum, out, mean, rstd, x, delta, weight, bias, N, C};
+    if (is_whole(sum, C) && is_whole(out, C) && is_whole(x, C) && is_whole(delta, C) &&
+        is_whole(weight, C) && is_whole(bias, C))
+        launch_forward<true, true>(a);
+    else launch_forward<true, false>(a);
+}
+
+/* ---- backward ------------------------------------------------------------------------------ */
+
+struct Backward {
+    floatX *dx;
+    const floatX *dout, *x, *weight;
+    const float *mean, *rstd;
+    float *partial; /* [slices][2][C]: the sums of dweight, then of dbias */
+    int N, C, slice; /* slice: rows of each but the last */
+};
+
+/* In: x, dout, weight in VEC columns of a row. x becomes h and dout becomes g; their sums over the
+   columns are added to *row, and the columns' own dout h and dout to dweight and dbias. */
+static __device__ __forceinline__ void backward_sums(float *x, float *dout, const float *weight,
+                                                     float mean, float rstd, float2 *row,
+                                                     float *dweight, float *dbias) {
+#pragma unroll
+    for (int j = 0; j < VEC; j++) {
+        x[j] = (x[j] - mean) * rstd;
+        dweight[j] += dout[j] * x[j];
+        dbias[j] += dout[j];
+        dout[j] *= weight[j];
+        row->x += dout[j];
+        row->y += dout[j] * x[j];
+    }
+}
+
+/* dx += rstd (g - <g> - h <g h>) */
+static __device__ __forceinline__ void backward_dx(float *dx, const float *g, const float *h,
+                                                   float2 mean, float rstd) {
+#pragma unroll
+    for (int j = 0; j < VEC; j++) dx[j] += rstd * (g[j] - mean.x - h[j] * mean.y);
+}
+
+/* What each thread has summed of each of some rows becomes the row's average over the block. With
+   one barrier: the caller alternates between two arrays `scratch`, so that a fast warp writes the
+   next sums while a slow one still reads these. */
+template <int COUNT, int WARPS>
+static __device__ __forceinline__ void row_means(float2 *row, float2 (*scratch)[WARPS], int C) {
+#pragma unroll
+    for (int r = 0; r < COUNT; r++) {
+        row[r] = make_float2(warp_sum(row[r].x), warp_sum(row[r].y));
+        if (threadIdx.x % WARP == 0) scratch[r][threadIdx.x / WARP] = row[r];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < COUNT; r++) {
+        float2 sum = make_float2(0, 0);
+        for (int w = 0; w < (int)blockDim.x / WARP; w++)
+            sum.x += scratch[r][w].x, sum.y += scratch[r][w].y;
+        row[r] = make_float2(sum.x / (float)C, sum.y / (float)C);
+    }
+}
+
+/* VEC floats, `left` of them real. */
+static __device__ __forceinline__ void load_floats(float *out, const float *in, int left,
+                                                   bool whole) {
+#pragma unroll
+    for (int j = 0; j < VEC; j += 4) load_some(out + j, in + j, left - j, whole);
+}
+static __device__ __forceinline__ void store_floats(float *out, const float *in, int left,
+                                                    bool whole) {
+#pragma unroll
+    for (int j = 0; j < VEC; j += 4) store_some(out + j, in + j, left - j, whole);
+}
+
+/* Two rows at a time, for twice the loads in flight and half the barriers. C <= blockDim.x VEC.
+   Threads beyond the row's end, and a second row beyond the slice's, have no columns left: they
+   read zeros, add zeros and write nothing. */
+template <bool WHOLE>
+static __global__ void __launch_bounds__(MAX_THREADS) backward_kernel(struct Backward a) {
+    __shared__ float2 scratch[2][2][MAX_THREADS / WARP];
+    int c = threadIdx.x * VEC, columns = a.C - c;
+    int begin = blockIdx.x * a.slice, end = min_int(begin + a.slice, a.N);
+    float weight[VEC], dweight[VEC] = {0}, dbias[VEC] = {0};
+    load_columns<WHOLE>(weight, a.weight + c, columns);
+    for (int n = begin; n < end; n += 2) {
+        const int last = min_int(n + 1, end - 1), index[2] = {n, last};
+        const int left[2] = {columns, last > n ? columns : 0};
+        float h[2][VEC], g[2][VEC], dx[2][VEC];
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            size_t at = (size_t)index[r] * a.C + c;
+            load_columns<WHOLE>(h[r], a.x + at, left[r]);
+            load_columns<WHOLE>(g[r], a.dout + at, left[r]);
+            load_columns<WHOLE>(dx[r], a.dx + at, left[r]);
+        }
+        float2 row[2] = {make_float2(0, 0), make_float2(0, 0)};
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+            backward_sums(h[r], g[r], weight, a.mean[index[r]], a.rstd[index[r]], &row[r], dweight,
+                          dbias);
+        row_means<2>(row, scratch[(n - begin) / 2 % 2], a.C);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            backward_dx(dx[r], g[r], h[r], row[r], a.rstd[index[r]]);
+            store_columns<WHOLE>(a.dx + (size_t)index[r] * a.C + c, dx[r], left[r]);
+        }
+    }
+    float *partial = a.partial + (size_t)blockIdx.x * 2 * a.C + c;
+    store_floats(partial, dweight, columns, WHOLE);
+    store_floats(partial + a.C, dbias, columns, WHOLE);
+}
+
+/* Any C: each row is read twice, and the sums of the columns lie in the workspace throughout. */
+template <bool WHOLE>
+static __global__ void __launch_bounds__(LONG_THREADS) long_backward_kernel(struct Backward a) {
+    __shared__ float2 scratch[2][1][LONG_THREADS / WARP];
+    enum { STRIDE = LONG_THREADS * VEC };
+    int first = threadIdx.x * VEC;
+    int begin = blockIdx.x * a.slice, end = min_int(begin + a.slice, a.N);
+    float *partial = a.partial + (size_t)blockIdx.x * 2 * a.C;
+    float h[VEC], g[VEC], dx[VEC], weight[VEC], dweight[VEC] = {0}, dbias[VEC] = {0};
+    for (int n = begin; n < end; n++) {
+        float2 row = make_float2(0, 0), unused = make_float2(0, 0);
+        for (int c = first; c < a.C; c += STRIDE) {
+            size_t at = (size_t)n * a.C + c;
+            int left = a.C - c, kept = n > begin ? left : 0;
+            load_columns<WHOLE>(h, a.x + at, left);
+            load_columns<WHOLE>(g, a.dout + at, left);
+            load_columns<WHOLE>(weight, a.weight + c, left);
+            load_floats(dweight, partial + c, kept, WHOLE);
+            load_floats(dbias, partial + a.C + c, kept, WHOLE);
+            backward_sums(h, g, weight, a.mean[n], a.rstd[n], &row, dweight, dbias);
+            store_floats(partial + c, dweight, left, WHOLE);
+            store_floats(partial + a.C + c, dbias, left, WHOLE);
+        }
+        row_means<1>(&row, scratch[(n - begin) % 2], a.C);
+        for (int c = first; c < a.C; c += STRIDE) {
+            size_t at = (size_t)n * a.C + c;
+            int left = a.C - c;
+            load_columns<WHOLE>(h, a.x + at, left);
+            load_columns<WHOLE>(g, a.dout + at, left);
+            load_columns<WHOLE>(dx, a.dx + at, left);
+            load_columns<WHOLE>(weight, a.weight + c, left);
+            backward_sums(h, g, weight, a.mean[n], a.rstd[n], &unused, dweight, dbias);
+            backward_dx(dx, g, h, row, a.rstd[n]);
+            store_columns<WHOLE>(a.dx + at, dx, left);
+        }
+    }
+}
+
+/* dweight, dbias += the slices' sums. A block has 32 of the 2 C columns, one per lane; warp w adds
+   slices w, w + 32, ...; the first warp adds the warps' sums in order. */
+static __global__ void __launch_bounds__(FOLD_WARPS * WARP)
+fold_kernel(float *dweight, float *dbias, const float *partial, int slices, int C) {
+    __shared__ float sums[FOLD_WARPS][WARP];
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, column = blockIdx.x * WARP + lane;
+    float sum = 0;
+    if (column < 2 * C) {
+#pragma unroll 8
+        for (int s = warp; s < slices; s += FOLD_WARPS)
+            sum += partial[(size_t)s * 2 * C + column];
+    }
+    sums[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0 || column >= 2 * C) return;
+    float total = 0;
+#pragma unroll
+    for (int w = 0; w < FOLD_WARPS; w++) total += sums[w][lane];
+    if (column < C) dweight[column] += total;
+    else dbias[column - C] += total;
+}
+
+/* Threads of a backward block: a vector for each, or those of the long kernel. */
+static int backward_threads(int C) {
+    int threads = ceil_div(ceil_div(C, VEC), WARP) * WARP;
+    return threads <= MAX_THREADS ? threads : LONG_THREADS;
+}
+
+/* Rows of a slice: so few that all blocks are resident at once, but at least MIN_SLICE. */
+static int slice_rows(int N, int C) {
+    int blocks = cuda.multiprocessors * (RESIDENT / backward_threads(C));
+    return max_int(MIN_SLICE, ceil_div(N, blocks));
+}
+
+template <bool WHOLE> static void launch_backward(const struct Backward &a) {
+    int slices = ceil_div(a.N, a.slice), threads = backward_threads(a.C);
+    if (a.C <= threads * VEC) backward_kernel<WHOLE><<<slices, threads, 0, cuda.stream>>>(a);
+    else long_backward_kernel<WHOLE><<<slices, threads, 0, cuda.stream>>>(a);
+    CUDA_CHECK_LAUNCH();
+}
+
+static void norm_backward(floatX *dx, float *dweight, float *dbias, const floatX *dout,
+                          const floatX *x, const floatX *weight, const float *mean,
+                          const float *rstd, int N, int C, void *workspace) {
+    if (N == 0) return;
+    float *partial = (float *)workspace;
+    struct Backward a = {dx, dout, x, weight, mean, rstd, partial, N, C, slice_rows(N, C)};
+    if (is_whole(dx, C) && is_whole(dout, C) && is_whole(x, C) && is_whole(weight, C))
+        launch_backward<true>(a);
+    else launch_backward<false>(a);
+    fold_kernel<<<ceil_div(2 * C, WARP), FOLD_WARPS * WARP, 0, cuda.stream>>>(
+        dweight, dbias, partial, ceil_div(N, a.slice), C);
+    CUDA_CHECK_LAUNCH();
+}
+
+/* The most that 2 * slices * C floats can be at any C up to the shape's. By the device, slices are
+   RESIDENT / threads per multiprocessor, which with C <= threads VEC makes slices * C at most
+   RESIDENT VEC; or RESIDENT / LONG_THREADS C in the long kernel. By rows, N / MIN_SLICE C. */
+size_t PER_TYPE(cuda_norm_workspace)(const struct OpsShape *shape) {
+    size_t resident = max_int(RESIDENT * VEC, RESIDENT / LONG_THREADS * shape->C);
+    size_t by_device = cuda.multiprocessors * resident;
+    size_t by_rows = (size_t)ceil_div(shape->N, MIN_SLICE) * shape->C;
+    return (by_device < by_rows ? by_device : by_rows) * 2 * sizeof(float);
+}
+
+void PER_TYPE(cuda_norm)(struct Ops *ops) {
+    ops->norm_forward = norm_forward;
+    ops->norm_residual_forward = norm_residual_forward;
+    ops->norm_backward = norm_backward;
+}

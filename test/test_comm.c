@@ -1,0 +1,254 @@
+/* Communication over ranks, each a process of its own that opens the backend, against the host's
+   arithmetic: sums, scatter, gather, broadcast, of ragged sizes. The simulator has as many ranks
+   as one likes, a machine with GPUs one per GPU, the CPU one.
+
+   They are forked before any backend is opened: neither CUDA nor OpenMP survives a fork. */
+#include "test_ops.h"
+#include <glob.h>
+#include <signal.h>
+#include <unistd.h>
+#include "child.h"
+
+enum { MAX_RANKS = 8, ID_BYTES = 128 };
+static const char *backend = "cpu", *dtype = "auto";
+
+/* ---- a world ------------------------------------------------------------------------------- */
+
+static struct {
+    int rank, ranks;
+    int id_pipe[MAX_RANKS][2]; /* rank 0 hands the id to rank r through pipe r */
+} world;
+
+/* In a rank, where cmocka's assertions would not end the process. */
+#define CHECK(condition)                                                                      \
+    do {                                                                                      \
+        if (!(condition)) {                                                                   \
+            fprintf(stderr, "%s:%d: rank %d of %d: %s\n", __FILE__, __LINE__, world.rank,     \
+                    world.ranks, #condition);                                                 \
+            exit(1);                                                                          \
+        }                                                                                     \
+    } while (0)
+
+static void meet(void) {
+    char id[ID_BYTES];
+    if (world.rank == 0) {
+        ops->comm_id(id);
+        for (int r = 1; r < world.ranks; r++)
+            CHECK(write(world.id_pipe[r][1], id, sizeof id) == sizeof id);
+    } else {
+        CHECK(read(world.id_pipe[world.rank][0], id, sizeof id) == sizeof id);
+    }
+    ops->comm_open(world.rank, world.ranks, id);
+}
+
+static void run_rank(int rank, void (*body)(void)) {
+    char device[16];
+    world.rank = rank;
+    snprintf(device, sizeof device, "%d", rank);
+    if (strcmp(backend, "cuda") == 0 && world.ranks > 1) setenv("CUDA_VISIBLE_DEVICES", device, 1);
+    ops = ops_open(backend, dtype);
+    meet();
+    body();
+    release_all();
+    exit(0);
+}
+
+/* Runs body in each of `ranks` processes; all must end well. When one does not, the others, which
+   would wait for it, are ended. */
+static void run_world(int ranks, void (*body)(void)) {
+    pid_t child[MAX_RANKS];
+    bool failed = false;
+    world.ranks = ranks;
+    for (int r = 0; r < ranks; r++) assert_int_equal(pipe(world.id_pipe[r]), 0);
+    fflush(NULL);
+    for (int r = 0; r < ranks; r++) {
+        child[r] = fork();
+        assert_true(child[r] >= 0);
+        if (child[r] == 0) run_rank(r, body);
+    }
+    for (int ended = 0; ended < ranks; ended++) {
+        int status;
+        pid_t pid = wait(&status);
+        for (int r = 0; r < ranks; r++)
+            if (child[r] == pid) child[r] = 0;
+        if (status == 0) continue;
+        failed = true;
+        for (int r = 0; r < ranks; r++)
+            if (child[r]) kill(child[r], SIGTERM);
+    }
+    for (int r = 0; r < ranks; r++) close(world.id_pipe[r][0]), close(world.id_pipe[r][1]);
+    assert_false(failed);
+}
+
+/* The largest world there can be here. */
+static int most_ranks(void) {
+    if (strncmp(backend, "sim", 3) == 0) return 3;
+    if (strcmp(backend, "cuda") != 0) return 1;
+    glob_t found;
+    int devices = glob("/dev/nvidia[0-9]*", 0, NULL, &found) == 0 ? (int)found.gl_pathc : 1;
+    globfree(&found);
+    return devices < 1 ? 1 : devices < MAX_RANKS ? devices : MAX_RANKS;
+}
+
+/* ---- what ranks do ------------------------------------------------------------------------- */
+
+/* What rank r brings, which every rank can form. */
+static float *data_of(int r, size_t n) { return new_normal(n, 1, 100 + (uint64_t)r); }
+
+/* got [n] = the sum over ranks of elements [begin, begin + n) of what each brings, `all` elements.
+   A sum of R terms, in any order, is rounded R - 1 times, each time by at most 2^-24 of the sum of
+   their sizes. */
+static void check_sum(const float *got, size_t begin, size_t n, size_t all) {
+    double *sum = new_doubles(n), *size = new_doubles(n);
+    for (int r = 0; r < world.ranks; r++) {
+        float *x = data_of(r, all);
+        for (size_t i = 0; i < n; i++) {
+            sum[i] += x[begin + i];
+            size[i] += fabs(x[begin + i]);
+        }
+        free(x);
+    }
+    for (size_t i = 0; i < n; i++)
+        CHECK(fabs(got[i] - sum[i]) <= (world.ranks - 1) * 0x1p-24 * size[i]);
+    free(sum), free(size);
+}
+
+/* x [n] of every rank is the same to the last bit: else replicas would drift apart. */
+static void check_same_everywhere(const float *x, size_t n) {
+    float *first = put_floats(x, n);
+    ops->broadcast(first, n * sizeof *x, 0);
+    float *back = get_floats(first, n);
+    CHECK(memcmp(back, x, n * sizeof *x) == 0);
+    free(back);
+}
+
+/* One, a few, many; and more than the megabyte that the simulator moves at a time. After the last
+   there is one more, which must stay. */
+static const size_t sizes[] = {1, 5, 1000, 300007};
+
+static void all_reduce(void) {
+    for (int s = 0; s < 4; s++) {
+        size_t n = sizes[s];
+        float *mine = data_of(world.rank, n + 1), *x = put_floats(mine, n + 1);
+        ops->all_reduce(x, n);
+        float *got = get_floats(x, n + 1);
+        check_sum(got, 0, n, n + 1);
+        check_same_everywhere(got, n);
+        CHECK(got[n] == mine[n]);
+        free(mine), free(got);
+    }
+}
+
+static void reduce_scatter(void) {
+    for (int s = 0; s < 4; s++) {
+        size_t each = sizes[s], all = each * (size_t)world.ranks;
+        float *mine = data_of(world.rank, all), *in = put_floats(mine, all);
+        float *out = new_floats(each + 1);
+        ops->reduce_scatter(out, in, each);
+        float *got = get_floats(out, each + 1), *kept = get_floats(in, all);
+        check_sum(got, each * (size_t)world.rank, each, all);
+        CHECK(isnan(got[each]));
+        CHECK(memcmp(kept, mine, all * sizeof *mine) == 0);
+        free(mine), free(got), free(kept);
+    }
+}
+
+/* Bytes, not floats, and no multiple of anything; from a buffer of its own, and from its place in
+   the result. */
+static void all_gather(void) {
+    for (int s = 0; s < 4; s++) {
+        size_t each = sizes[s] * 4 - 1, all = each * (size_t)world.ranks;
+        size_t place = each * (size_t)world.rank;
+        char *mine = (char *)data_of(world.rank, sizes[s]), *got = malloc(all + 1);
+        char *in = put_bytes(mine, each), *out = new_poison(all + 1), *same = new_poison(all + 1);
+        ops->copy(same + place, in, each);
+        ops->all_gather(out, in, each);
+        ops->all_gather(same, same + place, each);
+        for (int in_place = 0; in_place < 2; in_place++) {
+            ops->download(got, in_place ? same : out, all + 1);
+            for (int r = 0; r < world.ranks; r++) {
+                float *share = data_of(r, sizes[s]);
+                CHECK(memcmp(got + each * (size_t)r, share, each) == 0);
+                free(share);
+            }
+            CHECK(got[all] == (char)255);
+        }
+        free(mine), free(got);
+    }
+}
+
+static void broadcast(void) {
+    for (int root = 0; root < world.ranks; root++)
+        for (int s = 0; s < 4; s++) {
+            size_t bytes = sizes[s] * 4 - 1;
+            float *mine = data_of(world.rank, sizes[s]), *sent = data_of(root, sizes[s]);
+            char *x = put_bytes(mine, bytes + 1), *got = malloc(bytes + 1);
+            ops->broadcast(x, bytes, root);
+            ops->download(got, x, bytes + 1);
+            CHECK(memcmp(got, sent, bytes) == 0);
+            CHECK(got[bytes] == ((char *)mine)[bytes]);
+            free(mine), free(sent), free(got);
+        }
+}
+
+/* Nothing is waited for in between: the operations are in order with the stream's other work. */
+static void in_order(void) {
+    enum { n = 70001 };
+    float *mine = data_of(world.rank, n), *x = put_floats(mine, n), *y = new_floats(n);
+    ops->all_reduce(x, n);
+    ops->copy(y, x, n * sizeof *x);
+    ops->fill_zero(x, n * sizeof *x);
+    ops->all_reduce(x, n);
+    ops->upload(x, mine, n * sizeof *x);
+    float *got = get_floats(y, n), *last = get_floats(x, n);
+    check_sum(got, 0, n, n);
+    CHECK(memcmp(last, mine, n * sizeof *mine) == 0);
+    free(mine), free(got), free(last);
+}
+
+static void all_of_it(void) {
+    all_reduce(), reduce_scatter(), all_gather(), broadcast(), in_order();
+}
+
+static void test_one_rank(void **state) { (void)state, run_world(1, all_of_it); }
+static void test_two_ranks(void **state) {
+    (void)state;
+    if (most_ranks() >= 2) run_world(2, all_of_it);
+}
+static void test_most_ranks(void **state) { (void)state, run_world(most_ranks(), all_of_it); }
+
+/* A single process need not meet anyone. */
+static void alone(void *context) {
+    (void)context;
+    world.ranks = 1;
+    ops = ops_open(backend, dtype);
+    all_of_it();
+    release_all();
+}
+
+static void two_on_the_cpu(void *context) {
+    (void)context;
+    char id[ID_BYTES] = {0};
+    ops_open("cpu", "auto")->comm_open(1, 2, id);
+}
+
+static void test_alone(void **state) {
+    (void)state;
+    char output[1024];
+    if (run_in_child(alone, NULL, output, sizeof output) != 0) fail_msg("%s", output);
+    assert_int_equal(run_in_child(two_on_the_cpu, NULL, output, sizeof output), 1);
+    assert_non_null(strstr(output, "one rank"));
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1) backend = argv[1];
+    if (argc > 2) dtype = argv[2];
+    if (argc > 3) cmocka_set_test_filter(argv[3]);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_one_rank),
+        cmocka_unit_test(test_two_ranks),
+        cmocka_unit_test(test_most_ranks),
+        cmocka_unit_test(test_alone),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
