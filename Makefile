@@ -17,7 +17,7 @@ NEEDED := -std=gnu11 -D_GNU_SOURCE -fopenmp -fno-math-errno -fno-trapping-math \
           -Wall -Wextra -Werror=incompatible-pointer-types
 
 # Goals that only call make again; everything else needs the libraries' places.
-WRAPPERS := run test asan bench cuda ptxas sim-backends sim sim-asan sim-race clean help
+WRAPPERS := run test asan bench cuda ptxas sim-backends sim sim-asan sim-race sim-train clean help
 
 ifneq ($(filter-out $(WRAPPERS),$(or $(MAKECMDGOALS),all)),)
 include $(BUILD)/found.mk
@@ -37,7 +37,7 @@ TRAIN   := $(if $(filter build,$(BUILD)),train,$(BUILD)/train)
 # The CUDA compiler, where there is one: then `make` builds the GPU's plug-in too.
 NVCC ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 
-.PHONY: all $(WRAPPERS) tests syntax FORCE
+.PHONY: all $(WRAPPERS) tests programs syntax FORCE
 .DEFAULT_GOAL := all
 .SECONDARY:
 
@@ -53,6 +53,7 @@ run:
 test:
 	@CC="$(CC)" sh scripts/install_deps.sh --tests
 	@$(MAKE) --no-print-directory tests
+	@$(MAKE) --no-print-directory sim sim-asan sim-race
 
 # The tests and a short training run, with every access, overflow and leak checked. (Tests ask for
 # too much memory on purpose: that must fail as it does without a sanitizer.)
@@ -69,9 +70,21 @@ asan:
 cuda ptxas sim-backends:
 	@$(MAKE) --no-print-directory -f llmc/kernels/cuda.mk NVCC="$(NVCC)" $@
 
-# The CUDA simulator's own tests, in each of its builds (doc/cudasim.md); they need clang++ and g++.
+# The CUDA kernels in the simulator (doc/cudasim.md), in each of its builds: the simulator's own tests,
+# then every test of operations against it; sim also runs the whole program on it. They need clang++
+# and g++.
+PARALLEL := -j$(shell nproc)
 sim sim-asan sim-race:
-	@$(MAKE) --no-print-directory -f test/cudasim/cudasim.mk $@-selftest
+	@$(MAKE) --no-print-directory $(PARALLEL) programs
+	@$(MAKE) --no-print-directory $(PARALLEL) -f llmc/kernels/cuda.mk $(BUILD)/backend_$@.so \
+	    $@-selftest
+	@$(MAKE) --no-print-directory -f llmc/kernels/cuda.mk $@-tests
+
+# The whole program on the simulated CUDA backend beside the CPU's.
+sim-train:
+	@$(MAKE) --no-print-directory $(PARALLEL) programs
+	@$(MAKE) --no-print-directory $(PARALLEL) -f llmc/kernels/cuda.mk $(BUILD)/backend_sim.so
+	@$(BUILD)/test/test_backends sim
 
 bench:
 	@$(MAKE) --no-print-directory all $(BUILD)/bench
@@ -88,7 +101,7 @@ help:
 	@echo "make bench   time the operations"
 	@echo "make cuda    build backend_cuda.so (plain make does too, where there is nvcc)"
 	@echo "make ptxas   registers, stack and shared memory of its kernels"
-	@echo "make sim     the CUDA simulator's own tests; also sim-asan, sim-race"
+	@echo "make sim     the CUDA kernels in the simulator; also sim-asan, sim-race, sim-train"
 	@echo "make clean   remove what was built"
 	@echo "CC=clang, CFLAGS=..., BUILD=folder change how it is built."
 
@@ -126,9 +139,11 @@ $(BUILD)/bench $(BUILD)/bench_backend: $(BUILD)/%: $(BUILD)/dev/%.o $(LIBRARY)
 $(BUILD)/test/%: $(BUILD)/test/%.o $(LIBRARY)
 	$(COMPILE) $^ -lcmocka $(LIBS) -o $@
 
-# Runs every test program and counts their tests; fails if any does.
-tests: $(TRAIN) $(TESTS)
-	@sh test/run.sh $(TESTS)
+# Runs every test program on the CPU and counts their tests; fails if any does. (test_backends compares
+# another backend with it.)
+tests: programs
+	@sh test/run.sh $(filter-out %/test_backends,$(TESTS))
+programs: $(TRAIN) $(TESTS)
 
 # Reads all of it and makes nothing; a warning is an error.
 syntax:

@@ -100,6 +100,17 @@ int main(void) {
 END
 }
 
+# The CUDA simulator's builds: clang++ for the race checker, g++ with AddressSanitizer.
+probe_clangxx() {
+    echo 'int main() { return 0; }' >"$work/probe.cc"
+    clang++ -std=c++17 "$work/probe.cc" -o "$work/probe" >"$work/log" 2>&1
+}
+
+probe_gxx() {
+    echo 'int main() { return 0; }' >"$work/probe.cc"
+    g++ -std=c++17 -fsanitize=address,undefined "$work/probe.cc" -o "$work/probe" >"$work/log" 2>&1
+}
+
 # need PACKAGE WHY PROBE: notes the package unless the probe succeeds.
 need() {
     $3 && return
@@ -123,7 +134,10 @@ look_for_libraries() {
     esac
     need libopenblas-openmp-dev "OpenBLAS, OpenMP flavour: matrix products" probe_openblas
     need libcjson-dev "cJSON: options, checkpoints" probe_cjson
-    [ $tests = no ] || need libcmocka-dev "cmocka: the tests" probe_cmocka
+    [ $tests = no ] && return
+    need libcmocka-dev "cmocka: the tests" probe_cmocka
+    need build-essential "g++ with AddressSanitizer: CUDA kernels in the simulator" probe_gxx
+    need clang "clang++: CUDA kernels in the simulator" probe_clangxx
 }
 
 # Installs $missing, or prints the command and exits 2.

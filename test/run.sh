@@ -1,34 +1,62 @@
 #!/bin/sh
-# run.sh PROGRAM...: runs each cmocka program, shows the output of those that fail, and ends with
-# the line "N passed, N failed" over all their tests. Exit code 1 if anything failed or nothing ran.
+# run.sh [-j N] COMMAND...: runs each cmocka program, N at a time (1), shows the output of those that
+# fail, and ends with the line "N passed, N failed" over all their tests. A command with arguments is
+# one word: "build/test/test_head sim bf16". Exit code 1 if anything failed or nothing ran.
 #
 # A program that stops in the middle, exits non-zero though its tests passed (a sanitizer does), or
 # runs no test at all counts as one more failure.
-set -u
+set -uf
 # Waiting threads sleep: the machine may be shared, and then spinning is many times slower.
 export OMP_WAIT_POLICY=passive
-passed=0
-failed=0
+
+# What a command is called: its own words, without the settings in front.
+words_of() {
+    for word in $1; do
+        case $word in
+        env | LD_PRELOAD=* | ASAN_OPTIONS=*) ;;
+        CUDASIM=*) printf '%s ' "${word#CUDASIM=}" ;;
+        *) printf '%s ' "$word" ;;
+        esac
+    done
+}
+# Its log, beside the program.
+log_of() {
+    words_of "$1" | sed 's/ $//; s/\(.*\) \([^ ]*\/.*\)/\2 \1/; s/[ *,=]\{1,\}/./g; s/\.$//; s/$/.log/'
+}
+
+if [ "$1" = --one ]; then
+    log=$(log_of "$2")
+    $2 >"$log" 2>&1
+    echo $? >"$log.status"
+    exit 0
+fi
+jobs=1
+if [ "$1" = -j ]; then
+    jobs=$2
+    shift 2
+fi
+printf '%s\0' "$@" | xargs -0 -P "$jobs" -n 1 sh "$0" --one
 
 # count PATTERN LOG: lines that begin so
 count() { grep -c "^\[ *$1 *\]" "$2"; }
 
-for program in "$@"; do
-    log=$program.log
-    "$program" >"$log" 2>&1
-    status=$?
+passed=0
+failed=0
+for command in "$@"; do
+    log=$(log_of "$command")
+    status=$(cat "$log.status")
     begun=$(count RUN "$log")
     good=$(count OK "$log")
     bad=$((begun - good - $(count SKIPPED "$log")))
-    if [ $bad = 0 ] && { [ $status != 0 ] || [ "$begun" = 0 ]; }; then bad=1; fi
+    if [ $bad = 0 ] && { [ "$status" != 0 ] || [ "$begun" = 0 ]; }; then bad=1; fi
     passed=$((passed + good))
     failed=$((failed + bad))
+    name=$(words_of "$command" | sed 's/[^ ]*\///; s/ $//')
     if [ $bad = 0 ]; then
-        printf '%-24s %3d passed\n' "$(basename "$program")" "$good"
+        printf '%-40s %3d passed\n' "$name" "$good"
     else
         cat "$log"
-        printf '%-24s %3d passed, %d failed, exit code %d\n' \
-            "$(basename "$program")" "$good" $bad $status
+        printf '%-40s %3d passed, %d failed, exit code %d\n' "$name" "$good" $bad "$status"
     fi
 done
 echo "$passed passed, $failed failed"

@@ -328,8 +328,9 @@ static void check_apart(int HS) {
     assert_memory_equal(got[0].out + o, got[1].out + o, row * C);
     assert_memory_equal(got[0].dqkv + q, got[1].dqkv + q, row * s.QKV);
     for (int h = 0; h < s.NH; h++) {
-        assert_memory_equal(got[0].lse + h * s.N + first, got[1].lse + h * s.N + first, row);
-        assert_memory_equal(got[0].entropy + h * s.N + first, got[1].entropy + h * s.N + first, row);
+        int at = h * s.N + first;
+        assert_memory_equal(got[0].lse + at, got[1].lse + at, row);
+        assert_memory_equal(got[0].entropy + at, got[1].entropy + at, row);
     }
     assert_false(isnan(got[1].dqkv[q]));
     assert_true(isnan(got[1].out[0]));

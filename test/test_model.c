@@ -35,6 +35,18 @@ struct Rig {
     float *dlogp, *dentropy, *logp, *entropy;
 };
 
+static bool is_narrow(const struct Ops *ops) { return strcmp(ops->dtype, "fp32") != 0; }
+
+/* Half the distance from 1 to the next element. */
+static double rounding_of(const struct Ops *ops) {
+    return strcmp(ops->dtype, "bf16") == 0 ? 0x1p-8 : 0x1p-11;
+}
+
+/* References in double and vectors of other programs are for float32; how narrow types round is what
+   the tests of operations say. */
+#define SKIP_IF_NARROW() \
+    if (is_narrow(ops_open(backend, dtype))) skip()
+
 static void *new_ints(int n) { return calloc((size_t)n + 1, sizeof(int)); }
 
 /* Random tokens; every position but each third, and but a row's last, carries loss. */
@@ -297,6 +309,7 @@ static void check_normal(const struct Tensor *tensor, const float *x, size_t n, 
 
 static void test_initial_weights(void **state) {
     (void)state;
+    SKIP_IF_NARROW();
     const struct Ops *ops = ops_open(backend, dtype);
     struct ModelConfig config = config_of(8, 4, 16, 256, 1000, 1024, 64, false);
     struct Model *model = model_build(&config, ops);
@@ -384,6 +397,7 @@ static float *gradient_as_saved(const struct Tensor *tensor, const float *grads)
    roundings of 6e-8; the largest error seen is 1e-6. */
 static void test_golden_vectors(void **state) {
     (void)state;
+    SKIP_IF_NARROW();
     struct Safetensors file;
     assert_null(safetensors_open(&file, GOLDEN "gpt2_expected.safetensors"));
     struct ModelConfig config;
@@ -501,6 +515,7 @@ static void check_against_reference(struct Rig *rig, bool each_tensor) {
 
 static void test_small_model_against_the_reference(void **state) {
     (void)state;
+    SKIP_IF_NARROW();
     for (int tied = 0; tied < 2; tied++) {
         struct ModelConfig config = config_of(2, 3, 7, 50, 37, 48, 20, tied);
         struct Rig rig;
@@ -513,6 +528,7 @@ static void test_small_model_against_the_reference(void **state) {
 /* More than one block in every dimension, and a remainder in each. */
 static void test_large_model_against_the_reference(void **state) {
     (void)state;
+    SKIP_IF_NARROW();
     struct ModelConfig config = config_of(2, 3, 52, 610, 1013, 1024, 300, true);
     struct Rig rig;
     rig_open(&rig, &config, (int[]){130, 257, 1, 77}, 4);
@@ -522,6 +538,7 @@ static void test_large_model_against_the_reference(void **state) {
 
 static void test_one_layer_and_one_head(void **state) {
     (void)state;
+    SKIP_IF_NARROW();
     struct ModelConfig config = config_of(1, 1, 16, 16, 5, 5, 6, true);
     struct Rig rig;
     rig_open(&rig, &config, (int[]){6, 2}, 2);
@@ -531,6 +548,7 @@ static void test_one_layer_and_one_head(void **state) {
 
 static void test_gradients_accumulate(void **state) {
     (void)state;
+    SKIP_IF_NARROW();
     struct ModelConfig config = config_of(2, 2, 16, 128, 50, 64, 40, true);
     struct Rig rig;
     rig_open(&rig, &config, (int[]){40, 13, 29}, 3);
@@ -700,7 +718,9 @@ static void test_decode_equals_forward(void **state) {
         decode_all(&rig, single, true);
         double *expected = malloc(size * sizeof *expected);
         for (size_t i = 0; i < size; i++) expected[i] = forward[i];
-        ASSERT_CLOSE("decode", relative_l2(many, expected, size), 1e-5);
+        /* the two passes round at the same places, but not the same sums */
+        ASSERT_CLOSE("decode", relative_l2(many, expected, size),
+                     is_narrow(rig.ops) ? 4 * rounding_of(rig.ops) : 1e-5);
         /* A row's bits do not depend on its neighbours. */
         assert_memory_equal(many, single, size * sizeof *many);
         free(forward), free(many), free(single), free(expected);

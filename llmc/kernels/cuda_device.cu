@@ -241,10 +241,11 @@ static void open_device(int device) {
     CUDA_CHECK(cudaMalloc(&cuda.lt_workspace, cuda.lt_workspace_bytes));
 }
 
-/* One row per element type; each is a compilation of the same files (cuda_backend.cu). */
-void cuda_fill_fp32(struct Ops *ops);
-void cuda_fill_bf16(struct Ops *ops);
-void cuda_fill_fp16(struct Ops *ops);
+/* One row per element type; each is a compilation of the same files (cuda_backend.cu). Weak: a plug-in
+   may be built without some. */
+__attribute__((weak)) void cuda_fill_fp32(struct Ops *ops);
+__attribute__((weak)) void cuda_fill_bf16(struct Ops *ops);
+__attribute__((weak)) void cuda_fill_fp16(struct Ops *ops);
 
 extern "C" __attribute__((visibility("default"))) const char *
 backend_open(struct Ops *ops, const char *dtype, int device, const struct BackendHost *from) {
@@ -256,7 +257,7 @@ backend_open(struct Ops *ops, const char *dtype, int device, const struct Backen
     const char *problem = check_device(device);
     if (problem) return problem;
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
-        if (strcmp(types[i].dtype, dtype) != 0) continue;
+        if (strcmp(types[i].dtype, dtype) != 0 || !types[i].fill) continue;
         open_device(device);
         cuda_memory(ops);
         if (cuda_comm) cuda_comm(ops);

@@ -168,7 +168,7 @@ static __device__ __forceinline__ void copy_unaligned_rows(unsigned char *to, co
                                                            const int *index, int first, int k,
                                                            int K) {
     const int chunks = T::DEPTH * SEGMENT_CHUNKS;
-#pragma unroll 2
+#pragma unroll 1
     for (int i = threadIdx.x; i < COUNT * chunks; i += T::THREADS) {
         int row = min_int(first + i / chunks, rows.end - 1), at = k + i % chunks * VEC;
         if (index) row = index[row];
@@ -263,7 +263,7 @@ static __device__ __forceinline__ void stage_multiply(TileSums<T> *sum, const fl
 template <class T>
 static __device__ __forceinline__ void tile_product_begin(const TileProduct &p) {
     __syncthreads();
-#pragma unroll 2
+#pragma unroll 1
     for (int n = 0; n < T::STAGES - 1; n++) stage_copy<T>(p, n);
 }
 
