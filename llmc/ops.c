@@ -2,7 +2,6 @@
 #include "ops.h"
 #include <dlfcn.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include "base/check.h"
@@ -131,7 +130,6 @@ const struct Ops *ops_open(const char *name, const char *dtype) {
         die_input("the CPU backend computes in fp32, not %s; leave --dtype out, or use --backend "
                   "cuda", dtype);
     if (cpu) cpu_fill(&ops);
-    if (ops_missing(&ops, text, sizeof text) && getenv("DEV_PARTIAL")) return &ops; /* DEV-ONLY */
     if (ops_missing(&ops, text, sizeof text))
         die_machine("backend %s is incomplete: nothing fills %s", ops.name, text);
     return &ops;

@@ -54,7 +54,7 @@ static size_t workspace_size(const struct OpsShape *shape) {
         PER_TYPE(cuda_adamw_workspace)};
     size_t largest = 0;
     for (size_t i = 0; i < sizeof needs / sizeof *needs; i++) {
-        size_t bytes = needs[i] ? needs[i](shape) : 0;
+        size_t bytes = needs[i](shape);
         if (bytes > largest) largest = bytes;
     }
     return largest;
@@ -72,15 +72,15 @@ void PER_TYPE(cuda_fill)(struct Ops *ops) {
     ops->to_float = to_float;
     ops->from_float = from_float;
     ops->workspace_size = workspace_size;
-    if (PER_TYPE(cuda_embedding)) PER_TYPE(cuda_embedding)(ops);
-    if (PER_TYPE(cuda_norm)) PER_TYPE(cuda_norm)(ops);
-    if (PER_TYPE(cuda_matmul)) PER_TYPE(cuda_matmul)(ops);
-    if (PER_TYPE(cuda_mlp)) PER_TYPE(cuda_mlp)(ops);
-    if (PER_TYPE(cuda_attention)) PER_TYPE(cuda_attention)(ops);
-    if (PER_TYPE(cuda_attention_decode)) PER_TYPE(cuda_attention_decode)(ops);
-    if (PER_TYPE(cuda_head)) PER_TYPE(cuda_head)(ops);
-    if (PER_TYPE(cuda_head_forward)) PER_TYPE(cuda_head_forward)(ops);
-    if (PER_TYPE(cuda_matmul_decode)) PER_TYPE(cuda_matmul_decode)(ops);
-    if (PER_TYPE(cuda_sample)) PER_TYPE(cuda_sample)(ops);
-    if (PER_TYPE(cuda_adamw)) PER_TYPE(cuda_adamw)(ops);
+    PER_TYPE(cuda_embedding)(ops);
+    PER_TYPE(cuda_norm)(ops);
+    PER_TYPE(cuda_matmul)(ops);
+    PER_TYPE(cuda_mlp)(ops);
+    PER_TYPE(cuda_attention)(ops);
+    PER_TYPE(cuda_attention_decode)(ops);
+    PER_TYPE(cuda_head)(ops);
+    PER_TYPE(cuda_head_forward)(ops);
+    PER_TYPE(cuda_matmul_decode)(ops);
+    PER_TYPE(cuda_sample)(ops);
+    PER_TYPE(cuda_adamw)(ops);
 }

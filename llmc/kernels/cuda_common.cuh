@@ -28,30 +28,28 @@
 #define PER_TYPE_EXPAND(name, dtype) PER_TYPE_JOIN(name, dtype)
 #define PER_TYPE(name) PER_TYPE_EXPAND(name, BACKEND_DTYPE)
 
-#define DEV_WEAK __attribute__((weak)) /* DEV-ONLY */
 /* The files of the backend. *_workspace: scratch bytes that serve the file's slots up to `shape`. */
-DEV_WEAK void PER_TYPE(cuda_convert)(struct Ops *ops);
-DEV_WEAK void PER_TYPE(cuda_embedding)(struct Ops *ops);
-DEV_WEAK void PER_TYPE(cuda_norm)(struct Ops *ops);
-DEV_WEAK void PER_TYPE(cuda_matmul)(struct Ops *ops);
-DEV_WEAK void PER_TYPE(cuda_mlp)(struct Ops *ops);
-DEV_WEAK void PER_TYPE(cuda_attention)(struct Ops *ops);
-DEV_WEAK void PER_TYPE(cuda_attention_decode)(struct Ops *ops);
-DEV_WEAK void PER_TYPE(cuda_head)(struct Ops *ops);
-DEV_WEAK void PER_TYPE(cuda_head_forward)(struct Ops *ops);
-DEV_WEAK void PER_TYPE(cuda_matmul_decode)(struct Ops *ops);
-DEV_WEAK void PER_TYPE(cuda_sample)(struct Ops *ops);
-DEV_WEAK void PER_TYPE(cuda_adamw)(struct Ops *ops);
-DEV_WEAK size_t PER_TYPE(cuda_embedding_workspace)(const struct OpsShape *shape);
-DEV_WEAK size_t PER_TYPE(cuda_norm_workspace)(const struct OpsShape *shape);
-DEV_WEAK size_t PER_TYPE(cuda_matmul_workspace)(const struct OpsShape *shape);
-DEV_WEAK size_t PER_TYPE(cuda_mlp_workspace)(const struct OpsShape *shape);
-DEV_WEAK size_t PER_TYPE(cuda_attention_workspace)(const struct OpsShape *shape);
-DEV_WEAK size_t PER_TYPE(cuda_attention_decode_workspace)(const struct OpsShape *shape);
-DEV_WEAK size_t PER_TYPE(cuda_head_workspace)(const struct OpsShape *shape);
-DEV_WEAK size_t PER_TYPE(cuda_head_forward_workspace)(const struct OpsShape *shape);
-DEV_WEAK size_t PER_TYPE(cuda_sample_workspace)(const struct OpsShape *shape);
-DEV_WEAK size_t PER_TYPE(cuda_adamw_workspace)(const struct OpsShape *shape);
+void PER_TYPE(cuda_embedding)(struct Ops *ops);
+void PER_TYPE(cuda_norm)(struct Ops *ops);
+void PER_TYPE(cuda_matmul)(struct Ops *ops);
+void PER_TYPE(cuda_mlp)(struct Ops *ops);
+void PER_TYPE(cuda_attention)(struct Ops *ops);
+void PER_TYPE(cuda_attention_decode)(struct Ops *ops);
+void PER_TYPE(cuda_head)(struct Ops *ops);
+void PER_TYPE(cuda_head_forward)(struct Ops *ops);
+void PER_TYPE(cuda_matmul_decode)(struct Ops *ops);
+void PER_TYPE(cuda_sample)(struct Ops *ops);
+void PER_TYPE(cuda_adamw)(struct Ops *ops);
+size_t PER_TYPE(cuda_embedding_workspace)(const struct OpsShape *shape);
+size_t PER_TYPE(cuda_norm_workspace)(const struct OpsShape *shape);
+size_t PER_TYPE(cuda_matmul_workspace)(const struct OpsShape *shape);
+size_t PER_TYPE(cuda_mlp_workspace)(const struct OpsShape *shape);
+size_t PER_TYPE(cuda_attention_workspace)(const struct OpsShape *shape);
+size_t PER_TYPE(cuda_attention_decode_workspace)(const struct OpsShape *shape);
+size_t PER_TYPE(cuda_head_workspace)(const struct OpsShape *shape);
+size_t PER_TYPE(cuda_head_forward_workspace)(const struct OpsShape *shape);
+size_t PER_TYPE(cuda_sample_workspace)(const struct OpsShape *shape);
+size_t PER_TYPE(cuda_adamw_workspace)(const struct OpsShape *shape);
 
 #define WARP 32
 #define FULL_WARP 0xffffffffu

@@ -260,7 +260,7 @@ backend_open(struct Ops *ops, const char *dtype, int device, const struct Backen
         if (strcmp(types[i].dtype, dtype) != 0 || !types[i].fill) continue;
         open_device(device);
         cuda_memory(ops);
-        if (cuda_comm) cuda_comm(ops);
+        cuda_comm(ops);
         types[i].fill(ops);
         return NULL;
     }

@@ -56,6 +56,6 @@ void cuda_die(const char *format, ...);
 
 /* Fills the slots that do not depend on the element type. */
 void cuda_memory(struct Ops *ops);
-__attribute__((weak)) void cuda_comm(struct Ops *ops); /* DEV-ONLY weak */
+void cuda_comm(struct Ops *ops);
 
 #endif

@@ -68,6 +68,7 @@ $(BUILD)/$(1)/runtime/%.o: $(SIM)/runtime/%.cc
 endef
 
 define sim_source_rules
+.PRECIOUS: $(BUILD)/$(1)/$(2)/%.o
 $(BUILD)/$(1)/$(2)/%.cc: %.cu $(BUILD)/cu2cpp
 	@mkdir -p $$(@D)
 	$(BUILD)/cu2cpp $$< $$@ $$@.d
@@ -141,6 +142,5 @@ cudasim-nvcc: $(SIM_NVCC_OBJECTS) $(BUILD)/nvcc/selftest/plugin.o
 cudasim-gpu: $(BUILD)/cudasim-gpu
 .PHONY: cudasim-nvcc cudasim-gpu
 
-.SECONDARY:
 -include $(wildcard $(BUILD)/sim*/*/*.d $(BUILD)/sim*/*/*/*.d $(BUILD)/sim*/*/*/*/*.d \
     $(BUILD)/sim*/*/*/*/*/*.d)
