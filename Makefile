@@ -34,6 +34,9 @@ LIBRARY := $(BUILD)/libllmc.a
 # The program stands beside the Makefile; a second build (sanitizers) keeps its own in its folder.
 TRAIN   := $(if $(filter build,$(BUILD)),train,$(BUILD)/train)
 
+# Building uses all processors; most tests do so by themselves.
+PARALLEL := -j$(shell nproc)
+
 # The CUDA compiler, where there is one: then `make` builds the GPU's plug-in too.
 NVCC ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 
@@ -52,6 +55,7 @@ run:
 
 test:
 	@CC="$(CC)" sh scripts/install_deps.sh --tests
+	@$(MAKE) --no-print-directory $(PARALLEL) programs
 	@$(MAKE) --no-print-directory tests
 	@$(MAKE) --no-print-directory sim sim-asan sim-race
 
@@ -73,7 +77,6 @@ cuda ptxas sim-backends:
 # The CUDA kernels in the simulator (doc/cudasim.md), in each of its builds: the simulator's own tests,
 # then every test of operations against it; sim also runs the whole program on it. They need clang++
 # and g++.
-PARALLEL := -j$(shell nproc)
 sim sim-asan sim-race:
 	@$(MAKE) --no-print-directory $(PARALLEL) programs
 	@$(MAKE) --no-print-directory $(PARALLEL) -f llmc/kernels/cuda.mk $(BUILD)/backend_$@.so \

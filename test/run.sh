@@ -37,8 +37,11 @@ if [ "$1" = -j ]; then
 fi
 printf '%s\0' "$@" | xargs -0 -P "$jobs" -n 1 sh "$0" --one
 
-# count PATTERN LOG: lines that begin so
-count() { grep -c "^\[ *$1 *\]" "$2"; }
+# count PATTERN LOG: lines that begin so, before the summary, which repeats some
+count() {
+    awk -v word="$1" '/^\[=+\] [0-9]+ test\(s\) run/ { exit }
+        $0 ~ "^\\[ *" word " *\\]" { n++ } END { print n + 0 }' "$2"
+}
 
 passed=0
 failed=0
