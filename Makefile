@@ -40,6 +40,11 @@ PARALLEL := -j$(shell nproc)
 # The CUDA compiler, where there is one: then `make` builds the GPU's plug-in too.
 NVCC ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 
+# Each of these builds the same programs, and uses all processors by itself.
+ifneq ($(filter test sim sim-asan sim-race sim-train,$(MAKECMDGOALS)),)
+.NOTPARALLEL:
+endif
+
 .PHONY: all $(WRAPPERS) tests programs syntax FORCE
 .DEFAULT_GOAL := all
 .SECONDARY:
@@ -50,7 +55,8 @@ all: $(TRAIN) $(if $(NVCC),cuda)
 
 run:
 	@CC="$(CC)" sh scripts/install_deps.sh
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory $(PARALLEL) $(TRAIN)
+	@$(if $(NVCC),$(MAKE) --no-print-directory cuda || echo "the CUDA backend was not built: on with the CPU")
 	./train
 
 test:
@@ -65,14 +71,15 @@ ASAN := BUILD=build/asan CFLAGS="-O1 -march=native -g -fno-omit-frame-pointer" \
         SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"
 asan: export ASAN_OPTIONS := allocator_may_return_null=1
 asan:
-	@$(MAKE) --no-print-directory $(ASAN) all
-	build/asan/train --warm-start 3 --steps 2 --eval-prompts 4 --eval-samples 4 --quiet \
+	@$(MAKE) --no-print-directory $(PARALLEL) $(ASAN) build/asan/train
+	build/asan/train --backend cpu --warm-start 3 --steps 2 --eval-prompts 4 --eval-samples 4 --quiet \
 	    --run build/asan/run --overwrite
 	@$(MAKE) --no-print-directory $(ASAN) tests
 
 # The CUDA backend: backend_cuda.so by nvcc, and the same kernels as plug-ins with the simulator.
 cuda ptxas sim-backends:
-	@$(MAKE) --no-print-directory -f llmc/kernels/cuda.mk NVCC="$(NVCC)" $@
+	$(if $(NVCC)$(filter sim-backends,$@),,$(error no nvcc here: install the CUDA toolkit, or set NVCC))
+	@$(MAKE) --no-print-directory $(PARALLEL) -f llmc/kernels/cuda.mk NVCC="$(NVCC)" $@
 
 # The CUDA kernels in the simulator (doc/cudasim.md), in each of its builds: the simulator's own tests,
 # then every test of operations against it; sim also runs the whole program on it. They need clang++
@@ -90,7 +97,7 @@ sim-train:
 	@$(BUILD)/test/test_backends sim
 
 bench:
-	@$(MAKE) --no-print-directory all $(BUILD)/bench
+	@$(MAKE) --no-print-directory $(PARALLEL) $(BUILD)/bench
 	$(BUILD)/bench
 
 clean:

@@ -164,10 +164,12 @@ void checkpoint_load_state(const char *directory, struct TrainerState *state) {
     cJSON *json = json_read(path, &problem);
     if (json == NULL) die_input("%s: %s", path, problem);
     memset(state, 0, sizeof *state);
+    state->loss_scale = 1;   /* checkpoints of before fp16 say nothing of it */
     for (size_t i = 0; i < NUM_STATE_FIELDS; i++) {
         const struct StateField *field = &state_fields[i];
         static const char *const kinds[] = {"a whole number", "a number", "a short text"};
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, field->name);
+        if (!item && strncmp(field->name, "loss_scale", strlen("loss_scale")) == 0) continue;
         if (!state_read_field(item, field, (char *)state + field->offset))
             die_input("%s: \"%s\" must be %s", path, field->name, kinds[field->type]);
     }

@@ -14,16 +14,16 @@ static const struct {
     const char *name;
     size_t offset;
 } slots[] = {
-    SLOT(alloc), SLOT(free), SLOT(memory_available), SLOT(upload), SLOT(download), SLOT(copy), SLOT(fill_zero), SLOT(sync),
-    SLOT(event_record), SLOT(event_wait), SLOT(to_float), SLOT(from_float), SLOT(workspace_size),
-    SLOT(graph_begin), SLOT(graph_end),
+    SLOT(alloc), SLOT(free), SLOT(memory_available), SLOT(upload), SLOT(download), SLOT(copy),
+    SLOT(fill_zero), SLOT(sync), SLOT(event_record), SLOT(event_wait), SLOT(to_float),
+    SLOT(from_float), SLOT(workspace_size), SLOT(graph_begin), SLOT(graph_end),
     SLOT(embedding_forward), SLOT(embedding_backward), SLOT(norm_forward),
     SLOT(norm_residual_forward), SLOT(norm_backward), SLOT(matmul_forward), SLOT(matmul_backward),
-    SLOT(mlp_forward), SLOT(gelu_forward), SLOT(mlp_backward), SLOT(attention_forward), SLOT(attention_backward),
-    SLOT(head_forward), SLOT(head_forward_backward), SLOT(matmul_packed_size), SLOT(matmul_pack),
-    SLOT(matmul_decode), SLOT(attention_decode), SLOT(head_sample), SLOT(decode_advance),
-    SLOT(sum_of_squares), SLOT(adamw), SLOT(comm_id), SLOT(comm_open), SLOT(all_reduce), SLOT(reduce_scatter), SLOT(all_gather),
-    SLOT(broadcast)};
+    SLOT(mlp_forward), SLOT(gelu_forward), SLOT(mlp_backward), SLOT(attention_forward),
+    SLOT(attention_backward), SLOT(head_forward), SLOT(head_forward_backward),
+    SLOT(matmul_packed_size), SLOT(matmul_pack), SLOT(matmul_decode), SLOT(attention_decode),
+    SLOT(head_sample), SLOT(decode_advance), SLOT(sum_of_squares), SLOT(adamw), SLOT(comm_id),
+    SLOT(comm_open), SLOT(all_reduce), SLOT(reduce_scatter), SLOT(all_gather), SLOT(broadcast)};
 enum { NUM_SLOTS = sizeof slots / sizeof *slots };
 
 /* From the first slot on, struct Ops holds function pointers only. */
@@ -94,7 +94,8 @@ static bool plugin_open(struct Ops *ops, const char *name, const char *dtype, ch
     if (!library) return false;
     BackendOpen *open = NULL;
     *(void **)&open = dlsym(library, BACKEND_OPEN); /* the cast POSIX recommends */
-    const char *problem = open ? open(ops, strcmp(dtype, "auto") == 0 ? "bf16" : dtype, 0, &host)
+    if (strcmp(dtype, "auto") == 0) dtype = "bf16";
+    const char *problem = open ? open(ops, sizeof *ops, dtype, 0, &host)
                                : "it exports no " BACKEND_OPEN;
     if (problem) snprintf(why, capacity, "%s", problem);
     return problem == NULL;

@@ -268,7 +268,7 @@ struct Ops {
 
      name    "cpu", "cuda", "sim" (the CUDA kernels in the simulator, doc/cudasim.md; also
              "sim-asan", "sim-race"), or "auto": cuda where its plug-in opens, else cpu, with one
-             line saying why
+             line saying why if there is a plug-in
      dtype   "fp32", "bf16", "fp16", or "auto": bf16 on CUDA, fp32 on the CPU
 
    A plug-in is backend_NAME.so beside the program or in its build folder. die_input for an unknown

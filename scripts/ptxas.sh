@@ -5,6 +5,10 @@
 set -eu
 library=${1:?usage: ptxas.sh BACKEND.so}
 cuobjdump=$(command -v cuobjdump || echo /usr/local/cuda/bin/cuobjdump)
+command -v "$cuobjdump" >/dev/null || {
+    echo "ptxas.sh: cuobjdump is missing; it comes with the CUDA toolkit" >&2
+    exit 1
+}
 "$cuobjdump" --dump-resource-usage "$library" 2>/dev/null | c++filt | awk '
     /^arch = / { arch = $3 }
     /^ *Function / {
@@ -20,4 +24,4 @@ cuobjdump=$(command -v cuobjdump || echo /usr/local/cuda/bin/cuobjdump)
             name
     }' | sort -u | awk 'BEGIN { print "arch    type   reg  stack  shared  kernel" } { print }
         $4 > 0 { stacks++ } { kernels++ }
-        END { printf "%d kernels, %d with a stack\n", kernels, stacks }'
+        END { printf "%d kernels, %d with a stack\n", kernels, stacks; exit !kernels }'

@@ -10,6 +10,9 @@
 #include "test.h"
 
 static char train[8192], place[64];
+
+/* Options in front of every line's own. */
+static const char *always = "";
 static char output[1 << 16];
 
 /* Runs a shell line in the test's directory with $T as the program; stdout and stderr land in
@@ -20,7 +23,8 @@ __attribute__((format(printf, 1, 2))) static int run(const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(line, sizeof line, format, arguments);
     va_end(arguments);
-    snprintf(command, sizeof command, "cd %s && T=%s && { %s ; } 2>&1", place, train, line);
+    snprintf(command, sizeof command, "cd %s && T='%s %s' && { %s ; } 2>&1", place, train, always,
+             line);
     FILE *pipe = popen(command, "r");
     assert_non_null(pipe);
     size_t n = fread(output, 1, sizeof output - 1, pipe);

@@ -26,7 +26,7 @@ log_of() {
 
 if [ "$1" = --one ]; then
     log=$(log_of "$2")
-    $2 >"$log" 2>&1
+    env $2 >"$log" 2>&1
     echo $? >"$log.status"
     exit 0
 fi

@@ -17,10 +17,10 @@ struct BackendHost {
     void (*warn)(const char *format, ...);
 };
 
-/* Fills `ops` for elements of type `dtype` ("bf16", "fp16", "fp32") on device `device` of this
+/* ops_size: sizeof(struct Ops) of the program; a plug-in of another age refuses. Fills `ops` for elements of type `dtype` ("bf16", "fp16", "fp32") on device `device` of this
    machine. Returns NULL, or one sentence (static storage) saying why there is no such backend here:
    no driver, no device, one that is too old. Called once. */
-typedef const char *BackendOpen(struct Ops *ops, const char *dtype, int device,
+typedef const char *BackendOpen(struct Ops *ops, size_t ops_size, const char *dtype, int device,
                                 const struct BackendHost *host);
 #define BACKEND_OPEN "backend_open"
 

@@ -59,7 +59,7 @@ $(foreach m,$(SIM_MODES),$(eval $(call sim_test_rules,$(m))))
 # GPU this nvcc knows, with PTX for what lies between and after. CUDA_ARCHS="80 90a" overrides.
 comma := ,
 CUDA_PRESENT = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
-    tr -d . | sed 's/^90$$/90a/' | sort -u)
+    sed -n 's/^\([89]\|[1-9][0-9]\)\.\([0-9]\)$$/\1\2/p' | sed 's/^90$$/90a/' | sort -u)
 CUDA_NEWEST = $(shell $(NVCC) --list-gpu-arch | sed -n 's/^compute_\([0-9]*\)$$/\1/p' | sort -n | \
     tail -n 1)
 CUDA_ARCHS ?= $(or $(CUDA_PRESENT),80 90a $(CUDA_NEWEST))

@@ -248,7 +248,9 @@ __attribute__((weak)) void cuda_fill_bf16(struct Ops *ops);
 __attribute__((weak)) void cuda_fill_fp16(struct Ops *ops);
 
 extern "C" __attribute__((visibility("default"))) const char *
-backend_open(struct Ops *ops, const char *dtype, int device, const struct BackendHost *from) {
+backend_open(struct Ops *ops, size_t ops_size, const char *dtype, int device,
+             const struct BackendHost *from) {
+    if (ops_size != sizeof *ops) return "the plug-in was built from other sources; run make";
     static const struct {
         const char *dtype;
         void (*fill)(struct Ops *ops);

@@ -294,7 +294,7 @@ static void check_phases(const struct Session *s) {
 
 void session_choose(struct Session *s, int argc, char **argv) {
     parse_options(s, argc, argv);
-    console_open(s->options.quiet);
+    console_open(s->options.quiet || s->options.score[0]);
     launch_catch_signals();
     s->threads = launch_threads(s->options.threads);   /* workspaces are sized by it */
     choose_tasks(s);

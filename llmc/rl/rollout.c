@@ -16,6 +16,7 @@
    rows may enter in one step, as every key is written before any is read. */
 struct Sampler {
     const struct Model *model;
+    uint64_t serial;                  /* which sampler: addresses come back, numbers do not */
     int rows, max_prompt, max_tokens, step_rows;
     struct DecodeState *decode;
     struct DecodeRows device, host;   /* [step_rows], the same on both sides */
@@ -50,7 +51,7 @@ struct Generation {
 
 /* ---- reserve and free ----------------------------------------------------------------------- */
 
-/* A number of rows that recurs, at least `rows` and at most 1/8 more: multiples of the backend's
+/* A number of rows that recurs, at least `rows` and at most 1/8 or one unit more: multiples of the backend's
    unit, and of 1/8 of the power of two below. So 512 rows that finish one by one pass through 32
    sizes, each of which is recorded once. */
 static int recurring_size(const struct Ops *ops, int rows) {
@@ -72,7 +73,8 @@ struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, 
     assert(rows >= 1 && max_prompt >= 1 && max_tokens >= 1);
     assert(max_prompt + max_tokens - 1 <= model->config.max_T);
     struct Sampler *s = check_alloc(1, sizeof *s, "the sampler");
-    s->model = model;
+    static uint64_t samplers;
+    s->model = model, s->serial = ++samplers;
     s->rows = rows, s->max_prompt = max_prompt, s->max_tokens = max_tokens;
     s->step_rows = sampler_step_rows(model->ops, rows, max_prompt);
     size_t n = (size_t)rows, all = (size_t)s->step_rows;
@@ -244,7 +246,8 @@ static void upload_rows(struct Generation *g) {
 
 /* What may differ between two steps of as many rows: a step's key among the recorded ones. */
 struct StepKey {
-    const void *sampler, *weights;
+    uint64_t sampler;
+    const void *weights, *workspace;
     int R;
     float inv_temperature;
     uint32_t key[2];
@@ -280,7 +283,8 @@ static void draw_tokens(struct Generation *g, const struct Weights *weights, voi
     if (g->changed) upload_rows(g);
     struct StepKey step;
     memset(&step, 0, sizeof step); /* padding included: keys are compared as bytes */
-    step.sampler = s, step.weights = weights->data, step.R = g->R;
+    step.sampler = s->serial, step.weights = weights->data, step.workspace = workspace;
+    step.R = g->R;
     step.inv_temperature = temperature > 0 ? 1 / temperature : 0;
     rng_key(step.key, g->request->seed, g->request->purpose);
     if (g->prefill > 0) {

@@ -168,8 +168,9 @@ static void plan_memory(struct Session *s) {
         unreserve(s);
         if (!plan_less(s, decoding_is_larger))
             die_machine("the smallest plan needs %.1f GiB and %.1f GiB are there; choose a smaller "
-                        "--model, or --recompute layer", (double)needed / (1 << 30),
-                        (double)available / (1 << 30));
+                        "--model, --decode-rows or --micro-tokens, or --recompute layer (--dry-run "
+                        "with a small --model shows what takes how much)",
+                        (double)needed / (1 << 30), (double)available / (1 << 30));
     }
 }
 
@@ -322,6 +323,10 @@ static void load(struct Session *s) {
     trainer_reset_optimizer(s->trainer);
     if (!s->resumed) return;
     struct OptimizerState optimizer = trainer_optimizer(s->trainer);
+    struct TrainerState saved;
+    checkpoint_load_state(s->checkpoint, &saved);
+    if (strcmp(saved.dtype, s->ops->dtype) != 0)
+        optimizer.master = NULL;   /* keeps what the weights' file gave: one rounding, not two */
     checkpoint_load_optimizer(s->checkpoint, s->model, &optimizer);
     progress_from_state(s);
     entropy_from_state(s);

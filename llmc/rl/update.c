@@ -56,10 +56,11 @@ static double first_loss_scale(const struct Ops *ops) {
     return strcmp(ops->dtype, "fp16") == 0 ? FIRST_SCALE : 1;
 }
 
-/* A gradient that overflowed at this scale may not at a smaller one; false: the scale is innocent. */
+/* A gradient that overflowed at this scale may not at a smaller one; false: there is none. (A scale of
+   1 means that none is used: fp16's ends at 2.) */
 static bool loss_scale_shrink(struct TrainerProgress *progress) {
-    if (progress->loss_scale <= 1) return false;
-    progress->loss_scale /= 4;
+    if (progress->loss_scale <= 2) return false;
+    progress->loss_scale = progress->loss_scale > 8 ? progress->loss_scale / 4 : 2;
     progress->loss_scale_updates = 0;
     return true;
 }
@@ -418,10 +419,12 @@ struct UpdateResult trainer_update(struct Trainer *t, const struct Objective *ob
     struct ObjectiveBatch view = minibatch_view(t, objective, set, batch_template, temperature);
     gradients(t, objective, set, &view, temperature, &result, &here);
     bool loss_is_bad = here.non_finite > 0 || !isfinite(here.loss);
+    const struct TrainerProgress before = t->progress;
     while (!loss_is_bad && !isfinite(result.grad_norm) && loss_scale_shrink(&t->progress)) {
         gradients(t, objective, set, &view, temperature, &result, &here);
         result.overflows++;
     }
+    if (!isfinite(result.grad_norm)) t->progress = before;   /* the scale was innocent */
     if (loss_is_bad) {
         result.skipped = true, result.bad_tensor = "the loss";
         result.grad_norm = NAN;

@@ -39,7 +39,8 @@ void trainer_free(struct Trainer *trainer);
 struct Weights *trainer_weights(struct Trainer *trainer);
 /* For the checkpoint. */
 struct OptimizerState trainer_optimizer(const struct Trainer *trainer);
-/* Backend memory [num_parameters]: of the last update, times the loss scale. */
+/* Backend memory [num_parameters]: of the last update, times the loss scale; gone with the next
+   rollout. */
 float *trainer_gradients(struct Trainer *trainer);
 /* What else a resume needs: optimizer steps done, and the loss scale with the good updates since it
    changed. The gradients of fp16 activations are formed times a power of two, so that small ones do
