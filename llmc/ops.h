@@ -199,7 +199,8 @@ struct Ops {
 
     /* Statistics of the n tokens whose hidden state is E[row[i]] and whose next token is target[i].
        stats: host arrays [n]; row, target [n] backend memory. z = E W^T * inv_temperature over the V
-       real columns. Scoring only: never more than a tile of logits exists. */
+       real columns. Scoring only: never more than a tile of logits exists. n <= N of the
+       workspace's shape. */
     void (*head_forward)(const struct HeadStats *stats, const floatX *E, const floatX *W,
                          const int *row, const int *target, int n, int D, int V, int Vp,
                          float inv_temperature, void *workspace);

@@ -28,6 +28,7 @@ static void test_slots(void **state) {
     assert_string_equal(names, "mlp_backward");
     assert_ptr_equal(ops_at(ops, (floatX *)(uintptr_t)4096, 3),
                      (floatX *)(uintptr_t)(4096 + 3 * ops->element_size));
+    if (strcmp(ops->name, "cuda") == 0) return; /* CUDA does not survive the fork */
     assert_int_equal(run_in_child(open_unknown, "abacus", output, sizeof output), 2);
     assert_non_null(strstr(output, "\"abacus\""));
     assert_non_null(strstr(output, "cpu"));
@@ -63,6 +64,7 @@ static void test_memory(void **state) {
         release_all();
     }
     ops->free(ops->alloc(0));
+    if (strcmp(ops->name, "cuda") == 0) return; /* CUDA does not survive the fork */
     assert_int_equal(run_in_child(alloc_too_much, NULL, output, sizeof output), 1);
     assert_non_null(strstr(output, "out of memory"));
 }
@@ -598,7 +600,7 @@ static void check_mlp(int N, int C, int F, int shift) {
     floatX *w2 = shifted(put_x(w20, cf), cf, shift), *b2 = shifted(put_x(b20, C), C, shift);
     floatX *dout = put_x(dout0, nc), *out = new_x(nc), *pre = shifted(NULL, nf, shift);
     floatX *act = shifted(NULL, nf, shift), *dx = new_x(nc), *dpre = new_x(nf);
-    floatX *again = new_x(nf), *linear_out = new_x(nf);
+    floatX *again = new_x(nf), *linear_out = shifted(NULL, nf, shift);
     float *dw1 = put_floats(g0, cf), *dw2 = put_floats(g0 + cf, cf);
     float *db1 = put_floats(g0 + 2 * cf, F), *db2 = put_floats(g0 + 2 * cf + F, C);
     double *g = widen(g0, 2 * cf + F + C);

@@ -97,7 +97,8 @@ static int setup(void **state) {
         samplers[i] = sampler_reserve(model, &arena, row_counts[i], LONGEST_PROMPT, MAX_TOKENS);
     arena_commit(&arena, ops);
     struct OpsShape shape = {
-        .N = 2048, .C = config.C, .F = config.F, .NH = config.NH, .NKV = config.NKV,
+        .N = PROMPTS * GROUP * MAX_TOKENS * V, .C = config.C, /* score() asks for every word */
+        .F = config.F, .NH = config.NH, .NKV = config.NKV,
         .HS = config.HS, .V = V, .Vp = config.Vp, .max_T = CONTEXT, .max_length = CONTEXT + 1,
         .R = sampler_step_rows(ops, row_counts[LAYOUTS - 1], LONGEST_PROMPT)};
     workspace = new_workspace(&shape);

@@ -44,6 +44,14 @@ static void from_float(floatX *out, const float *in, size_t n) {
     CUDA_CHECK_LAUNCH();
 }
 
+/* A plug-in built for other GPUs loads well and fails at its first kernel. */
+bool PER_TYPE(cuda_has_code)(void) {
+    cudaFuncAttributes attributes;
+    bool there = cudaFuncGetAttributes(&attributes, to_float_kernel) == cudaSuccess;
+    if (!there) cudaGetLastError(); /* told: nobody else shall find it */
+    return there;
+}
+
 static size_t workspace_size(const struct OpsShape *shape) {
     size_t (*const needs[])(const struct OpsShape *) = {
         PER_TYPE(cuda_embedding_workspace), PER_TYPE(cuda_norm_workspace),

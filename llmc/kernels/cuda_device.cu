@@ -246,6 +246,9 @@ static void open_device(int device) {
 __attribute__((weak)) void cuda_fill_fp32(struct Ops *ops);
 __attribute__((weak)) void cuda_fill_bf16(struct Ops *ops);
 __attribute__((weak)) void cuda_fill_fp16(struct Ops *ops);
+__attribute__((weak)) bool cuda_has_code_fp32(void);
+__attribute__((weak)) bool cuda_has_code_bf16(void);
+__attribute__((weak)) bool cuda_has_code_fp16(void);
 
 extern "C" __attribute__((visibility("default"))) const char *
 backend_open(struct Ops *ops, size_t ops_size, const char *dtype, int device,
@@ -254,13 +257,17 @@ backend_open(struct Ops *ops, size_t ops_size, const char *dtype, int device,
     static const struct {
         const char *dtype;
         void (*fill)(struct Ops *ops);
-    } types[] = {{"fp32", cuda_fill_fp32}, {"bf16", cuda_fill_bf16}, {"fp16", cuda_fill_fp16}};
+        bool (*has_code)(void);
+    } types[] = {{"fp32", cuda_fill_fp32, cuda_has_code_fp32},
+                 {"bf16", cuda_fill_bf16, cuda_has_code_bf16},
+                 {"fp16", cuda_fill_fp16, cuda_has_code_fp16}};
     host = *from;
     const char *problem = check_device(device);
     if (problem) return problem;
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         if (strcmp(types[i].dtype, dtype) != 0 || !types[i].fill) continue;
         open_device(device);
+        if (!types[i].has_code()) return "the plug-in has no code for this GPU; make clean cuda";
         cuda_memory(ops);
         cuda_comm(ops);
         types[i].fill(ops);

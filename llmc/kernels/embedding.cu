@@ -61,6 +61,7 @@ static __global__ void forward_kernel(floatX *x, const int *token, const int *po
 
 static void embedding_forward(floatX *x, const int *token, const int *position, const floatX *wte,
                               const floatX *wpe, int N, int C) {
+    if (N == 0) return;
     bool whole = rows_aligned(x, C, sizeof *x) && rows_aligned(wte, C, sizeof *x) &&
                  rows_aligned(wpe, C, sizeof *x);
     size_t threads = (size_t)N * chunks_of(C);

@@ -118,7 +118,8 @@ static inline void gemm_describe(struct GemmPlan *p) {
    is shown, which it does not read: 16 stands for every operand that gemm_with lets through. */
 static inline void gemm_choose(struct GemmPlan *p) {
     cublasLtMatmulPreference_t wish;
-    cublasLtMatmulHeuristicResult_t result;
+    enum { ASKED = 8 };
+    cublasLtMatmulHeuristicResult_t result[ASKED];
     int found = 0;
     uint64_t scratch = cuda.lt_workspace_bytes;
     uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
@@ -140,11 +141,13 @@ static inline void gemm_choose(struct GemmPlan *p) {
                                                           wishes[i].bytes));
     gemm_epilogue_operand(p, (const void *)GEMM_ALIGNMENT);
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-        cuda.lt, p->operation, p->b, p->a, p->out, p->out, wish, 1, &result, &found);
+        cuda.lt, p->operation, p->b, p->a, p->out, p->out, wish, ASKED, result, &found);
     CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(wish));
-    p->possible = status == CUBLAS_STATUS_SUCCESS && found == 1 &&
-                  result.state == CUBLAS_STATUS_SUCCESS;
-    if (p->possible) p->algorithm = result.algo;
+    p->possible = false;
+    for (int i = 0; status == CUBLAS_STATUS_SUCCESS && i < found && !p->possible; i++) {
+        p->possible = result[i].state == CUBLAS_STATUS_SUCCESS;
+        p->algorithm = result[i].algo;
+    }
 }
 
 static inline void gemm_forget(struct GemmPlan *p) {

@@ -140,6 +140,7 @@ static void launch(const Epilogue &e, const TileRows &x, const TileRows &w, int 
 /* The widest tile that still gives every multiprocessor a block. */
 static void matmul_decode(floatX *out, const floatX *x, const void *packed, const floatX *bias,
                           int R, int C, int OC, int gelu) {
+    if (R == 0) return;
     Epilogue e = {out, bias, R, OC, gelu, rows_aligned(out, (size_t)OC, sizeof(floatX)),
                   rows_aligned(bias, 0, sizeof(floatX))};
     TileRows rows = tile_rows(x, (size_t)C, R);

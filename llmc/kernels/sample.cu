@@ -220,6 +220,7 @@ static void head_sample(int *token, float *logp, float *entropy, const floatX *E
                         const void *packed, const struct DecodeRows *rows, const uint32_t key[2],
                         int R, int D, int V, int Vp, float inv_temperature, void *workspace) {
     (void)Vp;
+    if (R == 0) return;
     Draw *draws = (Draw *)workspace;
     bool greedy = inv_temperature == 0;
     Sampling sampling = {rows->position, rows->sample, rows->ordinal, {key[0], key[1]}, R, V,
@@ -244,6 +245,7 @@ static __global__ void advance_kernel(int *next, int *position, const int *token
 }
 
 static void decode_advance(const struct DecodeRows *rows, const int *token, int R) {
+    if (R == 0) return;
     advance_kernel<<<ceil_div(R, ADVANCE_THREADS), ADVANCE_THREADS, 0, cuda.stream>>>(
         rows->token, rows->position, token, R);
     CUDA_CHECK_LAUNCH();

@@ -191,6 +191,16 @@ cudaError_t set_function_attribute(const char *text, Function *, cudaFuncAttribu
 } // namespace cudasim
 #define cudaFuncSetAttribute(...) cudasim::set_function_attribute(#__VA_ARGS__, __VA_ARGS__)
 
+/* The emulator has code for every kernel. */
+struct cudaFuncAttributes {
+    int binaryVersion;
+};
+template <class Function>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, Function *) {
+    attributes->binaryVersion = 90;
+    return cudaSuccess;
+}
+
 /* Two blocks per multiprocessor, whatever the kernel: the emulator has no occupancy. */
 template <class Function>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, Function *, int, size_t) {
