@@ -48,11 +48,11 @@ left() {
 row "date, commit" "$(date -u +%Y-%m-%dT%H:%MZ) $(git rev-parse --short HEAD 2>/dev/null || echo '(no git)')"
 if [ "$backend" = cuda ]; then
     row "GPU" "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | head -n 1)"
-    target=cuda
+    plugin="cuda"
     nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
     row "toolkit" "$($nvcc --version | sed -n 's/^Cuda compilation tools, //p')"
 else
-    target=sim-backends
+    plugin="-f llmc/kernels/cuda.mk build/backend_$backend.so"
 fi
 # On the simulator whole rollouts and programs take minutes: make sim has its share of them.
 kernel_tests="test_ops_dense test_attention test_head test_decode_ops test_adamw"
@@ -64,7 +64,7 @@ if ! NO_INSTALL=1 sh scripts/install_deps.sh >$logs/build.log 2>&1; then
     row "libraries" "MISSING, see above"
     exit 1
 fi
-if ! make -j"$jobs" $target >$logs/build.log 2>&1 ||
+if ! make -j"$jobs" $plugin >>$logs/build.log 2>&1 ||
     ! make -j"$jobs" train $programs build/bench_backend >>$logs/build.log 2>&1; then
     tail -n 30 $logs/build.log
     row "build" "FAILED, see $logs/build.log"

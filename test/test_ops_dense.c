@@ -402,7 +402,11 @@ static void test_embedding(void **state) {
         {4997, 7, 4, 1, 10, 0},     {900, 16, 200003, 64, 2, 3}, {200, 20, 131080, 200, 0, 2},
         {65, 8, 9, 9, 0, 1},        {1, 8, 4, 1, 10, 1},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_embedding(&cases[i]);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct Embedding e = cases[i];
+        if (is_slow() && e.V > 65536) e.V = 65600, e.C = 3; /* checked bytes cost 40 times themselves */
+        check_embedding(&e);
+    }
 }
 
 /* ---- norm -------------------------------------------------------------------------------- */
