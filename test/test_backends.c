@@ -144,6 +144,28 @@ static void test_same_tokens_narrow(void **state) {
     check_narrow("fp16", 0x1p-11);
 }
 
+/* A loss scale under which every gradient overflows: it shrinks until one does not, no update is lost,
+   and the update is the one that the usual scale makes, up to what fp16 rounds. */
+static void test_loss_scale(void **state) {
+    (void)state;
+    run_reference();
+    RUN_OK("$T " TASK "--backend %s --dtype fp16 --steps 0 --run scale", backend);
+    RUN_OK("cp -r scale overflow");
+    RUN_OK("sed -i 's/\"loss_scale\":[^,]*/\"loss_scale\": 1099511627776/' "
+           "overflow/checkpoints/step_000000/trainer_state.json");
+    for (int i = 0; i < 2; i++)
+        RUN_OK("$T " TASK "--backend %s --dtype fp16 --steps 1 --replay cpu/rollouts.jsonl --resume %s",
+               backend, i ? "overflow" : "scale");
+    compare_log("overflow", "scale", "metrics.jsonl", 1, 4 * 0x1p-11);
+    cJSON *usual = read_log("scale/metrics.jsonl"), *log = read_log("overflow/metrics.jsonl");
+    assert_true(logged(usual, 1, "loss_scale_overflows") == 0);
+    assert_true(logged(usual, 1, "loss_scale") == 65536);
+    assert_in_range((int)logged(log, 1, "loss_scale_overflows"), 5, 20);
+    assert_true(logged(log, 1, "loss_scale") < 0x1p30);
+    assert_true(logged(log, 1, "updates_skipped") == 0);
+    cJSON_Delete(usual), cJSON_Delete(log);
+}
+
 /* ---- tokens of its own ----------------------------------------------------------------------------- */
 
 /* Its own rollouts in float32, saved on the way. */
@@ -266,6 +288,7 @@ int main(int argc, char **argv) {
     if (argc > 2) cmocka_set_test_filter(argv[2]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_tokens_fp32),   cmocka_unit_test(test_same_tokens_narrow),
+        cmocka_unit_test(test_loss_scale),
         cmocka_unit_test(test_first_rollout_fp32), cmocka_unit_test(test_resume),
         cmocka_unit_test(test_recompute),          cmocka_unit_test(test_orders),
     };
