@@ -16,10 +16,11 @@ struct Replay {
 };
 
 struct Replay *replay_open(const char *path) {
+    FILE *file = fopen(path, "r");
+    if (!file) die_input("--replay %s: %s", path, strerror(errno));
     struct Replay *r = check_alloc(1, sizeof *r, "a replay");
     check_path(r->path, sizeof r->path, "%s", path);
-    r->file = fopen(path, "r");
-    if (!r->file) die_input("--replay %s: %s", path, strerror(errno));
+    r->file = file;
     return r;
 }
 
