@@ -110,7 +110,7 @@ help:
 	@echo "make asan    the tests and a short run under the sanitizers"
 	@echo "make bench   time the operations"
 	@echo "make cuda    build backend_cuda.so (plain make does too, where there is nvcc)"
-	@echo "make ptxas   registers, stack and shared memory of its kernels"
+	@echo "make ptxas   registers, spills, shared memory of its kernels"
 	@echo "make sim     the CUDA kernels in the simulator; also sim-asan, sim-race, sim-train"
 	@echo "make clean   remove what was built"
 	@echo "CC=clang, CFLAGS=..., BUILD=folder change how it is built."

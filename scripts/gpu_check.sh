@@ -106,11 +106,14 @@ train_row() {
     name=$1
     shift
     left 20 "train $name" || return
-    steps=100 warm=300
-    [ "$backend" = cuda ] || { steps=2 warm=3; set -- "$@" --prompts 2 --group 4 --warm-batch 16; }
+    steps=100 warm=300 evaluated="--eval-prompts 50 --eval-samples 16"
+    if [ "$backend" != cuda ]; then
+        steps=2 warm=3 evaluated="--eval-prompts 3 --eval-samples 4"
+        set -- "$@" --prompts 2 --group 4 --warm-batch 16
+    fi
     run=build/gpu_check/run-$name
     if timeout "$(most 100)" ./train "$@" --quiet --overwrite --run "$run" --warm-start $warm \
-        --steps $steps --eval-every $steps --eval-prompts 50 --eval-samples 16 --save-every 0 \
+        --steps $steps --eval-every $steps $evaluated --save-every 0 \
         >$logs/train-"$name".log 2>&1; then
         speed=$(sed -n 's/.*"perf\/gen_tok_s": \([^,}]*\).*/\1/p' "$run"/metrics.jsonl | tail -n 1)
         step=$(sed -n 's/.*"step_time": \([^,}]*\).*/\1/p' "$run"/metrics.jsonl | tail -n 1)

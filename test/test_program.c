@@ -51,6 +51,20 @@ static void test_replay(void **state) {
     assert_non_null(strstr(output, "bad.jsonl:1: token 0 is not an id"));
 }
 
+/* A backend that cannot be opened is one line: the machine's fault where it was asked for by name, the
+   user's where the CPU is asked for what it has not. auto takes the CPU. */
+static void test_backends_not_there(void **state) {
+    (void)state;
+    assert_int_equal(run("$T --dtype bf16 --dry-run"), 2);
+    assert_non_null(strstr(output, "the CPU backend computes in fp32, not bf16"));
+    if (access("/dev/nvidiactl", F_OK) == 0) skip(); /* there is a GPU */
+    assert_int_equal(run("%s --backend cuda --dry-run", train), 1);
+    assert_ptr_equal(strstr(output, "train: error: backend cuda: "), output);
+    assert_ptr_equal(strchr(output, '\n'), output + strlen(output) - 1); /* one line */
+    RUN_OK("%s --backend auto --dry-run", train);
+    assert_non_null(strstr(output, "backend cpu fp32"));
+}
+
 static void test_seed_changes_the_run(void **state) {
     (void)state;
     RUN_OK("$T " SMALL "--steps 1 --eval-every 0 --seed 5 --run seed-a");
@@ -393,6 +407,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_two_runs_are_equal),
         cmocka_unit_test(test_replay),
+        cmocka_unit_test(test_backends_not_there),
         cmocka_unit_test(test_seed_changes_the_run),
         cmocka_unit_test(test_resume_is_bitwise),
         cmocka_unit_test(test_micro_batches_do_not_matter),

@@ -2,7 +2,7 @@
 # as backend_sim*.so. Called by the Makefile; alone: make -f llmc/kernels/cuda.mk cuda
 #
 #   cuda           backend_cuda.so beside ./train (needs nvcc 12 or newer); STRICT=1: warnings are errors
-#   ptxas          registers, stack and shared memory of its kernels
+#   ptxas          registers, spills, stack and shared memory of its kernels
 #   sim-backends   build/backend_sim.so, backend_sim-asan.so, backend_sim-race.so (clang++ and g++)
 
 CUDA_FOLDER := llmc/kernels
@@ -67,7 +67,7 @@ CUDA_GENCODE = $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)
     $(addprefix -gencode arch=compute_80$(comma)code=compute_,$(filter 80,$(CUDA_ARCHS)))
 
 NVCC_FLAGS = -std=c++17 -O3 -lineinfo $(if $(STRICT),-Werror all-warnings) -DBACKEND_NAME='"cuda"' \
-    -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra $(CUDA_GENCODE) --threads 2
+    -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra -Xptxas -v $(CUDA_GENCODE)
 CUDA_LIBRARIES = $(dir $(realpath $(shell command -v $(NVCC))))../lib64
 
 CUDA_OBJECTS := $(foreach t,$(CUDA_DTYPES),$(CUDA_TYPED:$(CUDA_FOLDER)/%.cu=$(BUILD)/cuda/$(t)/%.o)) \
@@ -76,7 +76,9 @@ CUDA_OBJECTS := $(foreach t,$(CUDA_DTYPES),$(CUDA_TYPED:$(CUDA_FOLDER)/%.cu=$(BU
 define cuda_rules
 $(BUILD)/cuda/$(1)/%.o: $(CUDA_FOLDER)/%.cu $(BUILD)/cuda/flags
 	@mkdir -p $$(@D)
-	$$(NVCC) $$(NVCC_FLAGS) $(CUDA_DEFINES_$(1)) -MMD -MP -MF $$@.d -c $$< -o $$@
+	@echo "nvcc $$< $(1)"
+	@$$(NVCC) $$(NVCC_FLAGS) $(CUDA_DEFINES_$(1)) -MMD -MP -MF $$@.d -c $$< -o $$@ 2>$$@.ptxas; \
+	    status=$$$$?; grep -vE '^ptxas info|bytes stack frame' $$@.ptxas >&2; exit $$$$status
 endef
 $(foreach t,once $(CUDA_DTYPES),$(eval $(call cuda_rules,$(t))))
 
@@ -95,7 +97,8 @@ $(CUDA_PLUGIN): $(CUDA_OBJECTS)
 	    -Xlinker -rpath,$(CUDA_LIBRARIES)
 cuda: $(CUDA_PLUGIN)
 
+# What the assembler said of each kernel is kept beside its object.
 ptxas: $(CUDA_PLUGIN)
-	@sh scripts/ptxas.sh $(CUDA_PLUGIN)
+	@sh scripts/ptxas.sh $(CUDA_OBJECTS:%=%.ptxas)
 
 -include $(wildcard $(BUILD)/cuda/*/*.d)
