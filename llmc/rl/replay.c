@@ -13,6 +13,8 @@ struct Replay {
     char *line;         /* the last one read */
     size_t capacity;
     long number;        /* of the line, from 1 */
+    cJSON *object;      /* the line in hand */
+    double *list;       /* numbers of one of its lists */
 };
 
 struct Replay *replay_open(const char *path) {
@@ -27,66 +29,67 @@ struct Replay *replay_open(const char *path) {
 void replay_close(struct Replay *r) {
     if (!r) return;
     fclose(r->file);
+    cJSON_Delete(r->object);
+    free(r->list);
     free(r->line);
     free(r);
 }
 
-/* The next line of step `step`, parsed; the caller deletes it. */
-static cJSON *next_of_step(struct Replay *r, int64_t step) {
+/* r->object becomes the next line of step `step`. */
+static void next_of_step(struct Replay *r, int64_t step) {
     while (getline(&r->line, &r->capacity, r->file) >= 0) {
         r->number++;
-        cJSON *object = cJSON_Parse(r->line);
-        const cJSON *of = cJSON_GetObjectItemCaseSensitive(object, "step");
+        cJSON_Delete(r->object);
+        r->object = cJSON_Parse(r->line);
+        const cJSON *of = cJSON_GetObjectItemCaseSensitive(r->object, "step");
         if (!cJSON_IsNumber(of))
             die_input("%s:%ld: not a JSON object with a number \"step\"", r->path, r->number);
-        if (of->valuedouble == (double)step) return object;
+        if (of->valuedouble == (double)step) return;
         if (of->valuedouble > (double)step) break;
-        cJSON_Delete(object);
     }
     die_input("%s: fewer completions of step %lld than this run has; record with the same --prompts, "
               "--group and --steps, and --rollouts-every 1", r->path, (long long)step);
 }
 
-/* A list of numbers into out [most]; returns how many. Others than the tokens may hold null (not a
-   finite number), which becomes NaN. */
-static int read_list(const struct Replay *r, const cJSON *object, const char *key, double *out,
-                     int most) {
-    const cJSON *list = cJSON_GetObjectItemCaseSensitive(object, key), *item;
+/* A list of the line into r->list [most]; returns its length. What is no number (null stands for one
+   that is not finite) becomes NaN. */
+static int read_list(struct Replay *r, const char *key, int most) {
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(r->object, key), *item;
     int n = 0;
     if (!cJSON_IsArray(list)) die_input("%s:%ld: there is no list \"%s\"", r->path, r->number, key);
     cJSON_ArrayForEach(item, list) {
         if (n == most)
             die_input("%s:%ld: \"%s\" has more than %d entries, the longest completion here",
                       r->path, r->number, key, most);
-        out[n++] = cJSON_IsNumber(item) ? item->valuedouble : NAN;
+        r->list[n++] = cJSON_IsNumber(item) ? item->valuedouble : NAN;
     }
     return n;
 }
 
-static void check_prompt(const struct Replay *r, const cJSON *object, const char *prompt) {
-    const cJSON *text = cJSON_GetObjectItemCaseSensitive(object, "prompt");
+static void check_prompt(const struct Replay *r, const char *prompt) {
+    const cJSON *text = cJSON_GetObjectItemCaseSensitive(r->object, "prompt");
     if (!cJSON_IsString(text) || strcmp(text->valuestring, prompt) != 0)
         die_input("%s:%ld: the prompt is not \"%s\", which this run has here; replay with the "
                   "--task, --seed, --prompts and --group of the recorded run", r->path, r->number,
                   prompt);
 }
 
-/* One completion to its place in the rollout; list: room for max_tokens numbers. */
-static void read_completion(const struct Replay *r, const cJSON *object, int i,
-                            const struct RolloutRequest *request, int V, struct Rollout *out,
-                            double *list) {
+/* The line's completion to its place in the rollout. */
+static void read_completion(struct Replay *r, int i, const struct RolloutRequest *request, int V,
+                            struct Rollout *out) {
     size_t at = (size_t)i * (size_t)request->max_tokens;
-    int n = read_list(r, object, "tokens", list, request->max_tokens);
+    const double *list = r->list;
+    int n = read_list(r, "tokens", request->max_tokens);
     for (int k = 0; k < n; k++) {
         if (!(list[k] >= 0 && list[k] < V && list[k] == floor(list[k])))
             die_input("%s:%ld: token %d is not an id in 0..%d", r->path, r->number, k, V - 1);
         out->token[at + (size_t)k] = (int)list[k];
     }
-    if (n == 0 || read_list(r, object, "logp", list, request->max_tokens) != n)
+    if (n == 0 || read_list(r, "logp", request->max_tokens) != n)
         die_input("%s:%ld: needs as many \"logp\" as \"tokens\", and one at least", r->path,
                   r->number);
     for (int k = 0; k < n; k++) out->logp[at + (size_t)k] = (float)list[k];
-    if (read_list(r, object, "entropy", list, request->max_tokens) != n)
+    if (read_list(r, "entropy", request->max_tokens) != n)
         die_input("%s:%ld: needs as many \"entropy\" as \"tokens\"", r->path, r->number);
     for (int k = 0; k < n; k++) out->entropy[at + (size_t)k] = (float)list[k];
     out->start[i + 1] = n;
@@ -95,14 +98,12 @@ static void read_completion(const struct Replay *r, const cJSON *object, int i,
 
 void replay_rollout(struct Replay *r, int64_t step, const struct RolloutRequest *request,
                     char (*prompt)[TASK_TEXT], int V, struct Rollout *out) {
-    double *list = check_alloc((size_t)request->max_tokens, sizeof *list, "a replay");
+    r->list = check_realloc(r->list, (size_t)request->max_tokens, sizeof *r->list, "a replay");
     rollout_clear(out, request);
     for (int i = 0; i < out->count; i++) {
-        cJSON *object = next_of_step(r, step);
-        check_prompt(r, object, prompt[i / request->group]);
-        read_completion(r, object, i, request, V, out, list);
-        cJSON_Delete(object);
+        next_of_step(r, step);
+        check_prompt(r, prompt[i / request->group]);
+        read_completion(r, i, request, V, out);
     }
     rollout_pack(out, request->max_tokens);
-    free(list);
 }
