@@ -13,10 +13,11 @@
 #include <sys/resource.h>
 #include "llmc/base/check.h"
 #include "llmc/base/console.h"
-#include "llmc/base/launch.h"
-#include "llmc/base/schedule.h"
+#include "llmc/run/launch.h"
+#include "llmc/base/time.h"
 #include "llmc/rl/monitor.h"
-#include "llmc/rl/session.h"
+#include "llmc/rl/schedule.h"
+#include "llmc/run/session.h"
 
 static double peak_memory_gb(void) {
     struct rusage usage;
@@ -27,11 +28,11 @@ static double peak_memory_gb(void) {
 /* A non-finite update changes nothing; three in a row mean that the run is lost. */
 static void count_skipped(struct Session *s, const struct UpdateResult *update, int64_t step) {
     if (!update->skipped) {
-        s->state.skipped_in_a_row = 0;
+        s->progress.skipped_in_a_row = 0;
         return;
     }
     warn("step %lld: update skipped, %s is not finite", (long long)step, update->bad_tensor);
-    if (++s->state.skipped_in_a_row >= 3) session_fail(s, update->bad_tensor);
+    if (++s->progress.skipped_in_a_row >= 3) session_fail(s, update->bad_tensor);
 }
 
 /* ---- supervised warm start: a policy that knows the form of an answer ------------------------------ */
@@ -45,17 +46,17 @@ static void warm_step(struct Session *s) {
     double begin = seconds();
     int n = (int)o->warm_batch, *pick = check_alloc((size_t)n, sizeof *pick, "a batch");
 
-    experience_demonstrate(&s->experience, &collect, n, &s->state.demonstration_ordinal);
+    experience_demonstrate(&s->experience, &collect, n, &s->progress.demonstration_ordinal);
     struct TrainingSet set = experience_training_set(&s->experience);
     set.logp_old = NULL;
     for (int i = 0; i < set.count; i++) pick[i] = i;
     struct UpdateResult update = trainer_update(s->trainer, ce, &set, pick, set.count, &batch,
                                                 s->max_tokens, 1, (float)o->warm_lr, &stats);
-    s->state.warm_step++;
-    s->state.num_tokens += update.tokens;
-    count_skipped(s, &update, s->state.warm_step);
+    s->progress.warm_step++;
+    s->progress.num_tokens += update.tokens;
+    count_skipped(s, &update, s->progress.warm_step);
     report_warm(&s->report, &(struct WarmReport){
-        .step = s->state.warm_step, .total_steps = o->warm_start, .loss = stats.loss,
+        .step = s->progress.warm_step, .total_steps = o->warm_start, .loss = stats.loss,
         .entropy = stats.tokens > 0 ? stats.entropy / stats.tokens : NAN, .grad_norm = update.grad_norm,
         .learning_rate = o->warm_lr, .seconds = seconds() - begin});
     free(pick);
@@ -71,7 +72,7 @@ static void collect(struct Session *s) {
     struct CollectOptions options = session_collect_options(s);
     sampler_load_weights(s->sampler, trainer_weights(s->trainer));
     experience_collect(e, s->sampler, trainer_weights(s->trainer), &options,
-                       &s->state.group_ordinal, trainer_workspace(s->trainer));
+                       &s->progress.group_ordinal, trainer_workspace(s->trainer));
     struct RewardBatch rewards = experience_rewards(e, s->max_tokens);
     objective_advantages(&s->objective, &rewards, e->advantage, e->active);
     const char *warning = entropy_update(&s->entropy,
@@ -121,8 +122,8 @@ static void learn(struct Session *s, const struct TrainingSet *set, const int *p
     struct ObjectiveBatch batch = {.control = s->entropy.control,
                                    .logp_dtype = o->logp_dtype,
                                    .seed = (uint64_t)o->seed,
-                                   .ordinal = (uint64_t)s->state.update_ordinal++};
-    float rate = schedule_constant((float)o->lr, s->state.step, o->lr_warmup);
+                                   .ordinal = (uint64_t)s->progress.update_ordinal++};
+    float rate = schedule_constant((float)o->lr, s->progress.step, o->lr_warmup);
     struct UpdateResult update =
         trainer_update(s->trainer, &s->objective, set, pick, count, &batch, s->max_tokens,
                        (float)o->temperature, rate, &stats);
@@ -139,7 +140,7 @@ static void learn(struct Session *s, const struct TrainingSet *set, const int *p
     report->learning_rate = rate;
     report->grad_norm += (update.grad_norm - report->grad_norm) / report->updates;
     report->train_tokens += (double)update.tokens;
-    s->state.num_tokens += update.tokens;
+    s->progress.num_tokens += update.tokens;
 }
 
 /* epochs x minibatches updates, each on a seeded random subset of the completions. */
@@ -154,7 +155,7 @@ static void update(struct Session *s, struct StepReport *report) {
     for (int64_t epoch = 0; epoch < o->epochs; epoch++) {
         struct Rng rng;
         rng_open(&rng, (uint64_t)o->seed, RNG_MINIBATCH,
-                 (uint64_t)(s->state.step * o->epochs + epoch));
+                 (uint64_t)(s->progress.step * o->epochs + epoch));
         for (int i = 0; i < set.count; i++) order[i] = i;
         rng_shuffle(&rng, order, set.count);
         for (int64_t m = 0; m < o->minibatches; m++) {
@@ -185,7 +186,7 @@ static void monitor(struct Session *s, struct StepReport *report) {
 static void step(struct Session *s) {
     const struct Options *o = &s->options;
     struct Evaluation evaluation;
-    struct StepReport report = {.step = s->state.step + 1, .total_steps = s->steps,
+    struct StepReport report = {.step = s->progress.step + 1, .total_steps = s->steps,
                                 .task = s->task->name, .experience = &s->experience,
                                 .entropy = &s->entropy,
                                 .has_reference = s->reference.data != NULL};
@@ -194,14 +195,14 @@ static void step(struct Session *s) {
     if (due(report.step, o->attention_entropy_every)) trainer_watch_attention(s->trainer);
     update(s, &report);
     monitor(s, &report);
-    s->state.step++;
+    s->progress.step++;
     report.seconds_step = seconds() - begin;
-    report.num_tokens = s->state.num_tokens;
+    report.num_tokens = s->progress.num_tokens;
     report.loss_scale = trainer_progress(s->trainer).loss_scale;
     report.train_flops = report.train_tokens * model_flops_per_token(s->model, s->shape.max_T);
     report.peak_memory_gb = peak_memory_gb();
-    bool ends_phase = s->state.step == s->phases[s->state.phases_begun - 1].end;
-    if (due(s->state.step, o->eval_every) || (o->eval_every && ends_phase)) {
+    bool ends_phase = s->progress.step == s->phases[s->progress.phases_begun - 1].end;
+    if (due(s->progress.step, o->eval_every) || (o->eval_every && ends_phase)) {
         evaluation = session_evaluate(s, s->task);
         report.evaluation = &evaluation;
     }
@@ -219,12 +220,12 @@ static void begin_phase(struct Session *s, int phase) {
     trainer_reset_optimizer(s->trainer);
     entropy_open(&s->entropy, &s->entropy_options, s->objective.clip_high);
     session_freeze_reference(s);
-    s->state.phases_begun = phase + 1;
-    s->state.phase_begin = s->phases[phase].begin;
+    s->progress.phases_begun = phase + 1;
+    s->progress.phase_begin = s->phases[phase].begin;
     if (!s->options.eval_every) return;
     struct Evaluation evaluation = session_evaluate(s, s->task);
     char text[256];
-    report_evaluation(&s->report, s->task->name, s->state.step, "phase_start", phase, &evaluation);
+    report_evaluation(&s->report, s->task->name, s->progress.step, "phase_start", phase, &evaluation);
     report_describe_evaluation(&evaluation, text, sizeof text);
     say("%s before RL: held-out %s", s->task->name, text);
     if (phase == 0)
@@ -236,7 +237,7 @@ static void evaluate_earlier_tasks(struct Session *s) {
     for (int i = 0; i + 1 < s->num_phases && s->options.eval_every; i++) {
         char text[256];
         struct Evaluation evaluation = session_evaluate(s, s->phases[i].task);
-        report_evaluation(&s->report, s->phases[i].task->name, s->state.step, "after_all", i,
+        report_evaluation(&s->report, s->phases[i].task->name, s->progress.step, "after_all", i,
                           &evaluation);
         report_describe_evaluation(&evaluation, text, sizeof text);
         say("%s after all: held-out %s", s->phases[i].task->name, text);
@@ -245,21 +246,21 @@ static void evaluate_earlier_tasks(struct Session *s) {
 
 static void train(struct Session *s) {
     const struct Options *o = &s->options;
-    while (s->state.warm_step < o->warm_start && s->state.step == 0 && !launch_stop_requested()) {
+    while (s->progress.warm_step < o->warm_start && s->progress.step == 0 && !launch_stop_requested()) {
         warm_step(s);
-        if (due(s->state.warm_step, o->save_every)) session_save(s);
+        if (due(s->progress.warm_step, o->save_every)) session_save(s);
     }
-    while (s->state.step < s->steps && !launch_stop_requested()) {
-        int phase = (int)s->state.phases_begun;
-        if (phase < s->num_phases && s->state.step == s->phases[phase].begin) begin_phase(s, phase);
+    while (s->progress.step < s->steps && !launch_stop_requested()) {
+        int phase = (int)s->progress.phases_begun;
+        if (phase < s->num_phases && s->progress.step == s->phases[phase].begin) begin_phase(s, phase);
         step(s);
-        if (due(s->state.step, o->save_every)) session_save(s);
+        if (due(s->progress.step, o->save_every)) session_save(s);
     }
-    if (s->state.step == s->steps) evaluate_earlier_tasks(s);
+    if (s->progress.step == s->steps) evaluate_earlier_tasks(s);
     session_save(s);
-    report_summary(&s->report, s->state.step);
+    report_summary(&s->report, s->progress.step);
     if (launch_stop_requested())
-        say("stopped after step %lld; go on with: ./train --resume %s", (long long)s->state.step,
+        say("stopped after step %lld; go on with: ./train --resume %s", (long long)s->progress.step,
             s->run);
 }
 

@@ -16,10 +16,10 @@
 #include <string.h>
 #include "../llmc/base/check.h"
 #include "../llmc/base/console.h"
-#include "../llmc/base/launch.h"
-#include "../llmc/base/schedule.h"
+#include "../llmc/run/launch.h"
+#include "../llmc/base/time.h"
 #include "../llmc/rl/monitor.h"
-#include "../llmc/rl/session.h"
+#include "../llmc/run/session.h"
 
 /* ---- measuring ------------------------------------------------------------------------------------- */
 

@@ -14,11 +14,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include "../llmc/base/check.h"
-#include "../llmc/base/launch.h"
+#include "../llmc/run/launch.h"
 #include "../llmc/base/rng.h"
-#include "../llmc/base/schedule.h"
-#include "../llmc/rl/rollout.h"
-#include "../llmc/rl/update.h"
+#include "../llmc/base/time.h"
+#include "../llmc/rl/sampler.h"
+#include "../llmc/rl/trainer.h"
 
 static const struct Ops *ops;
 static bool tiny;                       /* a simulated backend */

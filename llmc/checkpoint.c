@@ -83,7 +83,7 @@ const char *checkpoint_config(const char *directory, struct ModelConfig *config)
 enum FieldType { FIELD_INTEGER, FIELD_DOUBLE, FIELD_TEXT };
 
 #define FIELD(type, name) \
-    {#name, type, offsetof(struct TrainerState, name), sizeof(((struct TrainerState *)0)->name)}
+    {#name, type, offsetof(struct Progress, name), sizeof(((struct Progress *)0)->name)}
 #define INTEGER(name) FIELD(FIELD_INTEGER, name)
 #define DOUBLE(name) FIELD(FIELD_DOUBLE, name)
 #define TEXT(name) FIELD(FIELD_TEXT, name)
@@ -150,14 +150,14 @@ static bool state_read_field(const cJSON *item, const struct StateField *field, 
     return text == NULL || (end != text && *end == '\0' && errno == 0);
 }
 
-static void state_save(const struct TrainerState *state, const char *path) {
+static void state_save(const struct Progress *state, const char *path) {
     cJSON *json = cJSON_CreateObject();
     for (size_t i = 0; i < NUM_STATE_FIELDS; i++)
         state_add_field(json, &state_fields[i], (const char *)state + state_fields[i].offset);
     json_save(json, path);
 }
 
-void checkpoint_load_state(const char *directory, struct TrainerState *state) {
+void checkpoint_load_state(const char *directory, struct Progress *state) {
     char path[PATH_SIZE];
     const char *problem;
     check_path(path, sizeof path, "%s/trainer_state.json", directory);
@@ -563,7 +563,7 @@ static void move_into_place(const char *checkpoints, const char *writing, const 
 
 void checkpoint_save(const char *run_directory, const struct Model *model,
                      const struct Weights *weights, const struct OptimizerState *optimizer,
-                     const struct Tokenizer *tokenizer, const struct TrainerState *state,
+                     const struct Tokenizer *tokenizer, const struct Progress *state,
                      int keep) {
     char checkpoints[PATH_SIZE], writing[PATH_SIZE], path[PATH_SIZE], name[32];
     snprintf(name, sizeof name, "step_%06lld", (long long)state->step);

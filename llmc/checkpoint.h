@@ -19,7 +19,7 @@
 
 /* Everything of a run that is not a tensor. Plain data: saved and restored field by field through
    one table in checkpoint.c. */
-struct TrainerState {
+struct Progress {
     int64_t step;                 /* RL steps completed */
     int64_t warm_step;            /* supervised steps completed */
     int64_t optimizer_step;
@@ -54,13 +54,13 @@ void checkpoint_load_weights(const char *directory, const struct Model *model,
    file has none: then master stays as it is); die_input likewise. */
 void checkpoint_load_optimizer(const char *directory, const struct Model *model,
                                const struct OptimizerState *optimizer);
-void checkpoint_load_state(const char *directory, struct TrainerState *state);
+void checkpoint_load_state(const char *directory, struct Progress *state);
 
 /* Writes one checkpoint; keep = how many to leave (0 = all). optimizer NULL: weights only. Returns
    with `latest` pointing at it. */
 void checkpoint_save(const char *run_directory, const struct Model *model,
                      const struct Weights *weights, const struct OptimizerState *optimizer,
-                     const struct Tokenizer *tokenizer, const struct TrainerState *state, int keep);
+                     const struct Tokenizer *tokenizer, const struct Progress *state, int keep);
 /* The directory `latest` names, complete; false: there is none. */
 bool checkpoint_latest(const char *run_directory, char *out, size_t capacity);
 /* Removes every checkpoint of a run, `latest` first; for a fresh start in its place. */

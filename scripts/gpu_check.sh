@@ -56,7 +56,7 @@ else
 fi
 # On the simulator whole rollouts and programs take minutes: make sim has its share of them.
 kernel_tests="test_ops_dense test_attention test_head test_decode_ops test_adamw"
-[ "$backend" = cuda ] && kernel_tests="$kernel_tests test_rollout"
+[ "$backend" = cuda ] && kernel_tests="$kernel_tests test_sampler"
 programs=""
 for t in $kernel_tests test_comm test_model test_backends; do programs="$programs build/test/$t"; done
 if ! NO_INSTALL=1 sh scripts/install_deps.sh >$logs/build.log 2>&1; then

@@ -124,10 +124,10 @@ static struct ModelConfig small_config(bool tied) {
 
 /* Every field is set, also one added later: 0x3c3c... is an integer past 2^53 and a finite
    double. */
-static struct TrainerState awkward_state(int64_t step) {
-    struct TrainerState state;
+static struct Progress awkward_state(int64_t step) {
+    struct Progress state;
     memset(&state, 0x3c, sizeof state);
-    memset(state.dtype, 0, sizeof state - offsetof(struct TrainerState, dtype));
+    memset(state.dtype, 0, sizeof state - offsetof(struct Progress, dtype));
     snprintf(state.dtype, sizeof state.dtype, "fp32");
     snprintf(state.backend, sizeof state.backend, "a \"b\\\t\n");
     snprintf(state.blas, sizeof state.blas, "%031d", 7);   /* no room left */
@@ -144,7 +144,7 @@ static struct TrainerState awkward_state(int64_t step) {
 }
 
 static void save_step(struct Run *run, const char *directory, int64_t step, int keep) {
-    struct TrainerState state = awkward_state(step);
+    struct Progress state = awkward_state(step);
     struct Tokenizer tokenizer;
     tokenizer_from_alphabet(&tokenizer, "0123456789+-*=:abcdefgh");
     checkpoint_save(directory, run->model, &run->weights, &run->optimizer, &tokenizer, &state, keep);

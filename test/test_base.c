@@ -10,8 +10,9 @@
 #include <sys/stat.h>
 #include "../llmc/base/check.h"
 #include "../llmc/base/console.h"
-#include "../llmc/base/launch.h"
-#include "../llmc/base/schedule.h"
+#include "../llmc/run/launch.h"
+#include "../llmc/base/time.h"
+#include "../llmc/rl/schedule.h"
 #include "child.h"
 
 static char output[4096];

@@ -65,7 +65,7 @@ static void test_round_trip_is_bitwise(void **state) {
         assert_memory_equal(back.weights.data, run.weights.data, run.n * run.ops->element_size);
         assert_memory_equal(back.optimizer.m, run.optimizer.m, run.n * sizeof(float));
         assert_memory_equal(back.optimizer.v, run.optimizer.v, run.n * sizeof(float));
-        struct TrainerState expected = awkward_state(1234567), loaded;
+        struct Progress expected = awkward_state(1234567), loaded;
         checkpoint_load_state(latest, &loaded);
         assert_memory_equal(&loaded, &expected, sizeof loaded);
         struct Tokenizer tokenizer;
@@ -209,7 +209,7 @@ struct LoadCase {
 
 static void load_body(void *argument) {
     const struct LoadCase *c = argument;
-    struct TrainerState loaded;
+    struct Progress loaded;
     if (c->weights) checkpoint_load_weights(c->directory, c->run->model, &c->run->weights);
     if (c->optimizer) checkpoint_load_optimizer(c->directory, c->run->model, &c->run->optimizer);
     if (c->state) checkpoint_load_state(c->directory, &loaded);
@@ -600,7 +600,7 @@ static void check_no_halves(const char *directory, int64_t newest) {
 /* Loads what `latest` names; every number of it must be the same. Returns that number. */
 static float loaded_value(struct Run *back, const char *directory) {
     char latest[PATH_SIZE];
-    struct TrainerState loaded;
+    struct Progress loaded;
     assert_true(checkpoint_latest(directory, latest, sizeof latest));
     checkpoint_load_weights(latest, back->model, &back->weights);
     checkpoint_load_optimizer(latest, back->model, &back->optimizer);

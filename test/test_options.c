@@ -1,9 +1,9 @@
-/* base/options: the line, config files, and that help, parser and saved file agree. */
+/* run/options: the line, config files, and that help, parser and saved file agree. */
 #include "test.h"
 
 #include <cjson/cJSON.h>
 #include <stdbool.h>
-#include "../llmc/base/options.h"
+#include "../llmc/run/options.h"
 #include "child.h"
 
 static char output[1 << 15];

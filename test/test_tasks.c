@@ -2,7 +2,7 @@
    at its last operator, sums by printf, and the set of right answers is found by trying every
    string up to a length. */
 #include "test.h"
-#include "../llmc/rl/tasks.h"
+#include "../llmc/tasks/task.h"
 
 enum { NUM_TASKS = 5 };
 

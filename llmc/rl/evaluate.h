@@ -2,8 +2,8 @@
 #ifndef LLMC_EVALUATE_H
 #define LLMC_EVALUATE_H
 
-#include "rollout.h"
-#include "tasks.h"
+#include "sampler.h"
+#include "../tasks/task.h"
 #include "../io/tokenizer.h"
 
 struct Evaluation {

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "../base/check.h"
-#include "../base/schedule.h"
+#include "../base/time.h"
 
 static void *grown(void *pointer, size_t count, size_t size) {
     return check_realloc(pointer, count, size, "a batch of experience");

@@ -1,5 +1,5 @@
 /* Experience: what a policy learns from. Prompts, completions and rewards as the flat arrays that
-   objectives and update read. A rollout batch and a batch of demonstrations have the same form.
+   objectives and trainer read. A rollout batch and a batch of demonstrations have the same form.
 
        token      3 5 7 : 2 2 = 3 * 5 + 7 EOT | 3 5 7 : 2 2 = 5 + ...       start       0   13 ...
        loss_mask  0 0 0 0 0 0 0 1 1 1 1 1 1   | 0 ...                       loss_start  0   6  ...
@@ -9,9 +9,9 @@
 
 #include "objectives.h"
 #include "replay.h"
-#include "rollout.h"
-#include "tasks.h"
-#include "update.h"
+#include "sampler.h"
+#include "../tasks/task.h"
+#include "trainer.h"
 #include "../io/tokenizer.h"
 
 /* Host memory, owned, reused by the next batch. Zero-initialise before first use. */
@@ -58,7 +58,7 @@ void experience_demonstrate(struct Experience *out, const struct CollectOptions 
                             int64_t *ordinal);
 /* Rewards and lengths as objectives.h reads them; pointers into `experience`. */
 struct RewardBatch experience_rewards(const struct Experience *experience, int max_tokens);
-/* The same arrays as update.h reads them. */
+/* The same arrays as trainer.h reads them. */
 struct TrainingSet experience_training_set(const struct Experience *experience);
 void experience_free(struct Experience *experience);
 

@@ -3,7 +3,7 @@
 #define LLMC_MONITOR_H
 
 #include "experience.h"
-#include "update.h"
+#include "trainer.h"
 
 /* REPO-D's sum and token count over a rollout batch (entropy.h), from a scoring pass with the current
    weights. */

@@ -4,8 +4,8 @@
 #ifndef LLMC_REPLAY_H
 #define LLMC_REPLAY_H
 
-#include "rollout.h"
-#include "tasks.h"
+#include "sampler.h"
+#include "../tasks/task.h"
 
 struct Replay;
 

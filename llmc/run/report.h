@@ -3,9 +3,9 @@
 #ifndef LLMC_REPORT_H
 #define LLMC_REPORT_H
 
-#include "entropy.h"
-#include "evaluate.h"
-#include "experience.h"
+#include "../rl/entropy.h"
+#include "../rl/evaluate.h"
+#include "../rl/experience.h"
 #include "../checkpoint.h"
 #include "../io/jsonl.h"
 #include "../io/tensorboard.h"
@@ -57,7 +57,7 @@ struct Report {
 /* Opens the logs for appending, after removing the lines past what `state` has done: a resumed run
    logs no step twice. */
 void report_open(struct Report *report, const char *run, int64_t rollouts_every,
-                 const struct TrainerState *state);
+                 const struct Progress *state);
 void report_warm(struct Report *report, const struct WarmReport *warm);
 /* An evaluation outside a step: "phase_start", before the first step of phase number `phase`, or
    "after_all", at the end, of a task learnt earlier. */

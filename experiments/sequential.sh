@@ -2,7 +2,7 @@
 # What entropy collapse costs later: learn countdown, then countdown_sorted from the final weights,
 # beside a control that learns countdown_sorted from the warm start. Table of doc/entropy.md.
 #
-#   scripts/sequential.sh [FOLDER]      SEEDS="1 2 3" JOBS=2 STEPS=300 (of each task)
+#   experiments/sequential.sh [FOLDER]      SEEDS="1 2 3" JOBS=2 STEPS=300 (of each task)
 OUT=${1:-runs/sequential}
 STEPS=${STEPS:-300}
 . "$(dirname "$0")/experiment.sh"
@@ -19,4 +19,4 @@ for objective in grpo dapo repo_r adapo; do
     done
 done
 run_queue
-python3 scripts/table.py sequential "$OUT" "$STEPS"
+python3 experiments/table.py sequential "$OUT" "$STEPS"

@@ -1,4 +1,4 @@
-#include "tasks.h"
+#include "task.h"
 
 #include <string.h>
 

@@ -11,7 +11,7 @@
 #include <unistd.h>
 #include "../base/check.h"
 #include "../base/console.h"
-#include "../base/launch.h"
+#include "launch.h"
 #include "session.h"
 
 /* ---- the run directory ------------------------------------------------------------------------ */
@@ -65,7 +65,7 @@ static void require_own_run(const struct Session *s) {
         die_input("%s exists and is no run; --run names another, --overwrite uses it", s->run);
 }
 
-/* Settles s->run and, for a resumed run, s->checkpoint and s->state. */
+/* Settles s->run and, for a resumed run, s->checkpoint and s->progress. */
 static void find_run(struct Session *s) {
     const struct Options *o = &s->options;
     if (o->eval_only || o->score[0]) {
@@ -78,7 +78,7 @@ static void find_run(struct Session *s) {
     else default_run_name(s);
     if (o->resume[0]) {
         s->resumed = checkpoint_latest(s->run, s->checkpoint, sizeof s->checkpoint);
-        if (s->resumed) checkpoint_load_state(s->checkpoint, &s->state);
+        if (s->resumed) checkpoint_load_state(s->checkpoint, &s->progress);
         else require_own_run(s);
     } else if (exists(s->run) && !o->overwrite && !o->dry_run) {
         die_input("the run directory %s exists; --resume auto goes on with it, --overwrite starts "
@@ -112,7 +112,7 @@ void session_open_run(struct Session *s) {
     if (!s->resumed) clear_run(s->run, s->checkpoint);
     check_path(path, sizeof path, "%s/config.json", s->run);
     options_save(&s->options, path);
-    report_open(&s->report, s->run, s->options.rollouts_every, &s->state);
+    report_open(&s->report, s->run, s->options.rollouts_every, &s->progress);
 }
 
 /* ---- options, those of a resumed run first ------------------------------------------------------ */
@@ -282,14 +282,14 @@ static void warn_of_idle_options(const struct Session *s) {
 /* A run goes on with the plan it was begun with: the phases it has begun start where they did, and
    the next one is still ahead. */
 static void check_phases(const struct Session *s) {
-    int64_t begun = s->state.phases_begun;
+    int64_t begun = s->progress.phases_begun;
     bool moved = begun > s->num_phases ||
-                 (begun > 0 && s->phases[begun - 1].begin != s->state.phase_begin) ||
-                 (begun < s->num_phases && s->state.step > s->phases[begun].begin);
+                 (begun > 0 && s->phases[begun - 1].begin != s->progress.phase_begin) ||
+                 (begun < s->num_phases && s->progress.step > s->phases[begun].begin);
     if (moved)
         die_input("--tasks does not fit the run being resumed, which is at step %lld of %s; only "
-                  "the last task's steps may grow, and tasks be added", (long long)s->state.step,
-                  s->state.task);
+                  "the last task's steps may grow, and tasks be added", (long long)s->progress.step,
+                  s->progress.task);
 }
 
 void session_choose(struct Session *s, int argc, char **argv) {
@@ -304,6 +304,6 @@ void session_choose(struct Session *s, int argc, char **argv) {
     if (s->resumed) check_phases(s);
     s->task = s->phases[0].task;
     for (int i = 1; i < s->num_phases; i++)
-        if (s->state.phases_begun > i) s->task = s->phases[i].task;
+        if (s->progress.phases_begun > i) s->task = s->phases[i].task;
     if (!s->resumed && !s->options.score[0]) warn_of_idle_options(s);
 }

@@ -1,4 +1,4 @@
-/* Learning-rate schedules and time. */
+/* Learning-rate schedules. */
 #ifndef LLMC_SCHEDULE_H
 #define LLMC_SCHEDULE_H
 
@@ -6,7 +6,5 @@
 
 /* Linear from 0 over `warmup` steps, then constant. step counts from 0. */
 float schedule_constant(float rate, int64_t step, int64_t warmup);
-/* Seconds of a monotonic clock. */
-double seconds(void);
 
 #endif

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include "check.h"
+#include "../base/check.h"
 
 enum Type { INTEGER, NUMBER, BOOLEAN, TEXT, CONFIG };   /* CONFIG: --config itself, not a field */
 

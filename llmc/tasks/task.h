@@ -10,8 +10,8 @@
 
    Rewards are bounded and total: any bytes in, a number in [0, 1] out, in time linear in the
    length. Nothing is evaluated that was not parsed first. */
-#ifndef LLMC_TASKS_H
-#define LLMC_TASKS_H
+#ifndef LLMC_TASK_H
+#define LLMC_TASK_H
 
 #include <stdbool.h>
 #include <stddef.h>

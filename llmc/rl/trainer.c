@@ -5,7 +5,7 @@
 
    A micro-batch is memory only: the weights of the minibatch are settled before the first one, so
    micro-batches just add. */
-#include "update.h"
+#include "trainer.h"
 
 #include <math.h>
 #include <stdlib.h>

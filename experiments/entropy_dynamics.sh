@@ -2,7 +2,7 @@
 # The first-order prediction of the entropy change against the change itself, on all tokens of every
 # rollout: correlation and slope per setting (doc/entropy.md).
 #
-#   scripts/entropy_dynamics.sh [FOLDER]      SEEDS="1 2 3" JOBS=2 STEPS=100
+#   experiments/entropy_dynamics.sh [FOLDER]      SEEDS="1 2 3" JOBS=2 STEPS=100
 OUT=${1:-runs/dynamics}
 STEPS=${STEPS:-100}
 . "$(dirname "$0")/experiment.sh"
@@ -18,4 +18,4 @@ done
 queue grpo-four-updates-lr1e-4 --lr 1e-4 --minibatches 4 $common --objective grpo
 queue repo_r-four-updates-lr1e-4 --lr 1e-4 --minibatches 4 $common --objective repo_r
 run_queue
-python3 scripts/table.py dynamics "$OUT"
+python3 experiments/table.py dynamics "$OUT"

@@ -8,7 +8,7 @@
 #include <unistd.h>
 #include "../base/check.h"
 #include "../base/console.h"
-#include "../base/launch.h"
+#include "launch.h"
 
 /* ---- the model -------------------------------------------------------------------------------------- */
 
@@ -100,7 +100,7 @@ static void choose_sizes(struct Session *s) {
     int64_t sequences = per_minibatch > o->warm_batch ? per_minibatch : o->warm_batch;
     int64_t wanted = o->score[0] ? 4096 : sequences * (longest - 1);
     int N = o->micro_tokens ? (int)o->micro_tokens : smaller(wanted, 4096);
-    if (s->resumed && !o->micro_tokens) N = (int)s->state.micro_tokens;
+    if (s->resumed && !o->micro_tokens) N = (int)s->progress.micro_tokens;
     if (N < longest - 1) N = longest - 1;
     int64_t completions = o->prompts * o->group, evaluated = o->eval_prompts * o->eval_samples;
     if ((completions > evaluated ? completions : evaluated) > INT32_MAX / longest)
@@ -209,10 +209,10 @@ static void describe(const struct Session *s) {
         c->tied ? "tied" : "untied", s->checkpoint[0] ? s->checkpoint : "random weights");
     if (s->ops->device[0])
         say("machine   backend %s %s, %s, %lld threads", s->ops->name, s->ops->dtype,
-            s->ops->device, (long long)s->state.threads);
+            s->ops->device, (long long)s->progress.threads);
     else
         say("machine   backend %s %s, %lld threads, OpenBLAS %s", s->ops->name, s->ops->dtype,
-            (long long)s->state.threads, launch_blas_name());
+            (long long)s->progress.threads, launch_blas_name());
     int64_t completions = o->prompts * o->group, updates = o->minibatches * o->epochs;
     say("batch     %lld prompts x %lld completions = %lld a step, in %lld minibatches x %lld "
         "epochs = %lld updates of about %lld completions", (long long)o->prompts,
@@ -227,7 +227,7 @@ static void describe(const struct Session *s) {
 }
 
 /* What differs from the run being resumed: the results then agree to rounding, not bit for bit. */
-static void compare_settings(const struct TrainerState *before, const struct TrainerState *now) {
+static void compare_settings(const struct Progress *before, const struct Progress *now) {
     if (before->threads != now->threads)
         say("resume    threads %lld -> %lld: equal to rounding, not bit for bit",
             (long long)before->threads, (long long)now->threads);
@@ -246,19 +246,19 @@ static void compare_settings(const struct TrainerState *before, const struct Tra
 }
 
 void session_note_task(struct Session *s) {
-    snprintf(s->state.task, sizeof s->state.task, "%s", s->task->name);
+    snprintf(s->progress.task, sizeof s->progress.task, "%s", s->task->name);
 }
 
 static void note_settings(struct Session *s) {
-    struct TrainerState before = s->state;
-    s->state.seed = s->options.seed;
-    s->state.micro_tokens = s->shape.N;
-    snprintf(s->state.dtype, sizeof s->state.dtype, "%s", s->ops->dtype);
-    snprintf(s->state.backend, sizeof s->state.backend, "%s", s->ops->name);
-    snprintf(s->state.blas, sizeof s->state.blas, "%s", launch_blas_name());
+    struct Progress before = s->progress;
+    s->progress.seed = s->options.seed;
+    s->progress.micro_tokens = s->shape.N;
+    snprintf(s->progress.dtype, sizeof s->progress.dtype, "%s", s->ops->dtype);
+    snprintf(s->progress.backend, sizeof s->progress.backend, "%s", s->ops->name);
+    snprintf(s->progress.blas, sizeof s->progress.blas, "%s", launch_blas_name());
     session_note_task(s);
-    s->state.threads = s->threads;
-    if (s->resumed) compare_settings(&before, &s->state);
+    s->progress.threads = s->threads;
+    if (s->resumed) compare_settings(&before, &s->progress);
 }
 
 /* ---- weights and state ------------------------------------------------------------------------------------ */
@@ -266,7 +266,7 @@ static void note_settings(struct Session *s) {
 /* A controller goes on where it stood; another control, or a new target, starts from its options. */
 static void entropy_from_state(struct Session *s) {
     struct EntropyState *e = &s->entropy;
-    const struct TrainerState *t = &s->state;
+    const struct Progress *t = &s->progress;
     char now[32];
     objective_axis_word("entropy-control", (int)s->objective.control, now);
     e->initial = t->entropy_initial, e->target = t->entropy_target;
@@ -284,7 +284,7 @@ static void entropy_from_state(struct Session *s) {
 
 static void entropy_to_state(struct Session *s) {
     const struct EntropyState *e = &s->entropy;
-    struct TrainerState *t = &s->state;
+    struct Progress *t = &s->progress;
     t->entropy_initial = e->initial, t->entropy_target = e->target;
     t->entropy_cumulative = e->cumulative, t->entropy_integral = e->integral;
     t->entropy_rollouts = e->rollouts, t->entropy_steps_at_bound = e->steps_at_bound;
@@ -297,10 +297,10 @@ static void entropy_to_state(struct Session *s) {
 /* The scale is fp16's own: a run that comes from another dtype starts with the first one. */
 static void progress_from_state(struct Session *s) {
     struct TrainerProgress progress = trainer_progress(s->trainer);
-    progress.step = s->state.optimizer_step;
-    if (progress.loss_scale != 1 && s->state.loss_scale != 1)
-        progress.loss_scale = s->state.loss_scale,
-        progress.loss_scale_updates = s->state.loss_scale_updates;
+    progress.step = s->progress.optimizer_step;
+    if (progress.loss_scale != 1 && s->progress.loss_scale != 1)
+        progress.loss_scale = s->progress.loss_scale,
+        progress.loss_scale_updates = s->progress.loss_scale_updates;
     trainer_set_progress(s->trainer, progress);
 }
 
@@ -323,14 +323,14 @@ static void load(struct Session *s) {
     trainer_reset_optimizer(s->trainer);
     if (!s->resumed) return;
     struct OptimizerState optimizer = trainer_optimizer(s->trainer);
-    struct TrainerState saved;
+    struct Progress saved;
     checkpoint_load_state(s->checkpoint, &saved);
     if (strcmp(saved.dtype, s->ops->dtype) != 0)
         optimizer.master = NULL;   /* keeps what the weights' file gave: one rounding, not two */
     checkpoint_load_optimizer(s->checkpoint, s->model, &optimizer);
     progress_from_state(s);
     entropy_from_state(s);
-    if (s->reference.data && s->state.phases_begun > 0) load_reference(s);
+    if (s->reference.data && s->progress.phases_begun > 0) load_reference(s);
 }
 
 /* Weights from elsewhere are warm already: the supervised start is skipped unless asked for. */
@@ -383,18 +383,18 @@ struct CollectOptions session_collect_options(const struct Session *s) {
         .task = s->task, .tokenizer = &s->tokenizer, .seed = (uint64_t)o->seed,
         .prompts = (int)o->prompts, .group = (int)o->group, .max_tokens = s->max_tokens,
         .temperature = (float)o->temperature, .filter = s->objective.filter,
-        .filter_rounds = (int)o->filter_rounds, .replay = s->replay, .step = s->state.step + 1};
+        .filter_rounds = (int)o->filter_rounds, .replay = s->replay, .step = s->progress.step + 1};
 }
 
 static void save_to(struct Session *s, const char *directory, int keep) {
     struct OptimizerState optimizer = trainer_optimizer(s->trainer);
     struct TrainerProgress progress = trainer_progress(s->trainer);
-    s->state.optimizer_step = progress.step;
-    s->state.loss_scale = progress.loss_scale;
-    s->state.loss_scale_updates = progress.loss_scale_updates;
+    s->progress.optimizer_step = progress.step;
+    s->progress.loss_scale = progress.loss_scale;
+    s->progress.loss_scale_updates = progress.loss_scale_updates;
     entropy_to_state(s);
     checkpoint_save(directory, s->model, trainer_weights(s->trainer), &optimizer, &s->tokenizer,
-                    &s->state, keep);
+                    &s->progress, keep);
 }
 
 void session_save(struct Session *s) {
@@ -407,7 +407,7 @@ void session_freeze_reference(struct Session *s) {
     s->ops->copy(s->reference.data, trainer_weights(s->trainer)->data,
                  s->model->num_parameters * s->ops->element_size);
     check_path(base, sizeof base, "%s/reference", s->run);
-    checkpoint_save(base, s->model, &s->reference, NULL, &s->tokenizer, &s->state, 1);
+    checkpoint_save(base, s->model, &s->reference, NULL, &s->tokenizer, &s->progress, 1);
 }
 
 _Noreturn void session_fail(struct Session *s, const char *tensor) {
@@ -419,7 +419,7 @@ _Noreturn void session_fail(struct Session *s, const char *tensor) {
     jsonl_open(&log, path);
     for (int i = 0; i < e->count; i++) {
         jsonl_begin(&log);
-        jsonl_integer(&log, "step", s->state.step + 1);
+        jsonl_integer(&log, "step", s->progress.step + 1);
         jsonl_string(&log, "bad_tensor", tensor, strlen(tensor));
         jsonl_number(&log, "reward", e->reward[i]);
         jsonl_integers(&log, "tokens", e->token + e->start[i], e->start[i + 1] - e->start[i]);

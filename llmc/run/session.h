@@ -4,18 +4,18 @@
 #define LLMC_SESSION_H
 
 #include "../arena.h"
-#include "../base/options.h"
+#include "options.h"
 #include "../checkpoint.h"
 #include "../io/tokenizer.h"
 #include "../model.h"
-#include "entropy.h"
-#include "evaluate.h"
-#include "experience.h"
-#include "objectives.h"
+#include "../rl/entropy.h"
+#include "../rl/evaluate.h"
+#include "../rl/experience.h"
+#include "../rl/objectives.h"
 #include "report.h"
-#include "rollout.h"
-#include "tasks.h"
-#include "update.h"
+#include "../rl/sampler.h"
+#include "../tasks/task.h"
+#include "../rl/trainer.h"
 
 #define MAX_PHASES 8
 
@@ -45,7 +45,7 @@ struct Session {
     char scale[8];                   /* "tiny" or "llm": where the entropy options come from */
     struct EntropyOptions entropy_options;
     struct EntropyState entropy;
-    struct TrainerState state;
+    struct Progress progress;
     struct Experience experience;
     struct Replay *replay;           /* NULL: completions are sampled */
     struct Report report;

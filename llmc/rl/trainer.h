@@ -1,8 +1,8 @@
 /* One optimizer step on one minibatch: pack sequences into micro-batches, forward, the head with the
    objective in its middle, backward, sum over ranks, clip, AdamW. Warm start, language-model loss
    and every RL objective take this one path. */
-#ifndef LLMC_UPDATE_H
-#define LLMC_UPDATE_H
+#ifndef LLMC_TRAINER_H
+#define LLMC_TRAINER_H
 
 #include "../model.h"
 #include "objectives.h"
@@ -25,7 +25,7 @@ struct OptimizerOptions {
     float beta1, beta2, epsilon, weight_decay, grad_clip;  /* grad_clip 0 = off */
 };
 
-struct Trainer;   /* weights, gradients, moments, activations, batch arrays; opaque, update.c */
+struct Trainer;   /* weights, gradients, moments, activations, batch arrays; opaque, trainer.c */
 
 /* Reserves everything the update needs. shape->N is the micro-batch in tokens (at least one longest
    sequence), shape->max_T the longest input row; the workspace serves the whole of `shape`, so the

@@ -6,7 +6,7 @@
 #include <unistd.h>
 #include "../base/check.h"
 #include "../base/console.h"
-#include "../base/schedule.h"
+#include "../base/time.h"
 
 static void open_log(struct Jsonl *log, const char *run, const char *name, const char *key,
                      int64_t last) {
@@ -17,7 +17,7 @@ static void open_log(struct Jsonl *log, const char *run, const char *name, const
 }
 
 void report_open(struct Report *r, const char *run, int64_t rollouts_every,
-                 const struct TrainerState *state) {
+                 const struct Progress *state) {
     char metrics[4096];
     *r = (struct Report){.rollouts_every = rollouts_every, .started = seconds(),
                          .first_step = state->step, .phase_step = state->step};

@@ -1,4 +1,4 @@
-#include "rollout.h"
+#include "sampler.h"
 
 #include <assert.h>
 #include <limits.h>

@@ -2,7 +2,7 @@
 # Log-probabilities rounded to bf16 or fp16 before the ratio, against float32: does the rounding alone
 # move entropy? (section "Precision" of doc/entropy.md)
 #
-#   scripts/precision.sh [FOLDER]      SEEDS="1 2 3" JOBS=2 STEPS=200
+#   experiments/precision.sh [FOLDER]      SEEDS="1 2 3" JOBS=2 STEPS=200
 OUT=${1:-runs/precision}
 STEPS=${STEPS:-200}
 . "$(dirname "$0")/experiment.sh"
@@ -14,4 +14,4 @@ for objective in grpo dapo; do
     done
 done
 run_queue
-python3 scripts/table.py precision "$OUT"
+python3 experiments/table.py precision "$OUT"

@@ -2,7 +2,7 @@
 # GRPO, DAPO, REPO-R, REPO-D, ADAPO and the entropy bonus on the built-in task, three seeds each:
 # the tables of doc/entropy.md.
 #
-#   scripts/compare_objectives.sh [FOLDER]      SEEDS="1 2 3" JOBS=2 STEPS=600
+#   experiments/compare_objectives.sh [FOLDER]      SEEDS="1 2 3" JOBS=2 STEPS=600
 #
 # Cost: see doc/entropy.md; interrupted, start it again and it goes on.
 OUT=${1:-runs/compare}
@@ -17,4 +17,4 @@ queue repo_d --objective repo_d $common
 queue adapo --objective adapo $common
 queue bonus --objective rloo --entropy-control bonus $common
 run_queue
-python3 scripts/table.py compare "$OUT"
+python3 experiments/table.py compare "$OUT"

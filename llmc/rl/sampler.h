@@ -12,8 +12,8 @@
 
    A sample's tokens and numbers depend on (weights, seed, purpose, ordinal, sample index) only; not
    on the number of rows, the order of arrival or its neighbours, bit for bit. */
-#ifndef LLMC_ROLLOUT_H
-#define LLMC_ROLLOUT_H
+#ifndef LLMC_SAMPLER_H
+#define LLMC_SAMPLER_H
 
 #include "../model.h"
 #include "../base/rng.h"
