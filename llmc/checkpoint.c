@@ -1,6 +1,5 @@
 #include "checkpoint.h"
 
-#include <cjson/cJSON.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -11,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/check.h"
+#include "io/json.h"
 #include "io/safetensors.h"
 
 #define PATH_SIZE 4096
@@ -19,160 +19,63 @@
 #define SLICE ((size_t)1 << 20)
 #define BLOCK 32
 
-/* ---- JSON files ----------------------------------------------------------------------------- */
-
-/* The parsed file, for cJSON_Delete, or NULL and a sentence in *problem. */
-static cJSON *json_read(const char *path, const char **problem) {
-    FILE *stream = fopen(path, "r");
-    if (stream == NULL) {
-        *problem = strerror(errno);
-        return NULL;
-    }
-    char *text = NULL;
-    size_t length = 0, got;
-    do {
-        text = check_realloc(text, length + 65536, 1, "a JSON file");
-        got = fread(text + length, 1, 65536, stream);
-        length += got;
-    } while (got > 0 && length < MOST_JSON_BYTES);
-    *problem = NULL;
-    if (ferror(stream)) *problem = "cannot be read";
-    if (length >= MOST_JSON_BYTES) *problem = "is too large";
-    fclose(stream);
-
-    cJSON *json = NULL;
-    if (*problem == NULL) {
-        const char *end = NULL;
-        json = cJSON_ParseWithLengthOpts(text, length, &end, false);
-        while (json != NULL && end < text + length && strchr(" \t\r\n", *end) != NULL) end++;
-        if (!cJSON_IsObject(json) || end != text + length) {
-            *problem = "is not one JSON object; the file may be cut short";
-            cJSON_Delete(json);
-            json = NULL;
-        }
-    }
-    free(text);
-    return json;
-}
-
-/* Writes the object and deletes it. */
-static void json_save(cJSON *json, const char *path) {
-    char *text = cJSON_Print(json);
-    if (text == NULL) die_machine("out of memory while writing %s", path);
-    struct AtomicFile file;
-    atomic_open(&file, path);
-    atomic_write(&file, text, strlen(text));
-    atomic_write(&file, "\n", 1);
-    atomic_commit(&file);
-    cJSON_free(text);
-    cJSON_Delete(json);
-}
-
 const char *checkpoint_config(const char *directory, struct ModelConfig *config) {
     char path[PATH_SIZE];
     const char *problem;
     check_path(path, sizeof path, "%s/config.json", directory);
-    cJSON *json = json_read(path, &problem);
+    cJSON *json = json_read(path, MOST_JSON_BYTES, &problem);
     if (json != NULL) problem = model_config_read(config, json);
     cJSON_Delete(json);
     return problem;
 }
 
-/* ---- the run's state: one table ------------------------------------------------------------- */
+/* ---- the run's state ------------------------------------------------------------------------ */
 
-enum FieldType { FIELD_INTEGER, FIELD_DOUBLE, FIELD_TEXT };
+#define COUNT(name, most) {FIELD(FIELD_INTEGER, struct Progress, name, #name), .high = most}
+#define TEXT(name) {FIELD(FIELD_TEXT, struct Progress, name, #name)}
+#define MANY 1e15   /* far from where sums and products of a few counters overflow */
 
-#define FIELD(type, name) \
-    {#name, type, offsetof(struct Progress, name), sizeof(((struct Progress *)0)->name)}
-#define INTEGER(name) FIELD(FIELD_INTEGER, name)
-#define DOUBLE(name) FIELD(FIELD_DOUBLE, name)
-#define TEXT(name) FIELD(FIELD_TEXT, name)
-
-static const struct StateField {
-    const char *name;
-    enum FieldType type;
-    size_t offset, size;
-} state_fields[] = {
-    INTEGER(step), INTEGER(warm_step), INTEGER(optimizer_step), INTEGER(group_ordinal),
-    INTEGER(demonstration_ordinal), INTEGER(update_ordinal), INTEGER(num_tokens),
-    INTEGER(skipped_in_a_row), INTEGER(phases_begun),
-    INTEGER(phase_begin), TEXT(control), DOUBLE(entropy_initial),
-    DOUBLE(entropy_target), DOUBLE(entropy_cumulative), DOUBLE(entropy_integral),
-    INTEGER(entropy_rollouts), INTEGER(entropy_steps_at_bound), DOUBLE(entropy_error_at_bound),
-    DOUBLE(entropy_bonus), DOUBLE(zeta), DOUBLE(clip_high), DOUBLE(entropy_coef),
-    DOUBLE(repo_d_beta), DOUBLE(loss_scale),
-    INTEGER(loss_scale_updates), INTEGER(seed), INTEGER(threads), INTEGER(micro_tokens), TEXT(dtype),
+static const struct Field progress_fields[] = {
+    COUNT(step, 1e12), COUNT(warm_step, 1e12), COUNT(optimizer_step, MANY),
+    COUNT(group_ordinal, MANY), COUNT(demonstration_ordinal, MANY), COUNT(update_ordinal, MANY),
+    COUNT(num_tokens, MANY), COUNT(skipped_in_a_row, 1000), COUNT(phases_begun, 1000),
+    COUNT(phase_begin, 1e12), TEXT(control),
+    /* of fp16; checkpoints of before it have neither */
+    {FIELD(FIELD_REAL, struct Progress, loss_scale, "loss_scale"), 0x1p-30, 0x1p60, .optional = true},
+    {FIELD(FIELD_INTEGER, struct Progress, loss_scale_updates, "loss_scale_updates"), 0, MANY,
+     .optional = true},
+    COUNT(seed, FIELD_EXACT), COUNT(threads, 1e6), COUNT(micro_tokens, 1e9), TEXT(dtype),
     TEXT(backend), TEXT(blas), TEXT(task),
 };
-#define NUM_STATE_FIELDS (sizeof state_fields / sizeof state_fields[0])
+static const struct FieldTable progress_table = {
+    progress_fields, sizeof progress_fields / sizeof *progress_fields};
 
-/* JSON readers hold numbers as doubles, so an integer past 2^53 goes as a string, as do the values
-   JSON has no number for. %.17g brings every finite double back exactly. */
-static void state_add_field(cJSON *json, const struct StateField *field, const void *value) {
-    char text[40];
-    if (field->type == FIELD_TEXT) {
-        cJSON_AddStringToObject(json, field->name, value);
-        return;
-    }
-    bool as_number;
-    if (field->type == FIELD_INTEGER) {
-        int64_t integer = *(const int64_t *)value;
-        as_number = integer >= -((int64_t)1 << 53) && integer <= (int64_t)1 << 53;
-        snprintf(text, sizeof text, "%lld", (long long)integer);
-    } else {
-        as_number = isfinite(*(const double *)value);
-        snprintf(text, sizeof text, "%.17g", *(const double *)value);
-    }
-    if (as_number) cJSON_AddRawToObject(json, field->name, text);
-    else cJSON_AddStringToObject(json, field->name, text);
-}
-
-/* False if the item is missing or of the wrong kind. */
-static bool state_read_field(const cJSON *item, const struct StateField *field, void *value) {
-    const char *text = cJSON_GetStringValue(item);
-    if (field->type == FIELD_TEXT) {
-        if (text == NULL || strlen(text) >= field->size) return false;
-        memcpy(value, text, strlen(text) + 1);
-        return true;
-    }
-    if (text == NULL && !cJSON_IsNumber(item)) return false;
-    char *end = NULL;
-    errno = 0;
-    if (field->type == FIELD_DOUBLE) {
-        *(double *)value = text ? strtod(text, &end) : item->valuedouble;
-    } else if (text != NULL) {
-        *(int64_t *)value = strtoll(text, &end, 10);
-    } else {
-        double number = item->valuedouble;
-        if (!(fabs(number) <= 0x1p53) || number != floor(number)) return false;
-        *(int64_t *)value = (int64_t)number;
-    }
-    return text == NULL || (end != text && *end == '\0' && errno == 0);
-}
-
-static void state_save(const struct Progress *state, const char *path) {
+static void state_save(const struct Progress *progress, const struct FieldSection *sections,
+                       const char *path) {
     cJSON *json = cJSON_CreateObject();
-    for (size_t i = 0; i < NUM_STATE_FIELDS; i++)
-        state_add_field(json, &state_fields[i], (const char *)state + state_fields[i].offset);
-    json_save(json, path);
+    json_add_fields(json, &progress_table, progress);
+    for (; sections && sections->table; sections++)
+        json_add_fields(json, sections->table, sections->object);
+    json_write(json, path);
 }
 
-void checkpoint_load_state(const char *directory, struct Progress *state) {
+static void state_get(const cJSON *json, const char *path, const struct FieldTable *table,
+                      void *object) {
+    const struct Field *wrong = json_get_fields(json, table, object);
+    if (wrong) die_input("%s: \"%s\" must be %s", path, wrong->name, field_wants(wrong));
+}
+
+void checkpoint_load_state(const char *directory, struct Progress *progress,
+                           const struct FieldSection *sections) {
     char path[PATH_SIZE];
     const char *problem;
     check_path(path, sizeof path, "%s/trainer_state.json", directory);
-    cJSON *json = json_read(path, &problem);
+    cJSON *json = json_read(path, MOST_JSON_BYTES, &problem);
     if (json == NULL) die_input("%s: %s", path, problem);
-    memset(state, 0, sizeof *state);
-    state->loss_scale = 1;   /* checkpoints of before fp16 say nothing of it */
-    for (size_t i = 0; i < NUM_STATE_FIELDS; i++) {
-        const struct StateField *field = &state_fields[i];
-        static const char *const kinds[] = {"a whole number", "a number", "a short text"};
-        const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, field->name);
-        if (!item && strncmp(field->name, "loss_scale", strlen("loss_scale")) == 0) continue;
-        if (!state_read_field(item, field, (char *)state + field->offset))
-            die_input("%s: \"%s\" must be %s", path, field->name, kinds[field->type]);
-    }
+    *progress = (struct Progress){.loss_scale = 1};
+    state_get(json, path, &progress_table, progress);
+    for (; sections && sections->table; sections++)
+        state_get(json, path, sections->table, sections->object);
     cJSON_Delete(json);
 }
 
@@ -563,10 +466,10 @@ static void move_into_place(const char *checkpoints, const char *writing, const 
 
 void checkpoint_save(const char *run_directory, const struct Model *model,
                      const struct Weights *weights, const struct OptimizerState *optimizer,
-                     const struct Tokenizer *tokenizer, const struct Progress *state,
-                     int keep) {
+                     const struct Tokenizer *tokenizer, const struct Progress *progress,
+                     const struct FieldSection *sections, int keep) {
     char checkpoints[PATH_SIZE], writing[PATH_SIZE], path[PATH_SIZE], name[32];
-    snprintf(name, sizeof name, "step_%06lld", (long long)state->step);
+    snprintf(name, sizeof name, "step_%06lld", (long long)progress->step);
     check_path(checkpoints, sizeof checkpoints, "%s/checkpoints", run_directory);
     check_path(writing, sizeof writing, "%s/" WRITING "%s", checkpoints, name);
     create_directory(run_directory);
@@ -581,14 +484,14 @@ void checkpoint_save(const char *run_directory, const struct Model *model,
     model_config_write(json, &model->config,
                        tokenizer ? tokenizer->end_of_text : model->config.V - 1);
     check_path(path, sizeof path, "%s/config.json", writing);
-    json_save(json, path);
+    json_write(json, path);
     if (tokenizer != NULL) tokenizer_save(tokenizer, writing, model->config.max_T);
     if (optimizer != NULL) {
         check_path(path, sizeof path, "%s/optimizer.safetensors", writing);
         optimizer_save(model, optimizer, path);
     }
     check_path(path, sizeof path, "%s/trainer_state.json", writing);
-    state_save(state, path);
+    state_save(progress, sections, path);
 
     sync_directory(writing);
     move_into_place(checkpoints, writing, name);

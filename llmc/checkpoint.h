@@ -14,11 +14,12 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include "base/fields.h"
 #include "model.h"
 #include "io/tokenizer.h"
 
-/* Everything of a run that is not a tensor. Plain data: saved and restored field by field through
-   one table in checkpoint.c. */
+/* What a run has done so far. Plain data: saved and restored field by field through the table in
+   checkpoint.c. Others' state (the entropy controller's) is saved beside it, by their own tables. */
 struct Progress {
     int64_t step;                 /* RL steps completed */
     int64_t warm_step;            /* supervised steps completed */
@@ -30,17 +31,13 @@ struct Progress {
     int64_t skipped_in_a_row;
     int64_t phases_begun;         /* tasks of --tasks that were started */
     int64_t phase_begin;          /* first step of the one in hand */
-    double entropy_initial, entropy_target, entropy_cumulative, entropy_integral;
-    int64_t entropy_rollouts, entropy_steps_at_bound;
-    double entropy_error_at_bound, entropy_bonus;
-    double zeta, clip_high, entropy_coef, repo_d_beta;
     double loss_scale;            /* of fp16 gradients; 1 elsewhere */
     int64_t loss_scale_updates;   /* good updates since it changed */
     /* settings that must not differ for a bitwise resume; a difference is said, not refused */
     int64_t seed, threads, micro_tokens;
     char dtype[8], backend[16], blas[32];
     char task[64];
-    char control[32];             /* the entropy control that zeta, clip_high ... belong to */
+    char control[32];             /* the entropy control that the controller's state belongs to */
 };
 
 /* Reads DIR/config.json into `config`, with Vp = V: NULL or one sentence saying what is wrong
@@ -54,13 +51,17 @@ void checkpoint_load_weights(const char *directory, const struct Model *model,
    file has none: then master stays as it is); die_input likewise. */
 void checkpoint_load_optimizer(const char *directory, const struct Model *model,
                                const struct OptimizerState *optimizer);
-void checkpoint_load_state(const char *directory, struct Progress *state);
+/* trainer_state.json: the run's progress, and the sections of others (a list that ends with a table of
+   NULL; NULL: none are read). die_input where a field is missing or out of its bounds. */
+void checkpoint_load_state(const char *directory, struct Progress *progress,
+                           const struct FieldSection *sections);
 
-/* Writes one checkpoint; keep = how many to leave (0 = all). optimizer NULL: weights only. Returns
-   with `latest` pointing at it. */
+/* Writes one checkpoint; keep = how many to leave (0 = all). optimizer NULL: weights only; sections as
+   above. Returns with `latest` pointing at it. */
 void checkpoint_save(const char *run_directory, const struct Model *model,
                      const struct Weights *weights, const struct OptimizerState *optimizer,
-                     const struct Tokenizer *tokenizer, const struct Progress *state, int keep);
+                     const struct Tokenizer *tokenizer, const struct Progress *progress,
+                     const struct FieldSection *sections, int keep);
 /* The directory `latest` names, complete; false: there is none. */
 bool checkpoint_latest(const char *run_directory, char *out, size_t capacity);
 /* Removes every checkpoint of a run, `latest` first; for a fresh start in its place. */

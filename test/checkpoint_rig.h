@@ -122,32 +122,46 @@ static struct ModelConfig small_config(bool tied) {
                                 .F = 100, .V = 24, .Vp = 64, .max_T = 16, .tied = tied};
 }
 
-/* Every field is set, also one added later: 0x3c3c... is an integer past 2^53 and a finite
-   double. */
+/* Every field is set, also one added later: the whole numbers to different ones. */
 static struct Progress awkward_state(int64_t step) {
-    struct Progress state;
-    memset(&state, 0x3c, sizeof state);
-    memset(state.dtype, 0, sizeof state - offsetof(struct Progress, dtype));
+    struct Progress state = {0};
+    enum { WORDS = offsetof(struct Progress, dtype) / sizeof(int64_t) };
+    for (int64_t i = 0; i < WORDS; i++)
+        memcpy((char *)&state + (size_t)i * sizeof i, &(int64_t){i + 100}, sizeof i);
     snprintf(state.dtype, sizeof state.dtype, "fp32");
     snprintf(state.backend, sizeof state.backend, "a \"b\\\t\n");
     snprintf(state.blas, sizeof state.blas, "%031d", 7);   /* no room left */
     snprintf(state.task, sizeof state.task, "t\xc3\xa4sk");
     snprintf(state.control, sizeof state.control, "\"repo_r\"");
-    state.step = step;
-    state.warm_step = 1LL << 53, state.demonstration_ordinal = -(1LL << 53) - 1;
-    state.seed = INT64_MIN, state.threads = INT64_MAX, state.micro_tokens = 0;
-    state.entropy_initial = 0.1, state.entropy_target = DBL_MAX, state.zeta = INFINITY;
-    state.entropy_cumulative = -DBL_MIN, state.entropy_integral = 1.0 / 3;
-    state.entropy_error_at_bound = -0.0, state.clip_high = 0x1.fffffffffffffp-1;
-    state.entropy_coef = -INFINITY, state.repo_d_beta = 4.9e-324;
+    state.step = step, state.loss_scale = 1.0 / 3;
+    state.seed = (1LL << 53) - 1, state.num_tokens = 1000000000000000, state.micro_tokens = 0;
     return state;
 }
 
+/* Somebody else's state, saved in the same file. */
+struct Other {
+    double tiny, third, unknown;
+    float narrow;
+    int count;
+};
+
+static const struct Field other_fields[] = {
+    {FIELD(FIELD_REAL, struct Other, tiny, "tiny"), -1, 1},
+    {FIELD(FIELD_REAL, struct Other, third, "third"), -1, 1},
+    {FIELD(FIELD_REAL, struct Other, unknown, "unknown"), -1, 1, .or_nan = true},
+    {FIELD(FIELD_REAL, struct Other, narrow, "narrow"), 0, 3e38},
+    {FIELD(FIELD_INTEGER, struct Other, count, "count"), -5, 5},
+};
+static const struct FieldTable other_table = {other_fields, 5};
+static const struct Other awkward_other = {4.9e-324, 1.0 / 3, NAN, 0x1.fffffep-3f, -5};
+
 static void save_step(struct Run *run, const char *directory, int64_t step, int keep) {
     struct Progress state = awkward_state(step);
+    struct Other other = awkward_other;
     struct Tokenizer tokenizer;
     tokenizer_from_alphabet(&tokenizer, "0123456789+-*=:abcdefgh");
-    checkpoint_save(directory, run->model, &run->weights, &run->optimizer, &tokenizer, &state, keep);
+    checkpoint_save(directory, run->model, &run->weights, &run->optimizer, &tokenizer, &state,
+                    (struct FieldSection[]){{&other_table, &other}, {NULL, NULL}}, keep);
 }
 
 #endif

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include "../llmc/base/check.h"
 #include "../llmc/base/console.h"
+#include "../llmc/base/fields.h"
 #include "../llmc/run/launch.h"
 #include "../llmc/base/time.h"
 #include "../llmc/rl/schedule.h"
@@ -285,6 +286,59 @@ static void test_atomic_file_failures(void **state) {
     assert_int_not_equal(access(temporary, F_OK), 0);
 }
 
+/* ---- fields ---------------------------------------------------------------------------------- */
+
+struct Fielded {
+    int64_t wide;
+    int narrow;
+    double real;
+    float small;
+    char text[4];
+};
+
+static const struct Field rows[] = {
+    {FIELD(FIELD_INTEGER, struct Fielded, wide, "wide"), -FIELD_EXACT, FIELD_EXACT},
+    {FIELD(FIELD_INTEGER, struct Fielded, narrow, "narrow"), 0, 7},
+    {FIELD(FIELD_REAL, struct Fielded, real, "real"), -1, INFINITY},
+    {FIELD(FIELD_REAL, struct Fielded, small, "small"), -1, 1, .or_nan = true},
+    {FIELD(FIELD_TEXT, struct Fielded, text, "text")},
+};
+
+/* Of every kind: what is taken and what it prints as; out of bounds nothing changes. */
+static void test_fields(void **state) {
+    (void)state;
+    static const struct { int row; const char *in, *out; bool number; } texts[] = {
+        {0, "9007199254740991", "9007199254740991", true}, {0, "9007199254740992", NULL, false},
+        {0, "-9007199254740991", "-9007199254740991", true}, {0, "0.5", NULL, false},
+        {0, "", NULL, false}, {0, "1x", NULL, false}, {0, "nan", NULL, false},
+        {1, "7", "7", true}, {1, "8", NULL, false}, {1, "-1", NULL, false},
+        {1, "4294967296", NULL, false}, {1, "inf", NULL, false},
+        {2, "0.1", "0.10000000000000001", true}, {2, "inf", "inf", false},
+        {2, "-inf", NULL, false}, {2, "nan", NULL, false}, {2, "-1.1", NULL, false},
+        {2, "4.9406564584124654e-324", "4.9406564584124654e-324", true}, {2, "1e999", NULL, false},
+        {3, "0.25", "0.25", true}, {3, "nan", "nan", false}, {3, "2", NULL, false},
+        {4, "abc", "abc", false}, {4, "", "", false}, {4, "abcd", NULL, false},
+    };
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        const struct Field *field = &rows[texts[i].row];
+        struct Fielded object, before;
+        char text[64];
+        memset(&object, 0x11, sizeof object);
+        before = object;
+        bool taken = field_set_text(field, &object, texts[i].in);
+        if (taken != (texts[i].out != NULL)) fail_msg("%s \"%s\"", field->name, texts[i].in);
+        if (!taken) assert_memory_equal(&object, &before, sizeof object);
+        if (!taken) continue;
+        assert_int_equal(field_print(text, sizeof text, field, &object), texts[i].number);
+        assert_string_equal(text, texts[i].out);
+    }
+    struct Fielded object = {0};
+    assert_false(field_set_number(&rows[4], &object, 1));
+    assert_true(field_set_number(&rows[1], &object, 5));
+    assert_int_equal(object.narrow, 5);
+    assert_string_equal(field_wants(&rows[1]), "a whole number from 0 to 7");
+}
+
 /* ---- schedule and console -------------------------------------------------------------------- */
 
 static void test_schedule(void **state) {
@@ -409,6 +463,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_allocations),
         cmocka_unit_test(test_atomic_file),
         cmocka_unit_test(test_atomic_file_failures),
+        cmocka_unit_test(test_fields),
         cmocka_unit_test(test_schedule),
         cmocka_unit_test(test_console_time),
         cmocka_unit_test(test_console),

@@ -66,8 +66,11 @@ static void test_round_trip_is_bitwise(void **state) {
         assert_memory_equal(back.optimizer.m, run.optimizer.m, run.n * sizeof(float));
         assert_memory_equal(back.optimizer.v, run.optimizer.v, run.n * sizeof(float));
         struct Progress expected = awkward_state(1234567), loaded;
-        checkpoint_load_state(latest, &loaded);
+        struct Other other = {0};
+        checkpoint_load_state(latest, &loaded,
+                              (struct FieldSection[]){{&other_table, &other}, {NULL, NULL}});
         assert_memory_equal(&loaded, &expected, sizeof loaded);
+        assert_memory_equal(&other, &awkward_other, sizeof other);
         struct Tokenizer tokenizer;
         assert_null(tokenizer_load(&tokenizer, latest));
         assert_int_equal(tokenizer.vocab_size, 24);
@@ -212,7 +215,7 @@ static void load_body(void *argument) {
     struct Progress loaded;
     if (c->weights) checkpoint_load_weights(c->directory, c->run->model, &c->run->weights);
     if (c->optimizer) checkpoint_load_optimizer(c->directory, c->run->model, &c->run->optimizer);
-    if (c->state) checkpoint_load_state(c->directory, &loaded);
+    if (c->state) checkpoint_load_state(c->directory, &loaded, NULL);
 }
 
 /* The load ends with exit code 2 and one line that has every one of the words. */
@@ -377,6 +380,57 @@ static void test_damaged_files_never_crash(void **state) {
     run_close(&run);
 }
 
+/* trainer_state.json with one value replaced by `value` (JSON). */
+static void write_state(const char *path, const char *text, const char *key, const char *value) {
+    char quoted[64], out[4096];
+    snprintf(quoted, sizeof quoted, "\"%s\":\t", key);
+    const char *at = strstr(text, quoted);
+    if (at == NULL) fail_msg("no %s in %s", key, text);
+    int before = (int)(at - text) + (int)strlen(quoted);
+    int length = snprintf(out, sizeof out, "%.*s%s%s", before, text, value,
+                          text + before + strcspn(text + before, ",\n"));
+    write_whole(path, out, (size_t)length);
+}
+
+/* A counter below or above its bounds indexes out of an array or overflows: refused by name. */
+static void test_state_has_bounds(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    run_open(&run, &config);
+    run_fill(&run, 1);
+    save_step(&run, path_of("bounds"), 1, 0);
+    const char *directory = path_of("bounds/checkpoints/step_000001");
+    struct LoadCase c = {directory, &run, .state = true};
+    char path[PATH_SIZE];
+    size_t length;
+    snprintf(path, sizeof path, "%s/trainer_state.json", directory);
+    char *text = read_whole(path, &length);
+    text[length] = 0;
+    static const char *const counters[] = {
+        "step", "warm_step", "optimizer_step", "group_ordinal", "demonstration_ordinal",
+        "update_ordinal", "num_tokens", "skipped_in_a_row", "phases_begun", "phase_begin",
+        "loss_scale_updates", "seed", "threads", "micro_tokens"};
+    static const char *const wrong[] = {"-1", "-1099511627776", "9007199254740992", "1e300", "0.5",
+                                        "null", "true", "\"-1\"", "\"9223372036854775807\"", "\"\"",
+                                        "\"nan\"", "[]"};
+    for (size_t i = 0; i < sizeof counters / sizeof *counters; i++) {
+        const char *words[] = {"trainer_state.json", counters[i], "a whole number from 0 to", NULL};
+        for (size_t k = 0; k < sizeof wrong / sizeof *wrong; k++) {
+            write_state(path, text, counters[i], wrong[k]);
+            check_refused(&c, words);
+        }
+    }
+    write_state(path, text, "loss_scale", "0");
+    check_refused(&c, (const char *[]){"\"loss_scale\"", NULL});
+    write_state(path, text, "dtype", "\"float32x\"");
+    check_refused(&c, (const char *[]){"\"dtype\" must be a text of at most 7 bytes", NULL});
+    write_state(path, text, "phases_begun", "\"2\"");
+    load_body(&c);
+    free(text);
+    run_close(&run);
+}
+
 static void test_configs(void **state) {
     (void)state;
     size_t length;
@@ -397,7 +451,7 @@ static void test_configs(void **state) {
         {START ",\"n_head\":3}", NULL},
         {START ",\"n_head\":3,\"n_inner\":null,\"tie_word_embeddings\":false}\n", NULL},
         {START ",\"n_head\":3,\"activation_function\":\"gelu_pytorch_tanh\"}", NULL},
-        {START ",\"n_head\":3} x", "one JSON object"},
+        {START ",\"n_head\":3} x", "not JSON"},
         {"[]", "one JSON object"},
         {"{}", "model_type"},
         {"{\"model_type\":\"llama\"}", "llama"},
@@ -604,7 +658,7 @@ static float loaded_value(struct Run *back, const char *directory) {
     assert_true(checkpoint_latest(directory, latest, sizeof latest));
     checkpoint_load_weights(latest, back->model, &back->weights);
     checkpoint_load_optimizer(latest, back->model, &back->optimizer);
-    checkpoint_load_state(latest, &loaded);
+    checkpoint_load_state(latest, &loaded, NULL);
     float *host = malloc(back->n * sizeof *host);
     elements_download(back->ops, host, back->weights.data, back->n);
     float value = host[0];
@@ -670,6 +724,7 @@ int main(void) {
         cmocka_unit_test(test_integer_weights_are_refused),
         cmocka_unit_test(test_truncated_files_are_refused),
         cmocka_unit_test(test_damaged_files_never_crash),
+        cmocka_unit_test(test_state_has_bounds),
         cmocka_unit_test(test_configs),
         cmocka_unit_test(test_keep_and_left_overs),
         cmocka_unit_test(test_saving_over_a_step),

@@ -34,6 +34,20 @@ void die_machine(const char *format, ...) {
     exit(1);
 }
 
+bool is_machine_error(int error) {
+    return error == ENOSPC || error == EDQUOT || error == EFBIG || error == EIO ||
+           error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOLCK;
+}
+
+void die_errno(const char *doing, const char *path) {
+    int error = errno;
+    bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
+    if (is_machine_error(error))
+        die_machine("cannot %s %s: %s%s", doing, path, strerror(error),
+                    full ? "; make room or choose another place" : "");
+    die_input("cannot %s %s: %s", doing, path, strerror(error));
+}
+
 void warn(const char *format, ...) {
     if (console_quiet()) return;
     va_list arguments;
@@ -77,25 +91,13 @@ void check_path(char *out, size_t capacity, const char *format, ...) {
 
 /* ---- files that appear whole or not at all --------------------------------------------------- */
 
-/* Is it the machine that failed, or was the place wrong? */
-static int is_machine_error(int error) {
-    return error == ENOSPC || error == EDQUOT || error == EFBIG || error == EIO ||
-           error == EMFILE || error == ENFILE || error == ENOMEM;
-}
-
-static _Noreturn void die_file(const char *doing, const char *path, int error) {
-    if (is_machine_error(error))
-        die_machine("cannot %s %s: %s; make room or choose another place", doing, path,
-                    strerror(error));
-    die_input("cannot %s %s: %s", doing, path, strerror(error));
-}
-
 /* Gives up: the old file stays as it was, the temporary one goes. */
 static _Noreturn void atomic_fail(struct AtomicFile *file, const char *doing) {
     int error = errno;
     if (file->stream) fclose(file->stream);
     unlink(file->temporary);
-    die_file(doing, file->path, error);
+    errno = error;
+    die_errno(doing, file->path);
 }
 
 void atomic_open(struct AtomicFile *file, const char *path) {
@@ -103,7 +105,7 @@ void atomic_open(struct AtomicFile *file, const char *path) {
     /* A fixed name, so that what a killed run left is overwritten by the next one. */
     check_path(file->temporary, sizeof file->temporary, "%s.tmp", path);
     file->stream = fopen(file->temporary, "wb");
-    if (!file->stream) die_file("write", path, errno);
+    if (!file->stream) die_errno("write", path);
 }
 
 void atomic_write(struct AtomicFile *file, const void *data, size_t bytes) {
@@ -122,7 +124,8 @@ static void sync_directory_of(const char *path) {
     int failed = fsync(fd) != 0 && errno != EINVAL && errno != EROFS;   /* some cannot sync one */
     int error = errno;
     close(fd);
-    if (failed) die_file("sync the directory of", path, error);
+    errno = error;
+    if (failed) die_errno("sync the directory of", path);
 }
 
 void atomic_commit(struct AtomicFile *file) {

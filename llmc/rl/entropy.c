@@ -55,6 +55,25 @@ void entropy_open(struct EntropyState *state, const struct EntropyOptions *optio
     if (options->control == CONTROL_BONUS) state->control.entropy_coef = options->coef_start;
 }
 
+/* Names in trainer_state.json are older than the struct's. Bounds: no option can lead further out. */
+#define SAVED(type, member, name) FIELD(type, struct EntropyState, member, name)
+static const struct Field saved_fields[] = {
+    {SAVED(FIELD_REAL, initial, "entropy_initial"), 0, 1e6, .or_nan = true},
+    {SAVED(FIELD_REAL, target, "entropy_target"), -1e9, 1e9, .or_nan = true},
+    {SAVED(FIELD_REAL, cumulative, "entropy_cumulative"), -1e18, 1e18},
+    {SAVED(FIELD_REAL, integral, "entropy_integral"), -1e18, 1e18},
+    {SAVED(FIELD_INTEGER, rollouts, "entropy_rollouts"), 0, 1e12},
+    {SAVED(FIELD_INTEGER, steps_at_bound, "entropy_steps_at_bound"), 0, 1000},
+    {SAVED(FIELD_REAL, error_at_bound, "entropy_error_at_bound"), 0, 1e9},
+    {SAVED(FIELD_REAL, coef, "entropy_bonus"), -1000, 1000},
+    {SAVED(FIELD_REAL, control.zeta, "zeta"), -1000, 1000},
+    {SAVED(FIELD_REAL, control.clip_high, "clip_high"), -1, 1000},
+    {SAVED(FIELD_REAL, control.entropy_coef, "entropy_coef"), -1000, 1000},
+    {SAVED(FIELD_REAL, control.repo_d_beta, "repo_d_beta"), -3e38, 3e38},
+};
+const struct FieldTable entropy_fields = {saved_fields,
+                                          sizeof saved_fields / sizeof *saved_fields};
+
 static double clamp(double x, double low, double high) { return fmin(fmax(x, low), high); }
 
 /* The paper's rule: double toward the target, halve away from it, and step over zero. */

@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include "../base/fields.h"
 #include "objectives.h"
 
 enum ControllerRule { CONTROLLER_DOUBLE, CONTROLLER_PI };
@@ -38,6 +39,8 @@ struct EntropyState {
     int steps_at_bound;                    /* consecutive, for the saturation warning */
     double error_at_bound;                 /* |H - H*| when it arrived there */
 };
+/* The state that a checkpoint holds, of struct EntropyState: everything but the options. */
+extern const struct FieldTable entropy_fields;
 void entropy_open(struct EntropyState *state, const struct EntropyOptions *options,
                   float objective_clip_high);
 /* The first rollout fixes initial and target; every rollout moves the control. H in nats; a

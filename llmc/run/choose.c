@@ -78,7 +78,7 @@ static void find_run(struct Session *s) {
     else default_run_name(s);
     if (o->resume[0]) {
         s->resumed = checkpoint_latest(s->run, s->checkpoint, sizeof s->checkpoint);
-        if (s->resumed) checkpoint_load_state(s->checkpoint, &s->progress);
+        if (s->resumed) checkpoint_load_state(s->checkpoint, &s->progress, NULL);
         else require_own_run(s);
     } else if (exists(s->run) && !o->overwrite && !o->dry_run) {
         die_input("the run directory %s exists; --resume auto goes on with it, --overwrite starts "

@@ -263,35 +263,17 @@ static void note_settings(struct Session *s) {
 
 /* ---- weights and state ------------------------------------------------------------------------------------ */
 
-/* A controller goes on where it stood; another control, or a new target, starts from its options. */
-static void entropy_from_state(struct Session *s) {
+/* A controller goes on where it stood; another control, or a new target, starts from its options.
+   `opened` is the state they give. */
+static void resume_entropy(struct Session *s, const struct EntropyState *opened) {
     struct EntropyState *e = &s->entropy;
-    const struct Progress *t = &s->progress;
+    const char *before = s->progress.control;
     char now[32];
     objective_axis_word("entropy-control", (int)s->objective.control, now);
-    e->initial = t->entropy_initial, e->target = t->entropy_target;
-    e->cumulative = t->entropy_cumulative, e->integral = t->entropy_integral;
-    e->rollouts = t->entropy_rollouts, e->steps_at_bound = (int)t->entropy_steps_at_bound;
-    e->error_at_bound = t->entropy_error_at_bound, e->coef = t->entropy_bonus;
     if (options_given(&s->options, "entropy-target")) e->target = e->options.target;
-    if (strcmp(t->control, now) != 0) {
-        say("resume    entropy control %s -> %s: its variables start anew", t->control, now);
-        return;
-    }
-    e->control = (struct ControlState){(float)t->zeta, (float)t->clip_high,
-                                       (float)t->entropy_coef, (float)t->repo_d_beta};
-}
-
-static void entropy_to_state(struct Session *s) {
-    const struct EntropyState *e = &s->entropy;
-    struct Progress *t = &s->progress;
-    t->entropy_initial = e->initial, t->entropy_target = e->target;
-    t->entropy_cumulative = e->cumulative, t->entropy_integral = e->integral;
-    t->entropy_rollouts = e->rollouts, t->entropy_steps_at_bound = e->steps_at_bound;
-    t->entropy_error_at_bound = e->error_at_bound, t->entropy_bonus = e->coef;
-    objective_axis_word("entropy-control", (int)s->objective.control, t->control);
-    t->zeta = e->control.zeta, t->clip_high = e->control.clip_high;
-    t->entropy_coef = e->control.entropy_coef, t->repo_d_beta = e->control.repo_d_beta;
+    if (strcmp(before, now) == 0) return;
+    say("resume    entropy control %s -> %s: its variables start anew", before, now);
+    e->control = opened->control;
 }
 
 /* The scale is fp16's own: a run that comes from another dtype starts with the first one. */
@@ -323,13 +305,15 @@ static void load(struct Session *s) {
     trainer_reset_optimizer(s->trainer);
     if (!s->resumed) return;
     struct OptimizerState optimizer = trainer_optimizer(s->trainer);
+    struct EntropyState opened = s->entropy;
     struct Progress saved;
-    checkpoint_load_state(s->checkpoint, &saved);
+    checkpoint_load_state(s->checkpoint, &saved,
+                          (struct FieldSection[]){{&entropy_fields, &s->entropy}, {NULL, NULL}});
     if (strcmp(saved.dtype, s->ops->dtype) != 0)
         optimizer.master = NULL;   /* keeps what the weights' file gave: one rounding, not two */
     checkpoint_load_optimizer(s->checkpoint, s->model, &optimizer);
     progress_from_state(s);
-    entropy_from_state(s);
+    resume_entropy(s, &opened);
     if (s->reference.data && s->progress.phases_begun > 0) load_reference(s);
 }
 
@@ -392,9 +376,10 @@ static void save_to(struct Session *s, const char *directory, int keep) {
     s->progress.optimizer_step = progress.step;
     s->progress.loss_scale = progress.loss_scale;
     s->progress.loss_scale_updates = progress.loss_scale_updates;
-    entropy_to_state(s);
+    objective_axis_word("entropy-control", (int)s->objective.control, s->progress.control);
     checkpoint_save(directory, s->model, trainer_weights(s->trainer), &optimizer, &s->tokenizer,
-                    &s->progress, keep);
+                    &s->progress,
+                    (struct FieldSection[]){{&entropy_fields, &s->entropy}, {NULL, NULL}}, keep);
 }
 
 void session_save(struct Session *s) {
@@ -407,7 +392,7 @@ void session_freeze_reference(struct Session *s) {
     s->ops->copy(s->reference.data, trainer_weights(s->trainer)->data,
                  s->model->num_parameters * s->ops->element_size);
     check_path(base, sizeof base, "%s/reference", s->run);
-    checkpoint_save(base, s->model, &s->reference, NULL, &s->tokenizer, &s->progress, 1);
+    checkpoint_save(base, s->model, &s->reference, NULL, &s->tokenizer, &s->progress, NULL, 1);
 }
 
 _Noreturn void session_fail(struct Session *s, const char *tensor) {

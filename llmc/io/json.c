@@ -1,0 +1,124 @@
+#include "json.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../base/check.h"
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+static void *(*allocate_unchecked)(size_t);
+
+static void *allocate_checked(size_t bytes) {
+    void *memory = allocate_unchecked(bytes);
+    if (memory == NULL) die_machine("out of memory: %zu bytes for JSON", bytes);
+    return memory;
+}
+
+void json_memory(void *(*allocate)(size_t)) {
+    allocate_unchecked = allocate;
+    cJSON_InitHooks(&(cJSON_Hooks){allocate_checked, free});
+}
+
+/* ---- files ----------------------------------------------------------------------------------- */
+
+static char problem_text[256];
+
+__attribute__((format(printf, 1, 2)))
+static const char *sentence(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(problem_text, sizeof problem_text, format, arguments);
+    va_end(arguments);
+    return problem_text;
+}
+
+/* The user's mistake as a sentence; the machine's ends the program. */
+static const char *read_problem(const char *path) {
+    if (is_machine_error(errno)) die_errno("read", path);
+    return sentence("%s", strerror(errno));
+}
+
+/* The file's bytes (free) and their number, or NULL and what is wrong. */
+static char *read_text(const char *path, size_t most_bytes, size_t *length, const char **problem) {
+    FILE *stream = fopen(path, "rb");
+    if (stream == NULL) {
+        *problem = read_problem(path);
+        return NULL;
+    }
+    char *text = NULL;
+    size_t got;
+    *length = 0;
+    *problem = NULL;
+    do {
+        text = check_realloc(text, *length + 65536, 1, "a JSON file");
+        got = fread(text + *length, 1, 65536, stream);
+        *length += got;
+    } while (got > 0 && *length <= most_bytes);
+    if (ferror(stream)) *problem = read_problem(path);
+    else if (*length > most_bytes)
+        *problem = sentence("is larger than %zu MB", most_bytes >> 20);
+    else if (memchr(text, 0, *length) != NULL)
+        *problem = "holds a zero byte: not JSON";
+    fclose(stream);
+    if (*problem == NULL) return text;
+    free(text);
+    return NULL;
+}
+
+cJSON *json_read(const char *path, size_t most_bytes, const char **problem) {
+    size_t length;
+    char *text = read_text(path, most_bytes, &length, problem);
+    if (text == NULL) return NULL;
+    const char *end = text;
+    cJSON *json = cJSON_ParseWithLengthOpts(text, length, &end, false);
+    while (json != NULL && end < text + length && strchr(" \t\r\n", *end) != NULL) end++;
+    if (json == NULL || end != text + length)
+        *problem = sentence("is not JSON, at byte %td; the file may be cut short", end - text);
+    else if (!cJSON_IsObject(json)) *problem = "is not one JSON object";
+    free(text);
+    if (*problem == NULL) return json;
+    cJSON_Delete(json);
+    return NULL;
+}
+
+void json_write(cJSON *json, const char *path) {
+    char *text = cJSON_Print(json);
+    if (text == NULL) die_machine("out of memory while writing %s", path);
+    struct AtomicFile file;
+    atomic_open(&file, path);
+    atomic_write(&file, text, strlen(text));
+    atomic_write(&file, "\n", 1);
+    atomic_commit(&file);
+    cJSON_free(text);
+    cJSON_Delete(json);
+}
+
+/* ---- fields ---------------------------------------------------------------------------------- */
+
+void json_add_fields(cJSON *json, const struct FieldTable *table, const void *object) {
+    for (int i = 0; i < table->count; i++) {
+        char text[512];
+        bool number = field_print(text, sizeof text, &table->fields[i], object);
+        /* JSON has no number for what is not finite: that goes as text. */
+        const cJSON *added = number ? cJSON_AddRawToObject(json, table->fields[i].name, text)
+                                    : cJSON_AddStringToObject(json, table->fields[i].name, text);
+        if (added == NULL) die_machine("out of memory: the field %s", table->fields[i].name);
+    }
+}
+
+const struct Field *json_get_fields(const cJSON *json, const struct FieldTable *table,
+                                    void *object) {
+    for (int i = 0; i < table->count; i++) {
+        const struct Field *field = &table->fields[i];
+        const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, field->name);
+        bool fits = item == NULL           ? field->optional
+                    : cJSON_IsNumber(item) ? field_set_number(field, object, item->valuedouble)
+                    : cJSON_IsString(item) ? field_set_text(field, object, item->valuestring)
+                                           : false;
+        if (!fits) return field;
+    }
+    return NULL;
+}
