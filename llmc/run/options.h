@@ -1,5 +1,5 @@
-/* Options are one table (options.c): name, type, range, default, help. The parser, --help,
-   --config FILE.json and the saved RUN/config.json all read it, so they cannot disagree.
+/* The program's options are one table (options.c): name, type, range, default, when it acts, help.
+   llmc/base/options.c parses it.
 
    To add one: a field here, a row there. An option appears when it works. */
 #ifndef LLMC_OPTIONS_H
@@ -8,9 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
-
-#define OPTION_TEXT 1024
-#define OPTION_LIMIT 96   /* rows the table may have */
+#include "../base/options.h"
 
 struct Options {
     /* what to learn */

@@ -1,0 +1,56 @@
+/* Options as a table: name, type, range, default, help. The parser of the command line, --help,
+   --config FILE.json and the JSON file that a run saves all read the same rows, so they cannot
+   disagree. Which rows there are is the program's affair (llmc/run/options.c). */
+#ifndef LLMC_BASE_OPTIONS_H
+#define LLMC_BASE_OPTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+
+#define OPTION_TEXT 1024   /* bytes of a word's field, the final zero included */
+#define OPTION_LIMIT 112   /* rows a table may have */
+
+/* The field's type: int64_t, double, bool, char[OPTION_TEXT]. CONFIG is --config itself: no field. */
+enum OptionType { OPTION_WHOLE, OPTION_REAL, OPTION_FLAG, OPTION_WORD, OPTION_CONFIG };
+
+/* The one bit of `use` that this file knows; the others are the program's. */
+#define OPTION_ONCE 1      /* acts now and is no part of the recipe: not saved */
+
+struct Option {
+    const char *name;      /* without the dashes */
+    enum OptionType type;
+    size_t offset;         /* of the field */
+    double min, max;       /* WHOLE, REAL; both ends allowed */
+    double number;         /* default; NaN = left to something else. A FLAG's is false. */
+    const char *text;      /* default of a WORD */
+    const char *choices;   /* space-separated values that a WORD may have, or NULL: any */
+    const char *group;     /* its heading in the help */
+    unsigned use;          /* bits that say when it acts */
+    const char *help;
+};
+
+struct OptionTable {
+    const struct Option *rows;
+    int num_rows;
+    size_t given;          /* offset of bool given[OPTION_LIMIT], by row: set, not left alone */
+    size_t help;           /* offset of the field that --help sets */
+    const char *usage;     /* what the help begins with */
+};
+
+/* Defaults, then --config FILE in its place on the line, then the line. `fields` is the struct that
+   the offsets are of, zeroed by the caller. die_input for anything unknown (suggesting the nearest
+   name), out of range, or without its value. --help prints and exits 0. */
+void option_table_parse(const struct OptionTable *table, void *fields, int argc, char **argv);
+/* --help's text: every option with its default and range. */
+void option_table_help(const struct OptionTable *table, FILE *out);
+/* All options but those with OPTION_ONCE as JSON, atomically; read back by --config. */
+void option_table_save(const struct OptionTable *table, const void *fields, const char *path);
+/* The row called `name`, or -1. */
+int option_table_find(const struct OptionTable *table, const char *name);
+/* Do two structs hold the same value of a row? (NaN equals NaN.) */
+bool option_same(const struct Option *row, const void *fields, const void *others);
+/* The value as it would stand on the line, e.g. "0.0001"; "" for an undecided number. */
+const char *option_describe(const struct Option *row, const void *fields, char out[OPTION_TEXT]);
+
+#endif
