@@ -35,7 +35,7 @@ static void count_skipped(struct Session *s, const struct UpdateResult *update, 
     if (++s->progress.skipped_in_a_row >= 3) session_fail(s, update->bad_tensor);
 }
 
-/* ---- supervised warm start: a policy that knows the form of an answer ------------------------------ */
+/* ---- supervised warm start: a policy that knows the form of an answer ------------------------ */
 
 static void warm_step(struct Session *s) {
     const struct Options *o = &s->options;
@@ -64,7 +64,7 @@ static void warm_step(struct Session *s) {
 
 static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
-/* ---- one step of policy gradient ------------------------------------------------------------------- */
+/* ---- one step of policy gradient ------------------------------------------------------------- */
 
 /* prompt -> completion -> reward -> advantage, and the entropy controller's turn. */
 static void collect(struct Session *s) {
@@ -186,7 +186,7 @@ static void monitor(struct Session *s, struct StepReport *report) {
 static void step(struct Session *s) {
     const struct Options *o = &s->options;
     struct Evaluation evaluation;
-    struct StepReport report = {.step = s->progress.step + 1, .total_steps = s->steps,
+    struct StepReport report = {.step = s->progress.step + 1, .total_steps = s->plan.steps,
                                 .task = s->task->name, .experience = &s->experience,
                                 .entropy = &s->entropy,
                                 .has_reference = s->reference.data != NULL};
@@ -201,7 +201,7 @@ static void step(struct Session *s) {
     report.loss_scale = trainer_progress(s->trainer).loss_scale;
     report.train_flops = report.train_tokens * model_flops_per_token(s->model, s->shape.max_T);
     report.peak_memory_gb = peak_memory_gb();
-    bool ends_phase = s->progress.step == s->phases[s->progress.phases_begun - 1].end;
+    bool ends_phase = s->progress.step == s->plan.phases[s->progress.phases_begun - 1].end;
     if (due(s->progress.step, o->eval_every) || (o->eval_every && ends_phase)) {
         evaluation = session_evaluate(s, s->task);
         report.evaluation = &evaluation;
@@ -209,19 +209,19 @@ static void step(struct Session *s) {
     report_step(&s->report, &report);
 }
 
-/* ---- the program --------------------------------------------------------------------------------------- */
+/* ---- the program ----------------------------------------------------------------------------- */
 
 /* Before the first step of a task: fresh moments and controller, the reference frozen, the starting
    point measured. The weights are those of the warm start, or of the task before. */
 static void begin_phase(struct Session *s, int phase) {
     if (phase > 0) session_save(s);   /* so that a resume never needs the reference before this one */
-    s->task = s->phases[phase].task;
+    s->task = s->plan.phases[phase].task;
     session_note_task(s);
     trainer_reset_optimizer(s->trainer);
     entropy_open(&s->entropy, &s->entropy_options, s->objective.clip_high);
     session_freeze_reference(s);
     s->progress.phases_begun = phase + 1;
-    s->progress.phase_begin = s->phases[phase].begin;
+    s->progress.phase_begin = s->plan.phases[phase].begin;
     if (!s->options.eval_every) return;
     struct Evaluation evaluation = session_evaluate(s, s->task);
     char text[256];
@@ -234,13 +234,13 @@ static void begin_phase(struct Session *s, int phase) {
 
 /* After the last task: what is left of the earlier ones. */
 static void evaluate_earlier_tasks(struct Session *s) {
-    for (int i = 0; i + 1 < s->num_phases && s->options.eval_every; i++) {
+    for (int i = 0; i + 1 < s->plan.num_phases && s->options.eval_every; i++) {
         char text[256];
-        struct Evaluation evaluation = session_evaluate(s, s->phases[i].task);
-        report_evaluation(&s->report, s->phases[i].task->name, s->progress.step, "after_all", i,
+        struct Evaluation evaluation = session_evaluate(s, s->plan.phases[i].task);
+        report_evaluation(&s->report, s->plan.phases[i].task->name, s->progress.step, "after_all", i,
                           &evaluation);
         report_describe_evaluation(&evaluation, text, sizeof text);
-        say("%s after all: held-out %s", s->phases[i].task->name, text);
+        say("%s after all: held-out %s", s->plan.phases[i].task->name, text);
     }
 }
 
@@ -250,18 +250,18 @@ static void train(struct Session *s) {
         warm_step(s);
         if (due(s->progress.warm_step, o->save_every)) session_save(s);
     }
-    while (s->progress.step < s->steps && !launch_stop_requested()) {
+    while (s->progress.step < s->plan.steps && !launch_stop_requested()) {
         int phase = (int)s->progress.phases_begun;
-        if (phase < s->num_phases && s->progress.step == s->phases[phase].begin) begin_phase(s, phase);
+        if (phase < s->plan.num_phases && s->progress.step == s->plan.phases[phase].begin) begin_phase(s, phase);
         step(s);
         if (due(s->progress.step, o->save_every)) session_save(s);
     }
-    if (s->progress.step == s->steps) evaluate_earlier_tasks(s);
+    if (s->progress.step == s->plan.steps) evaluate_earlier_tasks(s);
     session_save(s);
     report_summary(&s->report, s->progress.step);
     if (launch_stop_requested())
         say("stopped after step %lld; go on with: ./train --resume %s", (long long)s->progress.step,
-            s->run);
+            s->place.run);
 }
 
 static void evaluate_only(struct Session *s) {

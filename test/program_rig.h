@@ -62,7 +62,7 @@ static void assert_same_file(const char *a, const char *b) {
     free(data_a), free(data_b);
 }
 
-/* ---- logs ----------------------------------------------------------------------------------------- */
+/* ---- logs ------------------------------------------------------------------------------------ */
 
 static bool is_timing(const char *key) {
     return strncmp(key, "timing/", 7) == 0 || strncmp(key, "perf/", 5) == 0 ||
@@ -118,7 +118,7 @@ static inline void assert_same_end(const char *a, const char *b, int step) {
     }
 }
 
-/* ---- the place ------------------------------------------------------------------------------------------ */
+/* ---- the place ------------------------------------------------------------------------------- */
 
 static int make_place(void **state) {
     (void)state;

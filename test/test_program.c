@@ -13,7 +13,7 @@
               "--eval-prompts 3 --eval-samples 4 --eval-every 2 --save-every 2 --threads 2 " \
               "--rollouts-every 1 "
 
-/* ---- tests ------------------------------------------------------------------------------------------ */
+/* ---- tests ----------------------------------------------------------------------------------- */
 
 static void test_two_runs_are_equal(void **state) {
     (void)state;
@@ -351,7 +351,7 @@ static void test_full_disk(void **state) {
     assert_same_end("full", "unfull", 4);
 }
 
-/* ---- interruption ------------------------------------------------------------------------------------- */
+/* ---- interruption ---------------------------------------------------------------------------- */
 
 /* Starts the program on `arguments`, sends it `signal` after `microseconds`; returns its status. */
 static int run_and_signal(const char *arguments, int signal, long microseconds) {

@@ -41,7 +41,7 @@ void report_close(struct Report *r) {
     free(r->attention_start);
 }
 
-/* ---- metrics.jsonl and TensorBoard ------------------------------------------------------------ */
+/* ---- metrics.jsonl and TensorBoard ----------------------------------------------------------- */
 
 static void number(struct Report *r, const char *key, double value) {
     jsonl_number(&r->metrics, key, value);
@@ -168,7 +168,7 @@ static void write_timing(struct Report *r, const struct StepReport *s) {
     number(r, "perf/peak_mem_gb", s->peak_memory_gb);
 }
 
-/* ---- attention entropy -------------------------------------------------------------------------- */
+/* ---- attention entropy ----------------------------------------------------------------------- */
 
 /* A head that lost more than half of its attention entropy looks at fewer and fewer tokens: said
    once, with the worst one. */
@@ -236,7 +236,7 @@ void report_evaluation(struct Report *r, const char *task, int64_t step, const c
     r->phase_step = step;
 }
 
-/* ---- the console ------------------------------------------------------------------------------------ */
+/* ---- the console ----------------------------------------------------------------------------- */
 
 void report_describe_evaluation(const struct Evaluation *e, char *out, int capacity) {
     int at = 0;

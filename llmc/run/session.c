@@ -1,5 +1,5 @@
 /* Options to a session, in the order a reader would do it by hand: what to learn, how large, how
-   much memory, where to write, from which weights. What to learn and where to write: choices.c. */
+   much memory, where to write, from which weights. What to learn: choose.c; where: directory.c. */
 #include "session.h"
 
 #include <math.h>
@@ -10,7 +10,7 @@
 #include "../base/console.h"
 #include "launch.h"
 
-/* ---- the model -------------------------------------------------------------------------------------- */
+/* ---- the model ------------------------------------------------------------------------------- */
 
 static void shape_from_options(struct ModelConfig *c, const struct Options *o) {
     if (o->layers) c->L = (int)o->layers;
@@ -21,39 +21,32 @@ static void shape_from_options(struct ModelConfig *c, const struct Options *o) {
     if (c->NH > 0) c->HS = c->C / c->NH;
 }
 
-/* A directory given as --model: a Hugging Face directory, or a run (its latest checkpoint). */
-static void find_model_directory(struct Session *s) {
-    const char *model = s->options.model;
-    if (checkpoint_latest(model, s->checkpoint, sizeof s->checkpoint)) return;
-    check_path(s->checkpoint, sizeof s->checkpoint, "%s", model);
-}
-
 static void refuse_shape_options(const struct Session *s) {
     static const char *const names[] = {"layers", "channels", "heads", "context", "untied"};
-    for (size_t i = 0; i < sizeof names / sizeof *names && !s->resumed; i++)
+    for (size_t i = 0; i < sizeof names / sizeof *names && !s->place.resumed; i++)
         if (options_given(&s->options, names[i]))
             die_input("--%s is for random weights; those in %s have their own shape", names[i],
-                      s->checkpoint);
+                      s->place.checkpoint);
 }
 
 static void choose_model(struct Session *s) {
     const struct Options *o = &s->options;
     struct ModelConfig config;
     const char *problem;
-    bool named = model_config_named(&config, o->model);
-    if (!named && !s->checkpoint[0]) find_model_directory(s);
-    if (s->checkpoint[0]) {
-        problem = checkpoint_config(s->checkpoint, &config);
-        if (problem && !s->resumed && access(s->checkpoint, F_OK) != 0)
+    const char *checkpoint = s->place.checkpoint;
+    if (checkpoint[0]) {
+        problem = checkpoint_config(checkpoint, &config);
+        if (problem && !s->place.resumed && access(checkpoint, F_OK) != 0)
             die_input("--model %s: neither a known size (%s) nor a directory", o->model,
                       model_config_names());
-        if (problem) die_input("%s/config.json: %s", s->checkpoint, problem);
-        problem = tokenizer_load(&s->tokenizer, s->checkpoint);
+        if (problem) die_input("%s/config.json: %s", checkpoint, problem);
+        problem = tokenizer_load(&s->tokenizer, checkpoint);
         if (!problem && s->tokenizer.vocab_size > config.V)
             problem = "vocab.json has more tokens than config.json's vocab_size";
-        if (problem && !o->score[0]) die_input("%s: %s", s->checkpoint, problem);
+        if (problem && !o->score[0]) die_input("%s: %s", checkpoint, problem);
         refuse_shape_options(s);
     } else {
+        model_config_named(&config, o->model);
         tokenizer_from_alphabet(&s->tokenizer, s->task->alphabet);
         shape_from_options(&config, o);
         config.V = s->tokenizer.vocab_size;
@@ -65,23 +58,23 @@ static void choose_model(struct Session *s) {
     s->model = model_build(&config, s->ops);
 }
 
-/* ---- sizes and memory --------------------------------------------------------------------------------- */
+/* ---- sizes and memory ------------------------------------------------------------------------ */
 
 static int smaller(int64_t a, int64_t b) { return (int)(a < b ? a : b); }
 
 /* The longest prompt and completion over all tasks of the session, in tokens. */
 static int longest_prompt(const struct Session *s) {
     int longest = 0;
-    for (int i = 0; i < s->num_phases; i++)
-        if (s->phases[i].task->max_prompt > longest) longest = s->phases[i].task->max_prompt;
+    for (int i = 0; i < s->plan.num_phases; i++)
+        if (s->plan.phases[i].task->max_prompt > longest) longest = s->plan.phases[i].task->max_prompt;
     return longest;
 }
 
 static int longest_completion(const struct Session *s) {
     int longest = s->max_tokens;   /* --max-tokens cuts rollouts, not demonstrations */
-    for (int i = 0; i < s->num_phases; i++)
-        if (s->phases[i].task->max_completion > longest)
-            longest = s->phases[i].task->max_completion;
+    for (int i = 0; i < s->plan.num_phases; i++)
+        if (s->plan.phases[i].task->max_completion > longest)
+            longest = s->plan.phases[i].task->max_completion;
     return longest;
 }
 
@@ -100,7 +93,7 @@ static void choose_sizes(struct Session *s) {
     int64_t sequences = per_minibatch > o->warm_batch ? per_minibatch : o->warm_batch;
     int64_t wanted = o->score[0] ? 4096 : sequences * (longest - 1);
     int N = o->micro_tokens ? (int)o->micro_tokens : smaller(wanted, 4096);
-    if (s->resumed && !o->micro_tokens) N = (int)s->progress.micro_tokens;
+    if (s->place.resumed && !o->micro_tokens) N = (int)s->progress.micro_tokens;
     if (N < longest - 1) N = longest - 1;
     int64_t completions = o->prompts * o->group, evaluated = o->eval_prompts * o->eval_samples;
     if ((completions > evaluated ? completions : evaluated) > INT32_MAX / longest)
@@ -174,7 +167,7 @@ static void plan_memory(struct Session *s) {
     }
 }
 
-/* ---- what the person is told at start ------------------------------------------------------------------- */
+/* ---- what the person is told at start -------------------------------------------------------- */
 
 static void describe_control(const struct Session *s) {
     const struct EntropyOptions *e = &s->entropy_options;
@@ -191,7 +184,7 @@ static void describe_control(const struct Session *s) {
     else
         snprintf(knob, sizeof knob, "|zeta| from %g in [%g, %g], controller %s", e->zeta_start,
                  e->zeta_min, e->zeta_max, e->rule == CONTROLLER_PI ? "pi" : "double");
-    say("entropy   scale %s; target %s; %s", s->scale, target, knob);
+    say("entropy   scale %s; target %s; %s", choose_scale(&s->options), target, knob);
 }
 
 static void describe(const struct Session *s) {
@@ -199,14 +192,14 @@ static void describe(const struct Session *s) {
     const struct ModelConfig *c = &s->model->config;
     char objective[512];
     objective_describe(&s->objective, objective, sizeof objective);
-    for (int i = 0; i < s->num_phases; i++)
-        say("task      %s, to step %lld: %s", s->phases[i].task->name,
-            (long long)s->phases[i].end, s->phases[i].task->help);
+    for (int i = 0; i < s->plan.num_phases; i++)
+        say("task      %s, to step %lld: %s", s->plan.phases[i].task->name,
+            (long long)s->plan.phases[i].end, s->plan.phases[i].task->help);
     say("objective %s", objective);
     describe_control(s);
     say("model     %s: %zu parameters, L=%d C=%d NH=%d T=%d V=%d, %s head, from %s", c->family,
         s->model->num_real_parameters, c->L, c->C, c->NH, c->max_T, c->V,
-        c->tied ? "tied" : "untied", s->checkpoint[0] ? s->checkpoint : "random weights");
+        c->tied ? "tied" : "untied", s->place.checkpoint[0] ? s->place.checkpoint : "random weights");
     if (s->ops->device[0])
         say("machine   backend %s %s, %s, %lld threads", s->ops->name, s->ops->dtype,
             s->ops->device, (long long)s->progress.threads);
@@ -219,8 +212,8 @@ static void describe(const struct Session *s) {
         (long long)o->group, (long long)completions, (long long)o->minibatches,
         (long long)o->epochs, (long long)updates, (long long)(completions / o->minibatches));
     say("          %lld steps = %lld updates, %lld completions; micro-batch %d tokens, %d decode "
-        "rows", (long long)s->steps, (long long)(s->steps * updates),
-        (long long)(s->steps * completions), s->shape.N, s->decode_rows);
+        "rows", (long long)s->plan.steps, (long long)(s->plan.steps * updates),
+        (long long)(s->plan.steps * completions), s->shape.N, s->decode_rows);
     const char *inert = objective_check_updates(&s->objective, (int)updates);
     if (inert) warn("%s", inert);
     if (!o->quiet) arena_print(&s->arena, stdout);
@@ -258,10 +251,10 @@ static void note_settings(struct Session *s) {
     snprintf(s->progress.blas, sizeof s->progress.blas, "%s", launch_blas_name());
     session_note_task(s);
     s->progress.threads = s->threads;
-    if (s->resumed) compare_settings(&before, &s->progress);
+    if (s->place.resumed) compare_settings(&before, &s->progress);
 }
 
-/* ---- weights and state ------------------------------------------------------------------------------------ */
+/* ---- weights and state ----------------------------------------------------------------------- */
 
 /* A controller goes on where it stood; another control, or a new target, starts from its options.
    `opened` is the state they give. */
@@ -288,7 +281,7 @@ static void progress_from_state(struct Session *s) {
 
 static void load_reference(struct Session *s) {
     char base[4096], from[4096];
-    check_path(base, sizeof base, "%s/reference", s->run);
+    check_path(base, sizeof base, "%s/reference", s->place.run);
     if (!checkpoint_latest(base, from, sizeof from))
         die_input("%s: the KL reference of this run is missing; start anew with --overwrite or set "
                   "--kl-coef 0", base);
@@ -298,20 +291,20 @@ static void load_reference(struct Session *s) {
 static void load(struct Session *s) {
     struct Weights *weights = trainer_weights(s->trainer);
     bool learn = !s->options.eval_only && !s->options.score[0];
-    if (s->checkpoint[0]) checkpoint_load_weights(s->checkpoint, s->model, weights);
+    if (s->place.checkpoint[0]) checkpoint_load_weights(s->place.checkpoint, s->model, weights);
     else model_initialise(s->model, weights, (uint64_t)s->options.seed);
     entropy_open(&s->entropy, &s->entropy_options, s->objective.clip_high);
     if (!learn) return;
     trainer_reset_optimizer(s->trainer);
-    if (!s->resumed) return;
+    if (!s->place.resumed) return;
     struct OptimizerState optimizer = trainer_optimizer(s->trainer);
     struct EntropyState opened = s->entropy;
     struct Progress saved;
-    checkpoint_load_state(s->checkpoint, &saved,
+    checkpoint_load_state(s->place.checkpoint, &saved,
                           (struct FieldSection[]){{&entropy_fields, &s->entropy}, {NULL, NULL}});
     if (strcmp(saved.dtype, s->ops->dtype) != 0)
         optimizer.master = NULL;   /* keeps what the weights' file gave: one rounding, not two */
-    checkpoint_load_optimizer(s->checkpoint, s->model, &optimizer);
+    checkpoint_load_optimizer(s->place.checkpoint, s->model, &optimizer);
     progress_from_state(s);
     resume_entropy(s, &opened);
     if (s->reference.data && s->progress.phases_begun > 0) load_reference(s);
@@ -319,7 +312,7 @@ static void load(struct Session *s) {
 
 /* Weights from elsewhere are warm already: the supervised start is skipped unless asked for. */
 static void choose_warm_start(struct Session *s) {
-    bool loaded = s->checkpoint[0] && !s->resumed;
+    bool loaded = s->place.checkpoint[0] && !s->place.resumed;
     if (loaded && !options_given(&s->options, "warm-start")) s->options.warm_start = 0;
 }
 
@@ -331,9 +324,25 @@ static void choose_replay(struct Session *s) {
     s->replay = replay_open(s->options.replay);
 }
 
+/* What to learn, where to write, what to start from: all that the options say by themselves. */
+static void choose(struct Session *s, int argc, char **argv) {
+    struct Options *o = &s->options;
+    *o = directory_options(argc, argv);
+    console_open(o->quiet || o->score[0]);
+    launch_catch_signals();
+    s->threads = launch_threads(o->threads);   /* workspaces are sized by it */
+    s->plan = choose_plan(o);
+    s->objective = choose_objective(o);
+    s->entropy_options = choose_entropy(o, s->objective.control);
+    s->place = directory_find(o, s->plan.phases[0].task->name);
+    if (s->place.resumed) checkpoint_load_state(s->place.checkpoint, &s->progress, NULL);
+    s->task = s->plan.phases[choose_phase(&s->plan, &s->progress)].task;
+    if (!s->place.resumed && !o->score[0]) choose_warn(o, &s->objective);
+}
+
 void session_open(struct Session *s, int argc, char **argv) {
     *s = (struct Session){0};
-    session_choose(s, argc, argv);
+    choose(s, argc, argv);
     s->ops = ops_open(s->options.backend, s->options.dtype);
     s->scores_old = strcmp(s->options.old_logp, "auto") == 0
                         ? strcmp(s->ops->dtype, "fp32") != 0
@@ -344,14 +353,17 @@ void session_open(struct Session *s, int argc, char **argv) {
     choose_replay(s);
     plan_memory(s);
     note_settings(s);
-    if (s->run[0] && !s->options.dry_run) session_open_run(s);
+    if (s->place.run[0] && !s->options.dry_run) {
+        directory_open(&s->place, &s->options);
+        report_open(&s->report, s->place.run, s->options.rollouts_every, &s->progress);
+    }
     if (!s->options.score[0]) describe(s);
     if (s->options.dry_run) exit(0);
     arena_commit(&s->arena, s->ops);
     load(s);
 }
 
-/* ---- evaluation, saving, the end ---------------------------------------------------------------------------- */
+/* ---- evaluation, saving, the end ------------------------------------------------------------- */
 
 struct Evaluation session_evaluate(struct Session *s, const struct Task *task) {
     const struct Options *o = &s->options;
@@ -383,7 +395,7 @@ static void save_to(struct Session *s, const char *directory, int keep) {
 }
 
 void session_save(struct Session *s) {
-    save_to(s, s->run, (int)s->options.keep);
+    save_to(s, s->place.run, (int)s->options.keep);
 }
 
 void session_freeze_reference(struct Session *s) {
@@ -391,7 +403,7 @@ void session_freeze_reference(struct Session *s) {
     if (!s->reference.data) return;
     s->ops->copy(s->reference.data, trainer_weights(s->trainer)->data,
                  s->model->num_parameters * s->ops->element_size);
-    check_path(base, sizeof base, "%s/reference", s->run);
+    check_path(base, sizeof base, "%s/reference", s->place.run);
     checkpoint_save(base, s->model, &s->reference, NULL, &s->tokenizer, &s->progress, NULL, 1);
 }
 
@@ -399,7 +411,7 @@ _Noreturn void session_fail(struct Session *s, const char *tensor) {
     struct Jsonl log;
     char path[4096], bundle[4096];
     const struct Experience *e = &s->experience;
-    check_path(path, sizeof path, "%s/failure.jsonl", s->run);
+    check_path(path, sizeof path, "%s/failure.jsonl", s->place.run);
     unlink(path);
     jsonl_open(&log, path);
     for (int i = 0; i < e->count; i++) {
@@ -412,7 +424,7 @@ _Noreturn void session_fail(struct Session *s, const char *tensor) {
         jsonl_end(&log);
     }
     jsonl_close(&log);
-    check_path(bundle, sizeof bundle, "%s/failure", s->run);
+    check_path(bundle, sizeof bundle, "%s/failure", s->place.run);
     save_to(s, bundle, 1);
     die_machine("three updates in a row were not finite, last in %s; the batch is in %s, the "
                 "weights in %s/checkpoints; --resume goes on from the checkpoint before, with a "
@@ -420,7 +432,7 @@ _Noreturn void session_fail(struct Session *s, const char *tensor) {
 }
 
 void session_close(struct Session *s) {
-    if (s->run[0]) report_close(&s->report);
+    if (s->place.run[0]) report_close(&s->report);
     unreserve(s);
     experience_free(&s->experience);
     replay_close(s->replay);

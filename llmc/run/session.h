@@ -3,8 +3,10 @@
 #ifndef LLMC_SESSION_H
 #define LLMC_SESSION_H
 
+#include "choose.h"
+#include "directory.h"
+#include "report.h"
 #include "../arena.h"
-#include "options.h"
 #include "../checkpoint.h"
 #include "../io/tokenizer.h"
 #include "../model.h"
@@ -12,25 +14,14 @@
 #include "../rl/evaluate.h"
 #include "../rl/experience.h"
 #include "../rl/objectives.h"
-#include "report.h"
 #include "../rl/sampler.h"
-#include "../tasks/task.h"
 #include "../rl/trainer.h"
-
-#define MAX_PHASES 8
-
-/* One task of a session: learnt until global step `end`. */
-struct Phase {
-    const struct Task *task;
-    int64_t begin, end;
-};
+#include "../tasks/task.h"
 
 struct Session {
     struct Options options;
     const struct Ops *ops;
-    struct Phase phases[MAX_PHASES]; /* one, or those of --tasks */
-    int num_phases;
-    int64_t steps;                   /* of all phases */
+    struct Plan plan;                /* what to learn, one task after another */
     const struct Task *task;         /* of the phase in hand */
     struct Tokenizer tokenizer;
     struct Objective objective;      /* the preset with the options' axes */
@@ -42,26 +33,19 @@ struct Session {
     struct Trainer *trainer;
     struct Sampler *sampler;
     struct Weights reference;        /* frozen; data NULL: no reference */
-    char scale[8];                   /* "tiny" or "llm": where the entropy options come from */
     struct EntropyOptions entropy_options;
     struct EntropyState entropy;
     struct Progress progress;
     struct Experience experience;
     struct Replay *replay;           /* NULL: completions are sampled */
     struct Report report;
-    char run[4096];                  /* the run directory; "" when nothing is written */
-    char checkpoint[4096];           /* where weights come from; "" = drawn */
-    bool resumed;
+    struct Place place;              /* where it writes, and what it starts from */
 };
 
 /* Options to a session ready to train: prints the batch arithmetic and the memory plan, makes or
    resumes the run directory, loads or draws the weights. Ends the program where the options ask for
    no training (--help, --dry-run) or are wrong. */
 void session_open(struct Session *session, int argc, char **argv);
-/* The two halves of session_open that know about the options (choices.c): what to learn, and where
-   to write. */
-void session_choose(struct Session *session, int argc, char **argv);
-void session_open_run(struct Session *session);
 /* On held-out prompts of `task`. */
 struct Evaluation session_evaluate(struct Session *session, const struct Task *task);
 /* Collects rollouts by the session's options. */

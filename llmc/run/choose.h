@@ -1,0 +1,39 @@
+/* What the options choose. Every name is looked up and every contradiction refused here, before
+   anything is made: each function takes the options it reads and returns what they mean, or ends
+   the program (die_input). */
+#ifndef LLMC_CHOOSE_H
+#define LLMC_CHOOSE_H
+
+#include "options.h"
+#include "../checkpoint.h"
+#include "../rl/entropy.h"
+#include "../rl/objectives.h"
+#include "../tasks/task.h"
+
+#define MAX_PHASES 8
+
+/* One task of a session: learnt until global step `end`. */
+struct Phase {
+    const struct Task *task;
+    int64_t begin, end;
+};
+
+struct Plan {
+    struct Phase phases[MAX_PHASES];   /* one, or those of --tasks */
+    int num_phases;
+    int64_t steps;                     /* of all phases */
+};
+
+struct Plan choose_plan(const struct Options *options);
+/* The phase that a run with this progress is in; die_input if the plan is not the one it was begun
+   with. Fresh progress is in phase 0. */
+int choose_phase(const struct Plan *plan, const struct Progress *progress);
+/* The preset with the options' axes and numbers. */
+struct Objective choose_objective(const struct Options *options);
+/* "tiny" or "llm": whose values the entropy options start from. */
+const char *choose_scale(const struct Options *options);
+struct EntropyOptions choose_entropy(const struct Options *options, enum EntropyControl control);
+/* Warns of options that were set and that the objective's control never reads. */
+void choose_warn(const struct Options *options, const struct Objective *objective);
+
+#endif
