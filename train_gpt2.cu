@@ -78,7 +78,7 @@ static void collect(struct Session *s) {
     const char *warning = entropy_update(&s->entropy,
                                          e->sum_entropy / (double)e->generated_tokens);
     if (warning) warn("%s", warning);
-    if (s->objective.control == CONTROL_REPO_D) {
+    if (entropy_controls[s->objective.control].measures_change) {
         double tokens, sum = monitor_repo_d(s->trainer, e, (float)s->options.temperature, &tokens);
         entropy_set_repo_d(&s->entropy, sum, tokens);
     }
@@ -119,11 +119,15 @@ static void learn(struct Session *s, const struct TrainingSet *set, const int *p
                   struct StepReport *report) {
     const struct Options *o = &s->options;
     struct ObjectiveStats stats = {0};
+    bool unmoved = report->updates == report->skipped;   /* since the rollout: the same policy */
     struct ObjectiveBatch batch = {.control = s->entropy.control,
+                                   .noise = unmoved ? INFINITY : report->noise,
                                    .logp_dtype = o->logp_dtype,
                                    .seed = (uint64_t)o->seed,
                                    .ordinal = (uint64_t)s->progress.update_ordinal++};
-    float rate = schedule_constant((float)o->lr, s->progress.step, o->lr_warmup);
+    struct Schedule schedule = {o->lr_schedule, (float)o->lr, o->lr_min_ratio, o->lr_warmup,
+                                s->plan.steps};
+    float rate = schedule_rate(&schedule, s->progress.step);
     struct UpdateResult update =
         trainer_update(s->trainer, &s->objective, set, pick, count, &batch, s->max_tokens,
                        (float)o->temperature, rate, &stats);
@@ -131,7 +135,8 @@ static void learn(struct Session *s, const struct TrainingSet *set, const int *p
     count_skipped(s, &update, report->step);
     report->skipped += update.skipped;
     report->overflows += update.overflows;
-    bool first = report->updates++ == 0; /* nothing was updated yet: same policy */
+    if (unmoved) report->noise = (float)fmax(report->noise, stats.old_difference_max);
+    bool first = report->updates++ == 0;
     if (first && stats.tokens > 0 && !s->scores_old) {
         report->logp_difference_mean = stats.old_difference / stats.tokens;
         report->logp_difference_max = stats.old_difference_max;
@@ -218,7 +223,7 @@ static void begin_phase(struct Session *s, int phase) {
     s->task = s->plan.phases[phase].task;
     session_note_task(s);
     trainer_reset_optimizer(s->trainer);
-    entropy_open(&s->entropy, &s->entropy_options, s->objective.clip_high);
+    entropy_open(&s->entropy, &s->entropy_options);
     session_freeze_reference(s);
     s->progress.phases_begun = phase + 1;
     s->progress.phase_begin = s->plan.phases[phase].begin;

@@ -10,8 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/check.h"
-#include "base/files.h"
-#include "base/json.h"
+#include "io/json.h"
 #include "io/safetensors.h"
 
 #define PATH_SIZE 4096

@@ -9,13 +9,10 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include "../llmc/base/check.h"
-#include "../llmc/base/files.h"
 #include "../llmc/base/console.h"
 #include "../llmc/base/fields.h"
-#include "../llmc/base/text.h"
 #include "../llmc/run/launch.h"
 #include "../llmc/base/time.h"
-#include "../llmc/rl/schedule.h"
 #include "child.h"
 
 static char output[4096];
@@ -205,7 +202,6 @@ static void test_errors(void **state) {
     } cases[] = {
         {dies_of_input, "apple", 2, "train: error: bad apple\n"},
         {dies_of_input, "a\nb\033[2J", 2, "train: error: bad a?b?[2J\n"},
-        {dies_of_input, "\xC3\xA4\xFF\xC2\x9B\xE2\x82", 2, "train: error: bad \xC3\xA4?" "????\n"},
         {dies_of_machine, "disk", 1, "train: error: broken disk\n"},
         {only_warns, "sock", 0, "train: warning: odd sock\n"},
         {warns_quietly, "sock", 0, ""},
@@ -289,20 +285,6 @@ static void test_atomic_file_failures(void **state) {
     assert_int_not_equal(access(temporary, F_OK), 0);
 }
 
-static void test_quotes(void **state) {
-    (void)state;
-    char longest[200];
-    memset(longest, 'x', sizeof longest - 1);
-    longest[199] = 0;
-    assert_string_equal(quote("a\"b c"), "a\"b c");
-    assert_string_equal(quote("\xC3\xA4\x01\x7F"), "\\xc3\\xa4\\x01\\x7f");
-    assert_string_equal(quote(NULL), "");
-    assert_int_equal(strlen(quote(longest)), 63);
-    assert_string_equal(quote(longest) + 60, "...");
-    memset(longest, 0xFF, sizeof longest - 1);
-    assert_int_equal(strlen(quote(longest)), 63);
-}
-
 /* ---- fields ---------------------------------------------------------------------------------- */
 
 struct Fielded {
@@ -356,15 +338,10 @@ static void test_fields(void **state) {
     assert_string_equal(field_wants(&rows[1]), "a whole number from 0 to 7");
 }
 
-/* ---- schedule and console -------------------------------------------------------------------- */
+/* ---- time and console ------------------------------------------------------------------------ */
 
-static void test_schedule(void **state) {
+static void test_seconds(void **state) {
     (void)state;
-    assert_float_equal(schedule_constant(2, 0, 0), 2, 0);
-    assert_float_equal(schedule_constant(2, 0, 4), 0, 0);
-    assert_float_equal(schedule_constant(2, 1, 4), 0.5, 0);
-    assert_float_equal(schedule_constant(2, 4, 4), 2, 0);
-    assert_float_equal(schedule_constant(2, 1000000000, 4), 2, 0);
     double before = seconds();
     usleep(2000);
     double passed = seconds() - before;
@@ -480,9 +457,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_allocations),
         cmocka_unit_test(test_atomic_file),
         cmocka_unit_test(test_atomic_file_failures),
-        cmocka_unit_test(test_quotes),
         cmocka_unit_test(test_fields),
-        cmocka_unit_test(test_schedule),
+        cmocka_unit_test(test_seconds),
         cmocka_unit_test(test_console_time),
         cmocka_unit_test(test_console),
         cmocka_unit_test(test_launch_with_patient_threads),

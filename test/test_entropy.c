@@ -2,6 +2,7 @@
    entropy itself), the worked three-armed table, both controllers on a bandit, pass@k. */
 #include "test.h"
 #include "../llmc/rl/entropy.h"
+#include "../llmc/rl/objectives.h"
 
 /* cmocka's comparison is in float32 and lets NaN pass. */
 #define ASSERT_NEAR(x, want, bound) ASSERT_CLOSE(#x, fabs((x) - (double)(want)), bound)
@@ -267,43 +268,74 @@ static struct EntropyState opened(enum EntropyControl control, enum ControllerRu
     struct EntropyState state;
     assert_true(entropy_options_preset(&options, control, "llm"));
     options.rule = rule;
-    entropy_open(&state, &options, .2f);
+    entropy_open(&state, &options);
     return state;
+}
+
+/* Start, min, max, step of every control's variable, from the papers and doc/objectives.md. */
+static const struct { enum EntropyControl control; struct ControlRange llm, tiny; } ranges[] = {
+    {CONTROL_NONE, {0, 0, 0, 0}, {0, 0, 0, 0}},
+    {CONTROL_BONUS, {1e-3f, 0, 0, 0}, {1e-2f, 0, 0, 0}},
+    {CONTROL_ADAPTIVE_BONUS, {0, 0, .005f, 1e-4f}, {0, 0, .005f, 1e-4f}},
+    {CONTROL_REPO_R, {1e-3f, 1e-4f, .05f, 0}, {1e-3f, 1e-4f, 4, 0}},
+    {CONTROL_REPO_D, {1, 1e-3f, 10, 0}, {1, 1e-3f, 100, 0}},
+    {CONTROL_REPO_BETA, {1e-3f, 1e-4f, .1f, 0}, {1e-3f, 1e-4f, 1, 0}},
+    {CONTROL_ADAPO, {.28f, .05f, 1, 1.1f}, {.28f, .05f, 1, 1.1f}},
+    {CONTROL_CLIP_COV, {0, 0, 0, 0}, {0, 0, 0, 0}},
+    {CONTROL_KL_COV, {0, 0, 0, 0}, {0, 0, 0, 0}},
+};
+
+static void assert_range(struct ControlRange is, struct ControlRange want) {
+    assert_true(is.start == want.start && is.min == want.min && is.max == want.max &&
+                is.step == want.step);
 }
 
 static void test_presets(void **unused) {
     (void)unused;
     struct EntropyOptions llm, tiny;
     assert_false(entropy_options_preset(&llm, CONTROL_REPO_R, "huge"));
-    for (int control = CONTROL_NONE; control <= CONTROL_KL_COV; control++) {
+    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++) {
+        enum EntropyControl control = ranges[i].control;
         assert_true(entropy_options_preset(&llm, control, "llm"));
         assert_true(entropy_options_preset(&tiny, control, "tiny"));
         assert_true(isnan(llm.target) && llm.target_ratio == 1 && tiny.target_ratio == .5f);
-        assert_true(llm.control == (enum EntropyControl)control && !llm.repo_d_signed);
-        bool repo = control >= CONTROL_REPO_R && control <= CONTROL_REPO_BETA;
-        assert_true((llm.zeta_max > 0) == repo && (tiny.zeta_max > 0) == repo);
-        assert_true(llm.zeta_min <= llm.zeta_start && llm.zeta_start <= llm.zeta_max);
-        assert_true(llm.clip_high_start == .28f && llm.clip_high_min == .05f &&
-                    llm.clip_high_max == 1 && llm.clip_high_step == 1.1f);
-        assert_true((llm.coef_start > 0) == (control == CONTROL_BONUS));
-        assert_true(llm.coef_max == .005f && llm.coef_delta == 1e-4f);
+        assert_true(llm.control == control && !llm.repo_d_signed);
+        assert_range(llm.range, ranges[i].llm);
+        assert_range(tiny.range, ranges[i].tiny);
+        assert_null(entropy_options_problem(&llm));
+        assert_null(entropy_options_problem(&tiny));
     }
-    entropy_options_preset(&llm, CONTROL_REPO_R, "llm");
-    entropy_options_preset(&tiny, CONTROL_REPO_R, "tiny");
-    assert_true(llm.zeta_min == 1e-4f && llm.zeta_max == .05f && llm.zeta_start == 1e-3f);
-    assert_true(tiny.zeta_max == 4);
-    entropy_options_preset(&llm, CONTROL_REPO_D, "llm");
-    entropy_options_preset(&tiny, CONTROL_REPO_D, "tiny");
-    assert_true(llm.zeta_min == 1e-3f && llm.zeta_max == 10 && llm.zeta_start == 1);
-    assert_true(tiny.zeta_max == 100);
     struct EntropyState bonus = opened(CONTROL_BONUS, CONTROLLER_DOUBLE);
     assert_true(bonus.control.entropy_coef == .001f && bonus.control.clip_high == -1);
     struct EntropyState adapo = opened(CONTROL_ADAPO, CONTROLLER_DOUBLE);
-    assert_true(adapo.control.clip_high == .28f);
-    adapo.options.clip_high_start = NAN;   /* = the objective's own */
-    struct EntropyOptions options = adapo.options;
-    entropy_open(&adapo, &options, .2f);
-    assert_true(adapo.control.clip_high == .2f);
+    assert_true(adapo.control.clip_high == .28f && adapo.control.zeta == 0);
+}
+
+/* Each row is whole: what it says of itself fits together, and its line at the start names it. */
+static void test_rows_are_whole(void **unused) {
+    (void)unused;
+    int rows = 0;
+    for (const struct Control *row = entropy_controls; row->name; row++, rows++) {
+        struct EntropyOptions options;
+        char line[256] = "";
+        entropy_options_preset(&options, rows, "tiny");
+        assert_true(entropy_describe(&options, line, sizeof line) == (row->variable != NULL));
+        assert_true((row->move != NULL) == row->has_target);
+        assert_true((row->is_at_bound != NULL) == row->has_target);
+        assert_true((row->variable != NULL) == (row->logged[0].key != NULL));
+        assert_true((row->variable != NULL) == (row->option.start != NULL));
+        if (!row->variable) continue;
+        assert_int_equal(row->value, row->logged[0].value);
+        assert_non_null(strstr(line, row->variable));
+        assert_true((strstr(line, "target") != NULL) == row->has_target);
+        assert_true((strstr(line, "controller double") != NULL) == row->has_rule);
+    }
+    struct EntropyOptions options;
+    char line[256];
+    entropy_options_preset(&options, CONTROL_ADAPO, "llm");
+    options.target = .7f;
+    entropy_describe(&options, line, sizeof line);
+    assert_string_equal(line, "target 0.7 nats; clip_high from 0.28 in [0.05, 1], step 1.1");
 }
 
 /* zeta before, is entropy above (+1), at (0) or below (-1) the target, zeta after. */
@@ -411,7 +443,7 @@ static void test_saturation_warning(void **unused) {
     (void)unused;
     for (int rule = CONTROLLER_DOUBLE; rule <= CONTROLLER_PI; rule++) {
         struct EntropyState state = opened(CONTROL_REPO_R, rule);
-        state.options.zeta_max = 1e-3f;
+        state.options.range.max = 1e-3f;
         entropy_update(&state, 2);
         const char *warning = NULL;
         int when = 0;
@@ -506,7 +538,7 @@ static struct BanditResult bandit_train(enum EntropyControl control, enum Contro
     objective.control = control;
     assert_true(entropy_options_preset(&options, control, "tiny"));
     options.rule = rule;
-    entropy_open(&state, &options, objective.clip_high);
+    entropy_open(&state, &options);
     for (int s = 0; s < STATES; s++)
         for (int j = 0; j < ARMS; j++) bandit.z[s][j] = .3 * rng_normal(&rng);
     for (int step = 0; step < 1000; step++) {
@@ -563,6 +595,34 @@ static void test_pass_at_k(void **unused) {
     ASSERT_NEAR(pass_at_k(100000, 500, 1000), 1 - exp(log_wrong), 1e-12);
 }
 
+static long double log_binomial(int n, int k) {
+    return lgammal(n + 1.0L) - lgammal(k + 1.0L) - lgammal(n - k + 1.0L);
+}
+
+/* All sizes that a run can ask for: against log gamma in long double where a failure is possible,
+   1 where it is not. The product of the estimate has factors far below 0 there: it once overflowed. */
+static void test_pass_at_k_of_any_size(void **unused) {
+    (void)unused;
+    static const int sizes[] = {1, 2, 3, 7, 64, 700, 1030, 1031, 2000, 4096, 65536};
+    int m = sizeof sizes / sizeof *sizes;
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j <= m; j++)
+            for (int h = 0; h <= i; h++) {
+                int n = sizes[i], k = sizes[h], c = j == m ? n / 2 : sizes[j] - 1;
+                if (c > n) continue;
+                double value = pass_at_k(n, c, k);
+                if (n - c < k) {
+                    if (value != 1) fail_msg("pass@%d of %d in %d: %g", k, c, n, value);
+                    continue;
+                }
+                /* lgammal is good to about 1e-19 of values up to 7e5 here; k factors round */
+                long double wrong = expl(log_binomial(n - c, k) - log_binomial(n, k));
+                ASSERT_NEAR(value, (double)(1 - wrong), 1e-11);
+            }
+    assert_true(pass_at_k(5, 3, 0) == 0);
+    assert_true(isnan(pass_at_k(4, 5, 1)) && isnan(pass_at_k(4, -1, 1)) && isnan(pass_at_k(4, 1, -1)));
+}
+
 static void test_sums(void **unused) {
     (void)unused;
     const float x[3] = {1, 2, 6};
@@ -607,6 +667,7 @@ int main(void) {
         cmocka_unit_test(test_entropy_ratio_bound),
         cmocka_unit_test(test_worked_table),
         cmocka_unit_test(test_presets),
+        cmocka_unit_test(test_rows_are_whole),
         cmocka_unit_test(test_double_rule),
         cmocka_unit_test(test_pi_rule),
         cmocka_unit_test(test_other_controls),
@@ -614,6 +675,7 @@ int main(void) {
         cmocka_unit_test(test_saturation_warning),
         cmocka_unit_test(test_controllers_hold_a_bandit),
         cmocka_unit_test(test_pass_at_k),
+        cmocka_unit_test(test_pass_at_k_of_any_size),
         cmocka_unit_test(test_sums),
         cmocka_unit_test(test_attention_means),
     };

@@ -72,6 +72,9 @@ static void test_presets(void **state) {
 
 static void test_axes(void **state) {
     (void)state;
+    const char *controls = "none bonus adaptive_bonus repo_r repo_d repo_beta adapo clip_cov kl_cov";
+    assert_memory_equal(objective_axis_names("entropy-control"), controls, strlen(controls));
+    assert_string_equal(objective_axis_word("surrogate", SURROGATE_CISPO), "cispo");
     assert_int_equal(objective_axis_value("entropy-control", "none"), CONTROL_NONE);
     assert_int_equal(objective_axis_value("entropy-control", "repo_beta"), CONTROL_REPO_BETA);
     assert_int_equal(objective_axis_value("entropy-control", "kl_cov"), CONTROL_KL_COV);
@@ -90,17 +93,6 @@ static void test_axes(void **state) {
     objective = *objective_find("ce");
     objective.control = CONTROL_KL_COV;
     assert_int_equal(objective_scope(&objective), SCOPE_TOKEN);
-}
-
-static void test_checks(void **state) {
-    (void)state;
-    assert_non_null(objective_check_group(objective_find("grpo"), 1));
-    assert_null(objective_check_group(objective_find("grpo"), 2));
-    assert_null(objective_check_group(objective_find("reinforce"), 1));
-    assert_null(objective_check_group(objective_find("ce"), 1));
-    assert_non_null(objective_check_updates(objective_find("adapo"), 1));
-    assert_null(objective_check_updates(objective_find("adapo"), 2));
-    assert_null(objective_check_updates(objective_find("rloo"), 1));
 }
 
 /* ---- advantages ----------------------------------------------------------------------------- */
@@ -390,7 +382,8 @@ static void test_statistics(void **state) {
         double bounded = fmin(fmax(ratio, 1 - .2f), 1 + (double).28f);
         double lever = exp(l) * (l + H) - f->r[t] - H * f->q[t];
         if (w == 0) continue;
-        want.tokens++, want.ratio += ratio, want.logp += l, want.entropy += H, want.kl += k3;
+        want.tokens++, want.ratio += ratio, want.logp += l, want.entropy += H;
+        want.kl += exp(d) - d - 1;
         want.policy_loss -= w * fmin(ratio * A, bounded * A);
         want.loss += w * (.2f * k3 - .03f * H);
         want.adv += A, want.adv_sq += A * A, want.adv_logp += A * l, want.logp_sq += l * l;
@@ -409,6 +402,32 @@ static void test_statistics(void **state) {
     for (size_t i = 0; i < sizeof want / sizeof(double); i++)
         if (!(fabs(a[i] - b[i]) <= 1e-6 * fabs(b[i]) + 1e-9))
             fail_msg("statistic %zu: %.12g not %.12g", i, a[i], b[i]);
+}
+
+/* The loss holds the KL estimate within 10; what is logged is the estimate, and finite at any d. */
+static void test_logged_kl_is_not_clamped(void **state) {
+    (void)state;
+    struct Fixture *f = &fixture;
+    static const float apart[] = {0, 1, 5, 25, -3, -30};
+    double kl = 0, loss = 0;
+    f->objective = *objective_find("reinforce");
+    f->objective.kl_coef = 1;
+    f->length[0] = 6, f->advantage[0] = 0, f->weight[0] = 1;
+    fixture_link(f, 1, 0, 6);
+    f->batch.logp_ref = f->ref;
+    for (int t = 0; t < 6; t++) {
+        double d = apart[t], inside = fmin(fmax(d, -20), 20);
+        f->logp[t] = f->old[t] = -40, f->entropy[t] = 1, f->ref[t] = -40 + apart[t];
+        kl += exp(d) - d - 1;
+        loss += fmin(exp(inside) - inside - 1, 10);
+    }
+    fixture_run(f);
+    ASSERT_CLOSE("kl", fabs(f->stats.kl - kl), 1e-9 * kl);
+    ASSERT_CLOSE("loss", fabs(f->stats.loss - loss), 1e-6);
+    f->ref[0] = f->ref[1] = 3e4f;
+    memset(&f->stats, 0, sizeof f->stats);
+    fixture_run(f);
+    assert_true(isfinite(f->stats.kl) && f->stats.kl > 1e200);
 }
 
 /* ---- selection by covariance ---------------------------------------------------------------- */
@@ -475,6 +494,33 @@ static bool naive_candidate(const struct Fixture *f, int t) {
     double ratio = exp((double)f->logp[t] - f->old[t]), A = f->advantage[f->sequence_of[t]];
     bool alive = !(A > 0 && ratio > 1.28) && !(A < 0 && ratio < .8);
     return naive_covariance[t] > 1 && naive_covariance[t] < 5 && alive;
+}
+
+/* |l - l_old| within the noise of sampling against scoring is none: the gradient is, bit for bit, that
+   of no control; above it the penalty acts. */
+static void test_kl_cov_noise(void **state) {
+    (void)state;
+    static float plain[MAX_TOKENS];
+    struct Fixture *f = &fixture;
+    for (int control = CONTROL_NONE; control <= CONTROL_KL_COV; control += CONTROL_KL_COV) {
+        covariance_fixture(f, control, 3000);
+        for (int t = 0; t < f->batch.num_tokens; t++)   /* -4, -3, .. 4 ulp of numbers up to 8 */
+            f->old[t] = f->logp[t] + (float)(t % 9 - 4) * 0x1p-22f;
+        f->batch.noise = 0x1p-20f;
+        fixture_run(f);
+        if (control == CONTROL_NONE) memcpy(plain, f->dlogp, sizeof plain);
+    }
+    assert_memory_equal(plain, f->dlogp, (size_t)f->batch.num_tokens * sizeof(float));
+    assert_true(f->stats.loss == f->stats.policy_loss);
+    f->batch.noise = 0x1p-21f;
+    fixture_run(f);
+    int other = 0, wanted = 0;
+    for (int t = 0; t < f->batch.num_tokens; t++) {
+        other += plain[t] != f->dlogp[t];
+        wanted += f->selected[t] && abs(t % 9 - 4) > 2;
+    }
+    assert_true(wanted > 3);
+    assert_int_equal(other, wanted);
 }
 
 static void test_clip_cov_selection(void **state) {
@@ -558,7 +604,6 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_presets),
         cmocka_unit_test(test_axes),
-        cmocka_unit_test(test_checks),
         cmocka_unit_test(test_advantages),
         cmocka_unit_test(test_equal_is_exact),
         cmocka_unit_test(test_weights),
@@ -568,7 +613,9 @@ int main(void) {
         cmocka_unit_test(test_micro_batches),
         cmocka_unit_test(test_value_at_ratio_one),
         cmocka_unit_test(test_statistics),
+        cmocka_unit_test(test_logged_kl_is_not_clamped),
         cmocka_unit_test(test_kl_cov_selection),
+        cmocka_unit_test(test_kl_cov_noise),
         cmocka_unit_test(test_clip_cov_selection),
         cmocka_unit_test(test_rounding),
     };

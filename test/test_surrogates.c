@@ -235,7 +235,7 @@ static void check_objective(struct Fixture *f, struct Objective objective, int k
 static void test_differences_presets(void **state) {
     (void)state;
     for (int p = 0; objective_row(p) != NULL; p++)
-        for (int c = CONTROL_NONE; c <= CONTROL_KL_COV; c++)
+        for (int c = 0; entropy_controls[c].name; c++)
             for (int kl = -1; kl <= KL_K3; kl++)
                 for (int over = OVERLONG_NONE; over <= OVERLONG_SOFT; over++) {
                     struct Objective objective = *objective_row(p);

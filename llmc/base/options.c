@@ -1,11 +1,12 @@
 #include "options.h"
 
+#include <cjson/cJSON.h>
+#include <errno.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include "check.h"
-#include "json.h"
 
 /* ---- names ----------------------------------------------------------------------------------- */
 
@@ -197,13 +198,28 @@ static void set_from_json(void *fields, const struct Option *o, const cJSON *ite
     }
 }
 
-static void set_from_config(const struct OptionTable *table, void *fields, const char *path) {
+/* The whole file as text (malloc), or die_input. */
+static char *read_text(const char *path) {
     enum { LIMIT = 1 << 20 };
-    char source[OPTION_TEXT];
-    const char *problem;
+    FILE *file = fopen(path, "rb");
+    if (!file) die_input("cannot read --config %s: %s", path, strerror(errno));
+    char *text = check_alloc(LIMIT + 1, 1, "the --config file");
+    size_t length = fread(text, 1, LIMIT + 1, file);
+    if (ferror(file)) die_input("cannot read --config %s: %s", path, strerror(errno));
+    fclose(file);
+    if (length > LIMIT) die_input("--config %s is larger than 1 MB: not an options file", path);
+    text[length] = 0;
+    if (strlen(text) != length) die_input("--config %s holds a zero byte: not JSON", path);
+    return text;
+}
+
+static void set_from_config(const struct OptionTable *table, void *fields, const char *path) {
+    char source[OPTION_TEXT], *text = read_text(path);
     check_path(source, sizeof source, "%s: ", path);
-    cJSON *root = json_read(path, LIMIT, &problem);
-    if (!root) die_input("%s%s", source, problem);
+    const char *stopped = text;
+    cJSON *root = cJSON_ParseWithOpts(text, &stopped, true);
+    if (!root) die_input("%snot JSON, at byte %td", source, stopped - text);
+    if (!cJSON_IsObject(root)) die_input("%swants a JSON object of options", source);
     bool seen[OPTION_LIMIT] = {false};
     for (const cJSON *item = root->child; item; item = item->next) {
         int row = option_table_find(table, item->string);
@@ -220,6 +236,7 @@ static void set_from_config(const struct OptionTable *table, void *fields, const
         *given_field(table, fields, row) = !is_default(fields, &table->rows[row]);
     }
     cJSON_Delete(root);
+    free(text);
 }
 
 /* A number as digits that come back exactly (cJSON's own would lose the last bit); NaN as null. */
@@ -246,7 +263,15 @@ void option_table_save(const struct OptionTable *table, const void *fields, cons
     cJSON *root = cJSON_CreateObject();
     for (int i = 0; i < table->num_rows; i++)
         if (!(table->rows[i].use & OPTION_ONCE)) add_json(root, fields, &table->rows[i]);
-    json_write(root, path);
+    char *text = cJSON_Print(root);
+    if (!text) die_machine("out of memory: the options as JSON");
+    struct AtomicFile file;
+    atomic_open(&file, path);
+    atomic_write(&file, text, strlen(text));
+    atomic_write(&file, "\n", 1);
+    atomic_commit(&file);
+    free(text);
+    cJSON_Delete(root);
 }
 
 /* ---- the line -------------------------------------------------------------------------------- */

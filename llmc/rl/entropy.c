@@ -1,8 +1,8 @@
-/* Entropy controllers and two measures of evaluation. Theory: doc/objectives.md. */
+/* Entropy controls and controllers, and two measures of evaluation. Theory: doc/objectives.md. */
 #include "entropy.h"
 
 #include <math.h>
-#include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #define PI_INTEGRAL_GAIN 0.02     /* of zeta_max, per rollout and unit of relative error */
@@ -10,49 +10,216 @@
 #define TARGET_TOLERANCE 0.1      /* |H - H*| within this share of H* is on target */
 #define SHRINKING 0.9             /* an error that fell to this share of itself is falling */
 
-/* Starting value and bounds of zeta (repo_*) or starting coefficient (bonus), per scale. llm: the
-   papers' values. repo_beta and everything of `tiny` are ours. */
-static const struct {
-    enum EntropyControl control;
-    struct ControlRange { float start, min, max; } llm, tiny;
-} ranges[] = {
-    {CONTROL_REPO_R,    {1e-3f, 1e-4f, .05f}, {1e-3f, 1e-4f, 4}},
-    {CONTROL_REPO_D,    {1, 1e-3f, 10},       {1, 1e-3f, 100}},
-    {CONTROL_REPO_BETA, {1e-3f, 1e-4f, .1f},  {1e-3f, 1e-4f, 1}},
-    {CONTROL_BONUS,     {1e-3f, 0, 0},        {1e-2f, 0, 0}},
+static double clamp(double x, double low, double high) { return fmin(fmax(x, low), high); }
+
+/* ---- what the rows of entropy_controls do --------------------------------------------------- */
+
+/* The paper's rule: double toward the target, halve away from it, and step over zero. */
+static double zeta_double(const struct ControlRange *range, double zeta, double entropy,
+                          double target) {
+    double low = range->min, high = range->max;
+    if (entropy > target) {
+        if (zeta < 0) return fmax(-high, 2 * zeta);
+        return zeta / 2 < low ? -low : zeta / 2;
+    }
+    if (entropy < target) {
+        if (zeta > 0) return fmin(high, 2 * zeta);
+        return zeta / 2 > -low ? low : zeta / 2;   /* 0 becomes +low too */
+    }
+    return zeta;
+}
+
+/* Proportional and integral; the integral waits while the output is saturated the same way. */
+static double zeta_pi(struct EntropyState *state, double entropy) {
+    double high = state->options.range.max;
+    double error = state->target > 0 ? (state->target - entropy) / state->target : 0;
+    double output = high * error + state->integral;
+    bool saturated = (output >= high && error > 0) || (output <= -high && error < 0);
+    if (!saturated) state->integral += PI_INTEGRAL_GAIN * high * error;
+    return clamp(output, -high, high);
+}
+
+static void move_zeta(struct EntropyState *state, double entropy) {
+    const struct EntropyOptions *options = &state->options;
+    float *zeta = &state->control.zeta;
+    *zeta = (float)(options->rule == CONTROLLER_PI
+                        ? zeta_pi(state, entropy)
+                        : zeta_double(&options->range, *zeta, entropy, state->target));
+}
+
+static bool zeta_is_at_bound(const struct EntropyState *state) {
+    return fabsf(state->control.zeta) >= state->options.range.max;
+}
+
+/* zeta halves down to its smallest size and steps over zero from there. */
+static const char *zeta_problem(const struct EntropyOptions *options) {
+    const struct ControlRange *range = &options->range;
+    bool doubles = options->rule == CONTROLLER_DOUBLE;
+    if (range->max <= 0) return "--zeta-max 0 leaves zeta nothing to move in";
+    if (doubles && range->min > range->max) return "--zeta-min is larger than --zeta-max";
+    if (doubles && range->min <= 0)
+        return "--zeta-min 0 never lets --controller double step over zero; set it above 0";
+    if (fabsf(range->start) > range->max) return "--zeta-start is beyond --zeta-max";
+    if (doubles && range->start != 0 && fabsf(range->start) < range->min)
+        return "--zeta-start is smaller than --zeta-min";
+    bool aims_at_zero = isnan(options->target) ? options->target_ratio <= 0 : options->target <= 0;
+    if (!doubles && aims_at_zero)
+        return "--controller pi measures errors as a share of the target, which is 0";
+    return NULL;
+}
+
+static void move_clip_high(struct EntropyState *state, double entropy) {
+    const struct ControlRange *range = &state->options.range;
+    int toward = (state->target > entropy) - (state->target < entropy);
+    float *clip_high = &state->control.clip_high;
+    *clip_high = (float)clamp(*clip_high * pow(range->step, toward), range->min, range->max);
+}
+
+static bool clip_high_is_at_bound(const struct EntropyState *state) {
+    const struct ControlRange *range = &state->options.range;
+    return state->control.clip_high <= range->min || state->control.clip_high >= range->max;
+}
+
+static const char *clip_high_problem(const struct EntropyOptions *options) {
+    const struct ControlRange *range = &options->range;
+    if (range->min > range->max) return "--clip-high-min is larger than --clip-high-max";
+    if (range->start < range->min || range->start > range->max)
+        return "--clip-high, where adapo starts, is outside --clip-high-min and --clip-high-max";
+    if (range->step <= 1) return "--clip-high-step 1 never moves the bound; set it above 1";
+    return NULL;
+}
+
+/* Skywork-OR1: this rollout's updates use c if entropy is not above the target; then c moves. */
+static void move_coef(struct EntropyState *state, double entropy) {
+    const struct ControlRange *range = &state->options.range;
+    state->control.entropy_coef = entropy <= state->target ? (float)state->coef : 0;
+    double step = entropy < state->target ? range->step : -range->step;
+    state->coef = clamp(state->coef + step, range->min, range->max);
+}
+
+static bool coef_is_at_bound(const struct EntropyState *state) {
+    return state->coef <= state->options.range.min || state->coef >= state->options.range.max;
+}
+
+static const char *coef_problem(const struct EntropyOptions *options) {
+    const struct ControlRange *range = &options->range;
+    if (range->step <= 0) return "--entropy-coef-step 0 never moves the coefficient";
+    if (range->max <= 0) return "--entropy-coef-max 0 leaves no bonus";
+    if (range->start < 0 || range->start > range->max)
+        return "--entropy-coef, where adaptive_bonus starts, is outside 0 and --entropy-coef-max";
+    return NULL;
+}
+
+/* REPO: the advantage the surrogate sees. A' = A - beta L in general; repo_r is beta = zeta |A|
+   with the raw log-probability and the sign of A kept. */
+static double repo_r(const struct ControlState *control, double advantage, double logp,
+                     double entropy) {
+    (void)entropy;
+    if (advantage > 0) return fmax(0, advantage * (1 - control->zeta * logp));
+    return advantage < 0 ? fmin(0, advantage * (1 + control->zeta * logp)) : 0;
+}
+
+static double repo_d(const struct ControlState *control, double advantage, double logp,
+                     double entropy) {
+    return advantage - control->repo_d_beta * (logp + entropy);
+}
+
+static double repo_beta(const struct ControlState *control, double advantage, double logp,
+                        double entropy) {
+    return advantage - control->zeta * (logp + entropy);
+}
+
+/* ---- the controls --------------------------------------------------------------------------- */
+
+#define TARGET "scale entropy-target entropy-target-ratio"
+#define VALUE(member) offsetof(struct ControlState, member)
+#define ZETA                                                                                     \
+    .option = {"zeta-start", "zeta-min", "zeta-max", NULL}, .variable = "|zeta|",                \
+    .value = VALUE(zeta), .has_target = true, .has_rule = true, .move = move_zeta,               \
+    .is_at_bound = zeta_is_at_bound, .problem = zeta_problem
+
+/* Ranges are start, min, max, step. llm: the papers' values. repo_beta, adapo and everything of
+   `tiny` are ours. */
+const struct Control entropy_controls[] = {
+    [CONTROL_NONE] = {.name = "none"},
+    [CONTROL_BONUS] = {
+        .name = "bonus", .reads = "scale", .option.start = "entropy-coef",
+        .llm = {.start = 1e-3f}, .tiny = {.start = 1e-2f}, .variable = "coefficient",
+        .value = VALUE(entropy_coef), .logged = {{"entropy_coef", VALUE(entropy_coef)}},
+        .has_bonus = true},
+    [CONTROL_ADAPTIVE_BONUS] = {
+        .name = "adaptive_bonus", .reads = TARGET,
+        .option = {"entropy-coef", NULL, "entropy-coef-max", "entropy-coef-step"},
+        .llm = {0, 0, .005f, 1e-4f}, .tiny = {0, 0, .005f, 1e-4f}, .variable = "coefficient",
+        .value = VALUE(entropy_coef), .logged = {{"entropy_coef", VALUE(entropy_coef)}},
+        .has_target = true, .move = move_coef, .is_at_bound = coef_is_at_bound,
+        .problem = coef_problem, .has_bonus = true},
+    [CONTROL_REPO_R] = {
+        .name = "repo_r", ZETA, .reads = TARGET " controller", .llm = {1e-3f, 1e-4f, .05f, 0},
+        .tiny = {1e-3f, 1e-4f, 4, 0}, .logged = {{"repo_zeta", VALUE(zeta)}}, .advantage = repo_r},
+    [CONTROL_REPO_D] = {
+        .name = "repo_d", ZETA, .reads = TARGET " controller repo-d-signed",
+        .llm = {1, 1e-3f, 10, 0}, .tiny = {1, 1e-3f, 100, 0},
+        .logged = {{"repo_zeta", VALUE(zeta)}, {"repo_d_beta", VALUE(repo_d_beta)}},
+        .advantage = repo_d, .measures_change = true},
+    [CONTROL_REPO_BETA] = {
+        .name = "repo_beta", ZETA, .reads = TARGET " controller", .llm = {1e-3f, 1e-4f, .1f, 0},
+        .tiny = {1e-3f, 1e-4f, 1, 0}, .logged = {{"repo_zeta", VALUE(zeta)}},
+        .advantage = repo_beta},
+    [CONTROL_ADAPO] = {
+        .name = "adapo", .reads = TARGET,
+        .option = {"clip-high", "clip-high-min", "clip-high-max", "clip-high-step"},
+        .llm = {.28f, .05f, 1, 1.1f}, .tiny = {.28f, .05f, 1, 1.1f}, .variable = "clip_high",
+        .value = VALUE(clip_high), .logged = {{"clip_high", VALUE(clip_high)}},
+        .has_target = true, .move = move_clip_high, .is_at_bound = clip_high_is_at_bound,
+        .problem = clip_high_problem, .moves_clip_high = true},
+    [CONTROL_CLIP_COV] = {.name = "clip_cov", .selects = SELECT_SILENCED},
+    [CONTROL_KL_COV] = {.name = "kl_cov", .selects = SELECT_PENALISED},
+    {.name = NULL},
 };
+
+/* ---- controllers ---------------------------------------------------------------------------- */
 
 bool entropy_options_preset(struct EntropyOptions *options, enum EntropyControl control,
                             const char *scale) {
     bool tiny = strcmp(scale, "tiny") == 0;
     if (!tiny && strcmp(scale, "llm") != 0) return false;
-    *options = (struct EntropyOptions){
-        .control = control, .rule = CONTROLLER_DOUBLE,
-        .target = NAN, .target_ratio = tiny ? .5f : 1,
-        .clip_high_start = .28f, .clip_high_min = .05f, .clip_high_max = 1, .clip_high_step = 1.1f,
-        .coef_start = 0, .coef_max = .005f, .coef_delta = 1e-4f,
-    };
-    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++) {
-        if (ranges[i].control != control) continue;
-        struct ControlRange range = tiny ? ranges[i].tiny : ranges[i].llm;
-        if (control == CONTROL_BONUS) options->coef_start = range.start;
-        else options->zeta_start = range.start, options->zeta_min = range.min,
-             options->zeta_max = range.max;
-    }
+    const struct Control *row = &entropy_controls[control];
+    *options = (struct EntropyOptions){.control = control, .rule = CONTROLLER_DOUBLE,
+                                       .target = NAN, .target_ratio = tiny ? .5f : 1,
+                                       .range = tiny ? row->tiny : row->llm};
     return true;
 }
 
-void entropy_open(struct EntropyState *state, const struct EntropyOptions *options,
-                  float objective_clip_high) {
-    bool adapo = options->control == CONTROL_ADAPO;
-    float clip_high = isnan(options->clip_high_start) ? objective_clip_high
-                                                      : options->clip_high_start;
-    *state = (struct EntropyState){
-        .options = *options, .initial = NAN, .target = NAN,
-        .integral = options->zeta_start, .coef = options->coef_start,
-        .control = {.zeta = options->zeta_start, .clip_high = adapo ? clip_high : -1},
-    };
-    if (options->control == CONTROL_BONUS) state->control.entropy_coef = options->coef_start;
+const char *entropy_options_problem(const struct EntropyOptions *options) {
+    const struct Control *row = &entropy_controls[options->control];
+    return row->problem ? row->problem(options) : NULL;
+}
+
+bool entropy_describe(const struct EntropyOptions *options, char *out, size_t capacity) {
+    const struct Control *row = &entropy_controls[options->control];
+    const struct ControlRange *range = &options->range;
+    char target[64] = "", bounds[64] = "", step[32] = "";
+    if (!row->variable) return false;
+    if (row->has_target && isnan(options->target))
+        snprintf(target, sizeof target, "target %g x the first rollout's entropy; ",
+                 options->target_ratio);
+    else if (row->has_target)
+        snprintf(target, sizeof target, "target %g nats; ", options->target);
+    if (row->move) snprintf(bounds, sizeof bounds, " in [%g, %g]", range->min, range->max);
+    if (row->option.step) snprintf(step, sizeof step, ", step %g", range->step);
+    snprintf(out, capacity, "%s%s from %g%s%s%s", target, row->variable, range->start, bounds, step,
+             !row->has_rule ? "" : options->rule == CONTROLLER_PI ? ", controller pi"
+                                                                  : ", controller double");
+    return true;
+}
+
+void entropy_open(struct EntropyState *state, const struct EntropyOptions *options) {
+    const struct Control *row = &entropy_controls[options->control];
+    float start = options->range.start;
+    *state = (struct EntropyState){.options = *options, .initial = NAN, .target = NAN,
+                                   .integral = start, .coef = start, .control.clip_high = -1};
+    if (row->variable) *(float *)((char *)&state->control + row->value) = start;
 }
 
 /* Names in trainer_state.json are older than the struct's. Bounds: no option can lead further out. */
@@ -74,79 +241,12 @@ static const struct Field saved_fields[] = {
 const struct FieldTable entropy_fields = {saved_fields,
                                           sizeof saved_fields / sizeof *saved_fields};
 
-static double clamp(double x, double low, double high) { return fmin(fmax(x, low), high); }
-
-/* The paper's rule: double toward the target, halve away from it, and step over zero. */
-static double zeta_double(const struct EntropyOptions *options, double zeta, double entropy,
-                          double target) {
-    double low = options->zeta_min, high = options->zeta_max;
-    if (entropy > target) {
-        if (zeta < 0) return fmax(-high, 2 * zeta);
-        return zeta / 2 < low ? -low : zeta / 2;
-    }
-    if (entropy < target) {
-        if (zeta > 0) return fmin(high, 2 * zeta);
-        return zeta / 2 > -low ? low : zeta / 2;   /* 0 becomes +low too */
-    }
-    return zeta;
-}
-
-/* Proportional and integral; the integral waits while the output is saturated the same way. */
-static double zeta_pi(struct EntropyState *state, double entropy) {
-    double high = state->options.zeta_max;
-    double error = state->target > 0 ? (state->target - entropy) / state->target : 0;
-    double output = high * error + state->integral;
-    bool saturated = (output >= high && error > 0) || (output <= -high && error < 0);
-    if (!saturated) state->integral += PI_INTEGRAL_GAIN * high * error;
-    return clamp(output, -high, high);
-}
-
-/* Skywork-OR1: this rollout's updates use c if entropy is not above the target; then c moves. */
-static void move_bonus(struct EntropyState *state, double entropy) {
-    const struct EntropyOptions *options = &state->options;
-    state->control.entropy_coef = entropy <= state->target ? (float)state->coef : 0;
-    double delta = entropy < state->target ? options->coef_delta : -options->coef_delta;
-    state->coef = clamp(state->coef + delta, 0, options->coef_max);
-}
-
-static void move_control(struct EntropyState *state, double entropy) {
-    const struct EntropyOptions *options = &state->options;
-    struct ControlState *control = &state->control;
-    int toward = (state->target > entropy) - (state->target < entropy);
-    switch (options->control) {
-    case CONTROL_REPO_R: case CONTROL_REPO_D: case CONTROL_REPO_BETA:
-        control->zeta = (float)(options->rule == CONTROLLER_PI
-                                    ? zeta_pi(state, entropy)
-                                    : zeta_double(options, control->zeta, entropy, state->target));
-        break;
-    case CONTROL_ADAPO:
-        control->clip_high = (float)clamp(control->clip_high * pow(options->clip_high_step, toward),
-                                          options->clip_high_min, options->clip_high_max);
-        break;
-    case CONTROL_ADAPTIVE_BONUS: move_bonus(state, entropy); break;
-    default: break;   /* nothing to turn */
-    }
-}
-
-static bool is_at_bound(const struct EntropyState *state) {
-    const struct EntropyOptions *options = &state->options;
-    const struct ControlState *control = &state->control;
-    switch (options->control) {
-    case CONTROL_REPO_R: case CONTROL_REPO_D: case CONTROL_REPO_BETA:
-        return fabsf(control->zeta) >= options->zeta_max;
-    case CONTROL_ADAPO:
-        return control->clip_high <= options->clip_high_min ||
-               control->clip_high >= options->clip_high_max;
-    case CONTROL_ADAPTIVE_BONUS: return state->coef <= 0 || state->coef >= options->coef_max;
-    default: return false;
-    }
-}
-
 /* Counts rollouts at a bound and off target; after 20 of them compares the error with the one at
    their beginning, and starts over. */
 static const char *watch_saturation(struct EntropyState *state, double entropy) {
+    const struct Control *row = &entropy_controls[state->options.control];
     double error = fabs(entropy - state->target);
-    if (!is_at_bound(state) || error <= TARGET_TOLERANCE * state->target) {
+    if (!row->is_at_bound || !row->is_at_bound(state) || error <= TARGET_TOLERANCE * state->target) {
         state->steps_at_bound = 0;
         return NULL;
     }
@@ -172,7 +272,8 @@ const char *entropy_update(struct EntropyState *state, double entropy) {
                                                      : state->options.target;
     }
     state->cumulative += entropy;
-    move_control(state, entropy);
+    const struct Control *row = &entropy_controls[state->options.control];
+    if (row->move) row->move(state, entropy);
     return watch_saturation(state, entropy);
 }
 
@@ -213,10 +314,11 @@ double mean_of(const float *x, int n) {
     return n > 0 ? sum / n : NAN;
 }
 
-/* 1 - prod_{i = n-c+1}^{n} (1 - k/i): no binomial coefficient is ever formed. With n - c < k the
-   product contains i = k, whose factor is exactly 0. */
+/* 1 - prod_{i = n-c+1}^{n} (1 - k/i): no binomial coefficient is ever formed, and every factor is
+   within [0, 1] once n - c < k, where some would be negative and large, is answered before. */
 double pass_at_k(int n, int c, int k) {
-    if (k > n) return NAN;
+    if (k > n || c > n || k < 0 || c < 0) return NAN;
+    if (n - c < k) return 1;
     double all_wrong = 1;
     for (int i = n - c + 1; i <= n; i++) all_wrong *= 1 - (double)k / i;
     return 1 - all_wrong;

@@ -5,21 +5,19 @@
    b_t = dJ/dH_t. So an objective is host C over flat arrays and never knows the network. This file
    and entropy.h know only C and arrays: no model, no device, no file.
 
-   An objective is a row that picks one value on each axis. Adding one: a row of presets[]. */
+   An objective is a row that picks one value on each axis, and each value is a row too. Adding one:
+   a row of presets[], of surrogates[] or of another axis, of entropy_controls[] (entropy.c). */
 #ifndef LLMC_OBJECTIVES_H
 #define LLMC_OBJECTIVES_H
 
 #include <stdbool.h>
 #include <stdint.h>
+#include "entropy.h"
 
 enum AdvantageRule { ADVANTAGE_NONE, ADVANTAGE_MEAN, ADVANTAGE_ZSCORE, ADVANTAGE_LOO };
 enum RatioLevel { RATIO_NONE, RATIO_TOKEN, RATIO_SEQUENCE };
 enum Surrogate { SURROGATE_CE, SURROGATE_REINFORCE, SURROGATE_CLIP, SURROGATE_CISPO };
 enum Aggregation { AGGREGATE_TOKEN_MEAN, AGGREGATE_SEQUENCE_MEAN, AGGREGATE_CONSTANT };
-enum EntropyControl {
-    CONTROL_NONE, CONTROL_BONUS, CONTROL_ADAPTIVE_BONUS, CONTROL_REPO_R, CONTROL_REPO_D,
-    CONTROL_REPO_BETA, CONTROL_ADAPO, CONTROL_CLIP_COV, CONTROL_KL_COV
-};
 enum KlEstimator { KL_K1, KL_K2, KL_K3 };
 enum Overlong { OVERLONG_NONE, OVERLONG_MASK, OVERLONG_SOFT };
 /* What the coefficients of one token depend on: the token alone (one pass of the head), its whole
@@ -41,6 +39,19 @@ struct Objective {
     float kl_coef;                  /* 0 = off: no reference model */
 };
 
+/* One surrogate: what the program must know of it, and its formula (surrogates.c). */
+struct Token;
+struct Term { double value, slope; };   /* f of one token, before w_t, and df/dl */
+struct SurrogateRow {
+    const char *name;
+    const char *reads;                  /* options, space-separated */
+    bool has_advantage;                 /* A enters it; else it is supervised */
+    bool has_ratio;                     /* r enters it, with the bounds of the clip range */
+    bool silences;                      /* beyond them there is no gradient */
+    struct Term (*term)(const struct Objective *objective, const struct Token *token);
+};
+extern const struct SurrogateRow surrogates[];   /* by enum Surrogate; ends without a name */
+
 const struct Objective *objective_find(const char *name);  /* NULL: unknown */
 const struct Objective *objective_row(int i);              /* NULL past the end */
 const char *objective_names(void);                         /* space-separated */
@@ -48,19 +59,22 @@ enum Scope objective_scope(const struct Objective *objective);
 /* "grpo: zscore advantage, token ratio, clip 0.8..1.2, ...": one line for the log. */
 void objective_describe(const struct Objective *objective, char *out, int capacity);
 
-/* Values of an axis by name, for options: returns the enum value or -1. axis: "advantage", "ratio",
-   "surrogate", "aggregation", "entropy-control", "kl", "overlong". names: space-separated, for
-   messages; NULL for an unknown axis. */
+/* Values of an axis by name, for options. axis: "advantage", "ratio", "surrogate", "aggregation",
+   "entropy-control", "kl", "overlong". value: its enum, or -1. names: space-separated, for messages;
+   NULL for an unknown axis. word: the name of a value. choose: sets that axis; false: unknown. */
 int objective_axis_value(const char *axis, const char *name);
 const char *objective_axis_names(const char *axis);
-/* The name of a value, copied into out, which it returns. */
-const char *objective_axis_word(const char *axis, int value, char out[32]);
+const char *objective_axis_word(const char *axis, int value);
+bool objective_choose(struct Objective *objective, const char *axis, const char *name);
+/* Is this an option that some value of some axis reads, but none that this objective has? */
+bool objective_ignores(const struct Objective *objective, const char *option);
 
 /* NULL, or what is wrong with this group size (an error: every advantage but `none` needs two). */
 const char *objective_check_group(const struct Objective *objective, int group_size);
-/* NULL, or why this combination of axes would do nothing or make no sense (an error). */
+/* NULL, or why this combination of axes and numbers would do nothing, make no sense, or do something
+   else than it says (an error). */
 const char *objective_check_axes(const struct Objective *objective);
-/* NULL, or what does nothing with so few updates per rollout (a warning at start). */
+/* NULL, or what to know about learning with this many updates per rollout (a warning at start). */
 const char *objective_check_updates(const struct Objective *objective, int updates_per_rollout);
 
 /* ---- per rollout batch: rewards to advantages ----------------------------------------------- */
@@ -96,14 +110,6 @@ void objective_weights(const struct Objective *objective, struct WeightSums all,
                        int num_sequences, const int *length, const unsigned char *active,
                        float *weight);
 
-/* The variables entropy controllers turn; entropy.h moves them, the objective reads them. */
-struct ControlState {
-    float zeta;             /* repo_r, repo_d, repo_beta */
-    float clip_high;        /* adapo: replaces the objective's; else negative = not moved */
-    float entropy_coef;     /* bonus, adaptive_bonus */
-    float repo_d_beta;      /* repo_d: zeta |D|, set once per rollout batch (entropy.h) */
-};
-
 /* One minibatch: the tokens with loss of its sequences, one after another. Host arrays; tokens are
    [num_tokens], sequences are [num_sequences]. */
 struct ObjectiveBatch {
@@ -116,6 +122,7 @@ struct ObjectiveBatch {
     const float *logp_ref;          /* per token, or NULL: no reference */
     const float *logp_now;          /* scope sequence or batch: from a scoring pass; else NULL */
     struct ControlState control;
+    float noise;                    /* kl_cov: |l - l_old| up to this is rounding and counts as 0 */
     const char *logp_dtype;         /* "fp32", "bf16", "fp16": rounding of l and l_old, section 6 */
     uint64_t seed, ordinal;         /* clip_cov's draw: RNG_COVARIANCE, update number */
     /* filled by objective_prepare, caller allocates: */
@@ -135,7 +142,7 @@ struct ObjectiveStats {
     double tokens;
     double loss;                    /* sum w_t f_t: the minimised J, KL and entropy included */
     double policy_loss;             /* without them */
-    double kl;                      /* sum of the k3 estimate, when there is a reference */
+    double kl;                      /* sum of the k3 estimate, unclamped, when there is a reference */
     double ratio, logp, entropy;    /* sums */
     double clipped_low, clipped_high;                /* r < 1-low & A < 0; r > 1+high & A > 0 */
     double bucket_tokens[CLIP_BUCKETS], bucket_clipped_low[CLIP_BUCKETS],

@@ -57,16 +57,21 @@ int choose_phase(const struct Plan *plan, const struct Progress *progress) {
 
 /* ---- the objective --------------------------------------------------------------------------- */
 
-/* Replaces *value by the axis value called `name`, unless it is empty. */
-static void choose_axis(int *value, const char *axis, const char *name) {
-    if (!name[0]) return;
-    *value = objective_axis_value(axis, name);
-    if (*value < 0)
-        die_input("--%s %s: unknown; known are %s", axis, name, objective_axis_names(axis));
-}
-
 static void choose_number(float *value, double option) {
     if (!isnan(option)) *value = (float)option;
+}
+
+/* Replaces the axes that were named. */
+static void choose_axes(const struct Options *o, struct Objective *objective) {
+    const struct { const char *axis, *name; } chosen[] = {
+        {"advantage", o->advantage}, {"ratio", o->ratio}, {"surrogate", o->surrogate},
+        {"aggregation", o->aggregation}, {"entropy-control", o->entropy_control}, {"kl", o->kl},
+        {"overlong", o->overlong},
+    };
+    for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++)
+        if (chosen[i].name[0] && !objective_choose(objective, chosen[i].axis, chosen[i].name))
+            die_input("--%s %s: unknown; known are %s", chosen[i].axis, chosen[i].name,
+                      objective_axis_names(chosen[i].axis));
 }
 
 struct Objective choose_objective(const struct Options *o) {
@@ -74,22 +79,14 @@ struct Objective choose_objective(const struct Options *o) {
     if (!row)
         die_input("--objective %s: unknown; known are %s", o->objective, objective_names());
     struct Objective objective = *row, *j = &objective;
-    int advantage = j->advantage, ratio = j->ratio, surrogate = j->surrogate;
-    int aggregation = j->aggregation, control = j->control, kl = j->kl, overlong = j->overlong;
-    choose_axis(&advantage, "advantage", o->advantage);
-    choose_axis(&ratio, "ratio", o->ratio);
-    choose_axis(&surrogate, "surrogate", o->surrogate);
-    choose_axis(&aggregation, "aggregation", o->aggregation);
-    choose_axis(&control, "entropy-control", o->entropy_control);
-    choose_axis(&kl, "kl", o->kl);
-    choose_axis(&overlong, "overlong", o->overlong);
-    j->advantage = advantage, j->ratio = ratio, j->surrogate = surrogate;
-    j->aggregation = aggregation, j->control = control, j->kl = kl, j->overlong = overlong;
+    choose_axes(o, j);
     if (o->filter[0]) j->filter = strcmp(o->filter, "on") == 0;
     choose_number(&j->clip_low, o->clip_low);
     choose_number(&j->clip_high, o->clip_high);
     choose_number(&j->dual_clip, o->dual_clip);
     choose_number(&j->kl_coef, o->kl_coef);
+    if (entropy_controls[j->control].moves_clip_high)
+        j->clip_high = choose_entropy(o, j->control).range.start;
     const char *problem = objective_check_group(j, (int)o->group);
     if (problem) die_input("--group %lld: %s", (long long)o->group, problem);
     problem = objective_check_axes(j);
@@ -102,49 +99,41 @@ struct Objective choose_objective(const struct Options *o) {
 const char *choose_scale(const struct Options *o) { return o->scale[0] ? o->scale : "tiny"; }
 
 struct EntropyOptions choose_entropy(const struct Options *o, enum EntropyControl control) {
-    struct EntropyOptions options, *e = &options;
-    entropy_options_preset(e, control, choose_scale(o));
+    const struct Control *row = &entropy_controls[control];
+    struct EntropyOptions options;
+    entropy_options_preset(&options, control, choose_scale(o));
     if (o->controller[0])
-        e->rule = strcmp(o->controller, "pi") == 0 ? CONTROLLER_PI : CONTROLLER_DOUBLE;
-    choose_number(&e->target, o->entropy_target);
-    choose_number(&e->target_ratio, o->entropy_target_ratio);
-    choose_number(&e->zeta_start, o->zeta_start);
-    choose_number(&e->zeta_min, o->zeta_min);
-    choose_number(&e->zeta_max, o->zeta_max);
-    choose_number(&e->clip_high_start, o->clip_high);
-    choose_number(&e->clip_high_min, o->clip_high_min);
-    choose_number(&e->clip_high_max, o->clip_high_max);
-    choose_number(&e->clip_high_step, o->clip_high_step);
-    choose_number(&e->coef_start, o->entropy_coef);
-    e->repo_d_signed = o->repo_d_signed;
-    if (e->zeta_min > e->zeta_max)
-        die_input("--zeta-min %g is larger than --zeta-max %g", e->zeta_min, e->zeta_max);
-    if (e->clip_high_min > e->clip_high_max)
-        die_input("--clip-high-min %g is larger than --clip-high-max %g", e->clip_high_min,
-                  e->clip_high_max);
+        options.rule = strcmp(o->controller, "pi") == 0 ? CONTROLLER_PI : CONTROLLER_DOUBLE;
+    choose_number(&options.target, o->entropy_target);
+    choose_number(&options.target_ratio, o->entropy_target_ratio);
+    choose_number(&options.range.start, options_real(o, row->option.start));
+    choose_number(&options.range.min, options_real(o, row->option.min));
+    choose_number(&options.range.max, options_real(o, row->option.max));
+    choose_number(&options.range.step, options_real(o, row->option.step));
+    options.repo_d_signed = o->repo_d_signed;
+    const char *problem = entropy_options_problem(&options);
+    if (problem) die_input("--entropy-control %s: %s", row->name, problem);
     return options;
 }
 
-/* An option that the chosen control never reads would mislead whoever set it. */
-void choose_warn(const struct Options *o, const struct Objective *j) {
-    enum EntropyControl control = j->control;
-    bool zeta = control >= CONTROL_REPO_R && control <= CONTROL_REPO_BETA;
-    bool bonus = control == CONTROL_BONUS || control == CONTROL_ADAPTIVE_BONUS;
-    bool adapo = control == CONTROL_ADAPO;
-    bool target = zeta || adapo || control == CONTROL_ADAPTIVE_BONUS;
-    bool clips = j->surrogate == SURROGATE_CLIP || j->surrogate == SURROGATE_CISPO;
-    const struct { const char *name; bool read; } rows[] = {
-        {"controller", zeta}, {"zeta-start", zeta}, {"zeta-min", zeta}, {"zeta-max", zeta},
-        {"repo-d-signed", control == CONTROL_REPO_D}, {"entropy-coef", bonus},
-        {"clip-high-min", adapo}, {"clip-high-max", adapo}, {"clip-high-step", adapo},
-        {"entropy-target", target}, {"entropy-target-ratio", target},
-        {"clip-low", clips}, {"clip-high", clips || adapo}, {"dual-clip", clips},
-        {"kl", j->kl_coef > 0}, {"filter-rounds", j->filter},
-    };
-    char word[32];
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        if (options_given(o, rows[i].name) && !rows[i].read)
-            warn("--%s does nothing here: objective %s with entropy control %s does not read it",
-                 rows[i].name, j->name,
-                 objective_axis_word("entropy-control", (int)control, word));
+/* ---- what was set and does nothing ----------------------------------------------------------- */
+
+void choose_warn(const struct Options *o, const struct Objective *objective) {
+    const struct Control *control = &entropy_controls[objective->control];
+    const char *name;
+    for (int i = 0; (name = options_name(i)) != NULL; i++)
+        if (options_given(o, name) && objective_ignores(objective, name))
+            warn("--%s does nothing here: objective %s with surrogate %s and entropy control %s "
+                 "does not read it", name, objective->name,
+                 objective_axis_word("surrogate", (int)objective->surrogate), control->name);
+    if (control->has_target && options_given(o, "entropy-target") &&
+        options_given(o, "entropy-target-ratio"))
+        warn("--entropy-target-ratio does nothing here: --entropy-target says the target");
+    if (control->has_rule && strcmp(o->controller, "pi") == 0 && options_given(o, "zeta-min"))
+        warn("--zeta-min does nothing here: --controller pi has no smallest size");
+    if (options_given(o, "lr-min-ratio") && strcmp(o->lr_schedule, "constant") == 0)
+        warn("--lr-min-ratio does nothing here: --lr-schedule constant does not fall");
+    if (o->minibatches > o->prompts * o->group)
+        warn("--minibatches %lld: a rollout has %lld completions, and a minibatch without one makes "
+             "no update", (long long)o->minibatches, (long long)(o->prompts * o->group));
 }

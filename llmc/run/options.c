@@ -69,6 +69,9 @@ static const struct Option rows[] = {
     WHOLE("epochs", epochs, 1, 1000, 1, HOW, FREE, "times each rollout is used"),
     REAL("lr", lr, 0, 1, 1e-4, HOW, FREE, "learning rate of the RL steps"),
     WHOLE("lr-warmup", lr_warmup, 0, MANY, 0, HOW, FREE, "steps over which it rises from 0"),
+    WORD("lr-schedule", lr_schedule, "constant", "constant linear cosine", HOW, FREE,
+         "how it falls from there to the last step of all tasks"),
+    REAL("lr-min-ratio", lr_min_ratio, 0, 1, 0, HOW, FREE, "the share of --lr it falls to"),
     REAL("weight-decay", weight_decay, 0, 100, 0, HOW, FREE, "AdamW's"),
     REAL("grad-clip", grad_clip, 0, MANY, 1, HOW, FREE, "largest gradient norm; 0 = no limit"),
     REAL("beta1", beta1, 0, 0.999999, 0.9, HOW, FREE, "AdamW's"),
@@ -96,6 +99,10 @@ static const struct Option rows[] = {
          "ADAPO's factor per rollout"),
     REAL("entropy-coef", entropy_coef, -1000, 1000, NAN, ENTROPY, FREE,
          "weight of the entropy bonus"),
+    REAL("entropy-coef-max", entropy_coef_max, 0, 1000, NAN, ENTROPY, FREE,
+         "the adaptive bonus' largest weight"),
+    REAL("entropy-coef-step", entropy_coef_step, 0, 1000, NAN, ENTROPY, FREE,
+         "the adaptive bonus' change of it per rollout"),
     FLAG("repo-d-signed", repo_d_signed, ENTROPY, FREE,
          "REPO-D by the signed change, as in the paper"),
     WORD("logp-dtype", logp_dtype, "fp32", "fp32 bf16 fp16", ENTROPY, FREE,
@@ -176,4 +183,12 @@ void options_save(const struct Options *options, const char *path) {
 bool options_given(const struct Options *options, const char *name) {
     int row = option_table_find(&table, name);
     return row >= 0 && options->given[row];
+}
+
+const char *options_name(int row) { return row < NUM_ROWS ? rows[row].name : NULL; }
+
+double options_real(const struct Options *options, const char *name) {
+    int row = name ? option_table_find(&table, name) : -1;
+    if (row < 0 || rows[row].type != OPTION_REAL) return NAN;
+    return *(const double *)((const char *)options + rows[row].offset);
 }

@@ -27,12 +27,15 @@ struct Options {
     char scale[OPTION_TEXT], controller[OPTION_TEXT];    /* "" = by the task; the preset's */
     double entropy_target, entropy_target_ratio;         /* NaN = the scale's preset, likewise: */
     double zeta_start, zeta_min, zeta_max;
-    double clip_high_min, clip_high_max, clip_high_step, entropy_coef;
+    double clip_high_min, clip_high_max, clip_high_step;
+    double entropy_coef, entropy_coef_max, entropy_coef_step;
     bool repo_d_signed;
     int64_t entropy_push_tokens, attention_entropy_every;
     int64_t steps, warm_start, warm_batch, prompts, group, minibatches, epochs;
     double lr, warm_lr, weight_decay, grad_clip, beta1, beta2;
     int64_t lr_warmup;
+    char lr_schedule[OPTION_TEXT];
+    double lr_min_ratio;
     double temperature;
     int64_t max_tokens;                  /* 0 = the task's */
     /* evaluation */
@@ -63,5 +66,9 @@ void options_help(FILE *out);
 void options_save(const struct Options *options, const char *path);
 /* Was it set on the line or in a config file (rather than left at its default)? */
 bool options_given(const struct Options *options, const char *name);
+/* The name of a row of the table; NULL past the end. */
+const char *options_name(int row);
+/* A real number by its option's name; NaN: undecided, or there is no such option. */
+double options_real(const struct Options *options, const char *name);
 
 #endif

@@ -126,15 +126,11 @@ static void write_objective(struct Report *r, const struct StepReport *s) {
 
 /* The controller's target and its variable, whichever that is. */
 static void write_control(struct Report *r, const struct EntropyState *e) {
-    enum EntropyControl control = e->options.control;
-    bool repo = control >= CONTROL_REPO_R && control <= CONTROL_REPO_BETA;
-    if (repo || control == CONTROL_ADAPO || control == CONTROL_ADAPTIVE_BONUS)
-        number(r, "entropy_target", e->target);
-    if (repo) number(r, "repo_zeta", e->control.zeta);
-    if (control == CONTROL_REPO_D) number(r, "repo_d_beta", e->control.repo_d_beta);
-    if (control == CONTROL_ADAPO) number(r, "clip_high", e->control.clip_high);
-    if (control == CONTROL_BONUS || control == CONTROL_ADAPTIVE_BONUS)
-        number(r, "entropy_coef", e->control.entropy_coef);
+    const struct Control *row = &entropy_controls[e->options.control];
+    if (row->has_target) number(r, "entropy_target", e->target);
+    for (int i = 0; i < 2 && row->logged[i].key; i++)
+        number(r, row->logged[i].key,
+               *(const float *)((const char *)&e->control + row->logged[i].value));
     if (e->steps_at_bound > 0) number(r, "entropy_steps_at_bound", e->steps_at_bound);
 }
 

@@ -20,6 +20,7 @@ struct StepReport {
     double grad_norm, learning_rate;   /* mean over updates; of the last */
     int64_t num_tokens;                /* trained on since the start */
     double logp_difference_mean, logp_difference_max;  /* |scored - sampled| before the 1st update */
+    float noise;                       /* largest |l - l_old| before it: rounding, not learning */
     const struct Experience *experience;
     const struct EntropyState *entropy;
     double seconds_step, seconds_logprob, seconds_update, seconds_monitor;

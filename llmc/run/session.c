@@ -170,21 +170,9 @@ static void plan_memory(struct Session *s) {
 /* ---- what the person is told at start -------------------------------------------------------- */
 
 static void describe_control(const struct Session *s) {
-    const struct EntropyOptions *e = &s->entropy_options;
-    if (e->control == CONTROL_NONE || e->control >= CONTROL_CLIP_COV) return;
-    char target[64], knob[96];
-    if (isnan(e->target))
-        snprintf(target, sizeof target, "%g x the first rollout's entropy", e->target_ratio);
-    else snprintf(target, sizeof target, "%g nats", e->target);
-    if (e->control == CONTROL_ADAPO)
-        snprintf(knob, sizeof knob, "clip_high from %g in [%g, %g], step %g", e->clip_high_start,
-                 e->clip_high_min, e->clip_high_max, e->clip_high_step);
-    else if (e->control <= CONTROL_ADAPTIVE_BONUS)
-        snprintf(knob, sizeof knob, "coefficient from %g", e->coef_start);
-    else
-        snprintf(knob, sizeof knob, "|zeta| from %g in [%g, %g], controller %s", e->zeta_start,
-                 e->zeta_min, e->zeta_max, e->rule == CONTROLLER_PI ? "pi" : "double");
-    say("entropy   scale %s; target %s; %s", choose_scale(&s->options), target, knob);
+    char line[256];
+    if (entropy_describe(&s->entropy_options, line, sizeof line))
+        say("entropy   scale %s; %s", choose_scale(&s->options), line);
 }
 
 static void describe(const struct Session *s) {
@@ -214,6 +202,9 @@ static void describe(const struct Session *s) {
     say("          %lld steps = %lld updates, %lld completions; micro-batch %d tokens, %d decode "
         "rows", (long long)s->plan.steps, (long long)(s->plan.steps * updates),
         (long long)(s->plan.steps * completions), s->shape.N, s->decode_rows);
+    if (strcmp(o->lr_schedule, "constant") != 0)
+        say("schedule  learning rate %g falls to %g (%s) over all %lld steps; more --steps stretch "
+            "it", o->lr, o->lr * o->lr_min_ratio, o->lr_schedule, (long long)s->plan.steps);
     const char *inert = objective_check_updates(&s->objective, (int)updates);
     if (inert) warn("%s", inert);
     if (!o->quiet) arena_print(&s->arena, stdout);
@@ -261,12 +252,12 @@ static void note_settings(struct Session *s) {
 static void resume_entropy(struct Session *s, const struct EntropyState *opened) {
     struct EntropyState *e = &s->entropy;
     const char *before = s->progress.control;
-    char now[32];
-    objective_axis_word("entropy-control", (int)s->objective.control, now);
+    const char *now = entropy_controls[s->objective.control].name;
     if (options_given(&s->options, "entropy-target")) e->target = e->options.target;
     if (strcmp(before, now) == 0) return;
     say("resume    entropy control %s -> %s: its variables start anew", before, now);
-    e->control = opened->control;
+    e->control = opened->control, e->integral = opened->integral, e->coef = opened->coef;
+    e->steps_at_bound = 0;
 }
 
 /* The scale is fp16's own: a run that comes from another dtype starts with the first one. */
@@ -293,7 +284,7 @@ static void load(struct Session *s) {
     bool learn = !s->options.eval_only && !s->options.score[0];
     if (s->place.checkpoint[0]) checkpoint_load_weights(s->place.checkpoint, s->model, weights);
     else model_initialise(s->model, weights, (uint64_t)s->options.seed);
-    entropy_open(&s->entropy, &s->entropy_options, s->objective.clip_high);
+    entropy_open(&s->entropy, &s->entropy_options);
     if (!learn) return;
     trainer_reset_optimizer(s->trainer);
     if (!s->place.resumed) return;
@@ -388,7 +379,8 @@ static void save_to(struct Session *s, const char *directory, int keep) {
     s->progress.optimizer_step = progress.step;
     s->progress.loss_scale = progress.loss_scale;
     s->progress.loss_scale_updates = progress.loss_scale_updates;
-    objective_axis_word("entropy-control", (int)s->objective.control, s->progress.control);
+    snprintf(s->progress.control, sizeof s->progress.control, "%s",
+             entropy_controls[s->objective.control].name);
     checkpoint_save(directory, s->model, trainer_weights(s->trainer), &optimizer, &s->tokenizer,
                     &s->progress,
                     (struct FieldSection[]){{&entropy_fields, &s->entropy}, {NULL, NULL}}, keep);
