@@ -270,10 +270,13 @@ static void train(struct Session *s) {
 }
 
 static void evaluate_only(struct Session *s) {
-    char text[256];
-    struct Evaluation evaluation = session_evaluate(s, s->task);
-    report_describe_evaluation(&evaluation, text, sizeof text);
-    say("%s held-out: %s", s->task->name, text);
+    for (int i = 0; i < s->plan.num_phases; i++) {
+        const struct Task *task = s->plan.phases[i].task;
+        struct Evaluation evaluation = session_evaluate(s, task);
+        char text[256];
+        report_describe_evaluation(&evaluation, text, sizeof text);
+        say("%s held-out: %s", task->name, text);
+    }
 }
 
 int main(int argc, char **argv) {

@@ -103,6 +103,9 @@ static void test_line_errors(void **state) {
         {"--stps 3", "unknown option --stps; did you mean --steps? (--help lists all)"},
         {"--eval_every 3", "unknown option --eval_every; did you mean --eval-every? (--help lists "
                            "all)"},
+        {"--learning-rate 3", "unknown option --learning-rate; here it is --lr (--help lists all)"},
+        {"--num_generations=3", "unknown option --num_generations; here it is --group (--help lists "
+                                "all)"},
         {"--step=3", "unknown option --step; did you mean --steps? (--help lists all)"},
         {"--steps", "--steps needs a value"},
         {"--steps --quiet", "--steps needs a value"},
@@ -171,8 +174,9 @@ static void test_config_errors(void **state) {
         {"{\"steps\": NaN}", "not JSON, at byte 10"},
         {"[1]", "wants a JSON object of options"},
         {"3", "wants a JSON object of options"},
-        {"{\"stps\": 5}", "unknown option \"stps\"; did you mean \"steps\"?"},
-        {"{\"\": 5}", "unknown option \"\"; did you mean \"kl\"?"},
+        {"{\"stps\": 5}", "unknown option --stps; did you mean --steps? (--help lists all)"},
+        {"{\"\": 5}", "unknown option --; did you mean --kl? (--help lists all)"},
+        {"{\"max_steps\": 5}", "unknown option --max_steps; here it is --steps (--help lists all)"},
         {"{\"config\": \"x\"}", "a config file cannot name another one"},
         {"{\"steps\": 5, \"steps\": 5}", "--steps is there twice"},
         {"{\"steps\": \"5\"}", "--steps wants a whole number"},

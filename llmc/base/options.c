@@ -1,7 +1,6 @@
 #include "options.h"
 
 #include <cjson/cJSON.h>
-#include <errno.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -16,8 +15,8 @@ int option_table_find(const struct OptionTable *table, const char *name) {
     return -1;
 }
 
-static bool *given_field(const struct OptionTable *table, void *fields, int row) {
-    return (bool *)((char *)fields + table->given) + row;
+static unsigned char *given_field(const struct OptionTable *table, void *fields, int row) {
+    return (unsigned char *)fields + table->given + row;
 }
 
 /* Levenshtein distance, of the first 63 characters. */
@@ -44,6 +43,23 @@ static const char *nearest_name(const struct OptionTable *table, const char *nam
     for (int i = 1; i < table->num_rows; i++)
         if (edit_distance(name, rows[i].name) < edit_distance(name, rows[best].name)) best = i;
     return rows[best].name;
+}
+
+/* Equal, with _ for -? */
+static bool same_words(const char *a, const char *b) {
+    while (*a && (*a == *b || (*a == '-' && *b == '_'))) a++, b++;
+    return !*a && !*b;
+}
+
+/* Ends the program: what to type instead of `name`. `source` is "" for the line, or "FILE: ". */
+static _Noreturn void die_unknown(const struct OptionTable *table, const char *source,
+                                  const char *name) {
+    for (int i = 0; i < table->num_synonyms; i++)
+        if (same_words(table->synonyms[i].theirs, name))
+            die_input("%sunknown option --%s; here it is %s (--help lists all)", source, name,
+                      table->synonyms[i].ours);
+    die_input("%sunknown option --%s; did you mean --%s? (--help lists all)", source, name,
+              nearest_name(table, name));
 }
 
 /* Is `value` one of the space-separated `choices`? */
@@ -164,7 +180,7 @@ bool option_same(const struct Option *o, const void *fields, const void *others)
     return true;
 }
 
-const char *option_describe(const struct Option *o, const void *fields, char out[OPTION_TEXT]) {
+const char *option_value(const struct Option *o, const void *fields, char out[OPTION_TEXT]) {
     const char *field = (const char *)fields + o->offset;
     switch (o->type) {
     case OPTION_WHOLE:
@@ -202,10 +218,10 @@ static void set_from_json(void *fields, const struct Option *o, const cJSON *ite
 static char *read_text(const char *path) {
     enum { LIMIT = 1 << 20 };
     FILE *file = fopen(path, "rb");
-    if (!file) die_input("cannot read --config %s: %s", path, strerror(errno));
+    if (!file) die_errno("read --config", path);
     char *text = check_alloc(LIMIT + 1, 1, "the --config file");
     size_t length = fread(text, 1, LIMIT + 1, file);
-    if (ferror(file)) die_input("cannot read --config %s: %s", path, strerror(errno));
+    if (ferror(file)) die_errno("read --config", path);
     fclose(file);
     if (length > LIMIT) die_input("--config %s is larger than 1 MB: not an options file", path);
     text[length] = 0;
@@ -225,15 +241,14 @@ static void set_from_config(const struct OptionTable *table, void *fields, const
         int row = option_table_find(table, item->string);
         if (row >= 0 && table->rows[row].type == OPTION_CONFIG)
             die_input("%sa config file cannot name another one", source);
-        if (row < 0)
-            die_input("%sunknown option \"%s\"; did you mean \"%s\"?", source, item->string,
-                      nearest_name(table, item->string));
+        if (row < 0) die_unknown(table, source, item->string);
         if (seen[row]) die_input("%s--%s is there twice", source, item->string);
         seen[row] = true;
         if (cJSON_IsNull(item)) set_default(fields, &table->rows[row]);
         else set_from_json(fields, &table->rows[row], item, source);
         /* a saved config holds every option; those at their default were not chosen */
-        *given_field(table, fields, row) = !is_default(fields, &table->rows[row]);
+        *given_field(table, fields, row) =
+            is_default(fields, &table->rows[row]) ? OPTION_NOT_GIVEN : OPTION_IN_FILE;
     }
     cJSON_Delete(root);
     free(text);
@@ -286,9 +301,7 @@ static int parse_one(const struct OptionTable *table, void *fields, char **argv,
     int length = equals ? (int)(equals - argument) - 2 : (int)strlen(argument) - 2;
     snprintf(name, sizeof name, "%.*s", length, argument + 2);
     int row = option_table_find(table, name);
-    if (row < 0)
-        die_input("unknown option --%s; did you mean --%s? (--help lists all)", name,
-                  nearest_name(table, name));
+    if (row < 0) die_unknown(table, "", name);
     const struct Option *o = &table->rows[row];
     const char *value = equals ? equals + 1 : next;
     int used = equals ? 1 : 2;
@@ -300,7 +313,7 @@ static int parse_one(const struct OptionTable *table, void *fields, char **argv,
         die_input("--%s needs a value", o->name);
     if (o->type == OPTION_CONFIG) set_from_config(table, fields, value);
     else set_from_line(fields, o, value);
-    *given_field(table, fields, row) = true;
+    *given_field(table, fields, row) = OPTION_ON_LINE;
     return used;
 }
 

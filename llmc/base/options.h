@@ -11,8 +11,11 @@
 #define OPTION_TEXT 1024   /* bytes of a word's field, the final zero included */
 #define OPTION_LIMIT 112   /* rows a table may have */
 
-/* The field's type: int64_t, double, bool, char[OPTION_TEXT]. CONFIG is --config itself: no field. */
+/* A field is int64_t, double, bool, char[OPTION_TEXT]; CONFIG is --config itself, no field. */
 enum OptionType { OPTION_WHOLE, OPTION_REAL, OPTION_FLAG, OPTION_WORD, OPTION_CONFIG };
+
+/* How an option was set: by the word itself, by a file, or not at all. */
+enum OptionGiven { OPTION_NOT_GIVEN, OPTION_IN_FILE, OPTION_ON_LINE };
 
 /* The one bit of `use` that this file knows; the others are the program's. */
 #define OPTION_ONCE 1      /* acts now and is no part of the recipe: not saved */
@@ -30,17 +33,25 @@ struct Option {
     const char *help;
 };
 
+/* What other programs call it: the answer to who types that. */
+struct OptionSynonym {
+    const char *theirs;    /* without the dashes */
+    const char *ours;      /* our option, dashes and all, or what to do instead */
+};
+
 struct OptionTable {
     const struct Option *rows;
     int num_rows;
-    size_t given;          /* offset of bool given[OPTION_LIMIT], by row: set, not left alone */
+    const struct OptionSynonym *synonyms;
+    int num_synonyms;
+    size_t given;          /* offset of unsigned char given[OPTION_LIMIT], by row: OptionGiven */
     size_t help;           /* offset of the field that --help sets */
     const char *usage;     /* what the help begins with */
 };
 
 /* Defaults, then --config FILE in its place on the line, then the line. `fields` is the struct that
-   the offsets are of, zeroed by the caller. die_input for anything unknown (suggesting the nearest
-   name), out of range, or without its value. --help prints and exits 0. */
+   the offsets are of, zeroed by the caller. die_input for anything unknown (naming the synonym's
+   or the nearest name), out of range, or without its value. --help prints and exits 0. */
 void option_table_parse(const struct OptionTable *table, void *fields, int argc, char **argv);
 /* --help's text: every option with its default and range. */
 void option_table_help(const struct OptionTable *table, FILE *out);
@@ -51,6 +62,6 @@ int option_table_find(const struct OptionTable *table, const char *name);
 /* Do two structs hold the same value of a row? (NaN equals NaN.) */
 bool option_same(const struct Option *row, const void *fields, const void *others);
 /* The value as it would stand on the line, e.g. "0.0001"; "" for an undecided number. */
-const char *option_describe(const struct Option *row, const void *fields, char out[OPTION_TEXT]);
+const char *option_value(const struct Option *row, const void *fields, char out[OPTION_TEXT]);
 
 #endif

@@ -13,7 +13,7 @@ static const struct Task *known_task(const char *option, const char *name) {
     return task;
 }
 
-/* --tasks NAME:STEPS,NAME:STEPS sets the phases and with them the steps; else there is one phase. */
+/* --tasks NAME:STEPS,NAME:STEPS sets the phases and with them the steps; else there is one. */
 struct Plan choose_plan(const struct Options *o) {
     struct Plan plan = {.steps = o->steps};
     char list[OPTION_TEXT], *rest = list, *item;
@@ -29,7 +29,8 @@ struct Plan choose_plan(const struct Options *o) {
         char *colon = strchr(item, ':'), *end = item;
         long long steps = colon ? strtoll(colon + 1, &end, 10) : 0;
         if (!colon || *end || steps < 1 || steps > 1000000000)
-            die_input("--tasks %s: \"%s\" is not NAME:STEPS with at least one step", o->tasks, item);
+            die_input("--tasks %s: \"%s\" is not NAME:STEPS with at least one step", o->tasks,
+                      item);
         if (plan.num_phases == MAX_PHASES)
             die_input("--tasks %s: more than %d tasks", o->tasks, MAX_PHASES);
         *colon = 0;
@@ -120,12 +121,13 @@ struct EntropyOptions choose_entropy(const struct Options *o, enum EntropyContro
 
 void choose_warn(const struct Options *o, const struct Objective *objective) {
     const struct Control *control = &entropy_controls[objective->control];
-    const char *name;
-    for (int i = 0; (name = options_name(i)) != NULL; i++)
+    for (int i = 0; options_row(i); i++) {
+        const char *name = options_row(i)->name;
         if (options_given(o, name) && objective_ignores(objective, name))
             warn("--%s does nothing here: objective %s with surrogate %s and entropy control %s "
                  "does not read it", name, objective->name,
                  objective_axis_word("surrogate", (int)objective->surrogate), control->name);
+    }
     if (control->has_target && options_given(o, "entropy-target") &&
         options_given(o, "entropy-target-ratio"))
         warn("--entropy-target-ratio does nothing here: --entropy-target says the target");

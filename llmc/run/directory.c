@@ -1,5 +1,6 @@
 #include "directory.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -9,11 +10,74 @@
 #include <time.h>
 #include <unistd.h>
 #include "../base/check.h"
+#include "../io/json.h"
 #include "../io/tensorboard.h"
 
-/* ---- the run directory ----------------------------------------------------------------------- */
+/* ---- what a directory is --------------------------------------------------------------------- */
+
+enum Kind {
+    NOTHING,    /* not there */
+    FRESH,      /* there, and nothing in it but what a run makes first: a run may start in it */
+    RUN,        /* a run's: its config.json, and its log, lock or checkpoints */
+    DAMAGED,    /* a run's by its log, lock or checkpoints, but its config.json is none of ours */
+    FOREIGN     /* anything else: not to be touched */
+};
 
 static bool exists(const char *path) { return access(path, F_OK) == 0; }
+
+static bool is_inside(const char *directory, const char *name) {
+    char path[4096];
+    check_path(path, sizeof path, "%s/%s", directory, name);
+    return exists(path);
+}
+
+/* Is RUN/config.json a saved set of options, and not, say, a model's? */
+static bool has_options(const char *run) {
+    char path[4096];
+    const char *problem;
+    check_path(path, sizeof path, "%s/config.json", run);
+    cJSON *config = json_read(path, 1 << 20, &problem);
+    bool ours = cJSON_IsString(cJSON_GetObjectItemCaseSensitive(config, "objective")) &&
+                cJSON_IsNumber(cJSON_GetObjectItemCaseSensitive(config, "prompts")) &&
+                cJSON_IsNumber(cJSON_GetObjectItemCaseSensitive(config, "seed"));
+    cJSON_Delete(config);
+    return ours;
+}
+
+static enum Kind kind_of(const char *path) {
+    static const char *const early[] = {".", "..", "lock", "config.json.tmp"};
+    DIR *directory = opendir(path);
+    bool more = false;
+    if (!directory && errno == ENOENT) return NOTHING;
+    if (!directory && errno == ENOTDIR) return FOREIGN;
+    if (!directory) die_errno("read the directory", path);
+    for (struct dirent *entry; (entry = readdir(directory)) != NULL;) {
+        bool is_early = false;
+        for (size_t i = 0; i < sizeof early / sizeof *early; i++)
+            is_early |= strcmp(entry->d_name, early[i]) == 0;
+        more |= !is_early;
+    }
+    closedir(directory);
+    if (!more) return FRESH;
+    if (!is_inside(path, "config.json")) return FOREIGN;
+    if (!is_inside(path, "metrics.jsonl") && !is_inside(path, "lock") &&
+        !is_inside(path, "checkpoints")) return FOREIGN;
+    return has_options(path) ? RUN : DAMAGED;
+}
+
+static bool same_directory(const char *a, const char *b) {
+    struct stat of_a, of_b;
+    return strcmp(a, b) == 0 || (stat(a, &of_a) == 0 && stat(b, &of_b) == 0 &&
+                                 of_a.st_dev == of_b.st_dev && of_a.st_ino == of_b.st_ino);
+}
+
+/* ---- making and locking it ------------------------------------------------------------------- */
+
+static _Noreturn void die_making(const char *path) {
+    if (is_machine_error(errno)) die_errno("make the directory", path);
+    die_input("cannot make the directory %s: %s; choose another with --run", path,
+              strerror(errno));
+}
 
 static void make_directory(const char *path) {
     char partial[4096];
@@ -22,42 +86,102 @@ static void make_directory(const char *path) {
         if (*slash != '/' && *slash) continue;
         char kept = *slash;
         *slash = 0;
-        if (mkdir(partial, 0777) != 0 && errno != EEXIST)
-            die_input("cannot make the directory %s: %s; choose another with --run", partial,
-                      strerror(errno));
+        if (mkdir(partial, 0777) != 0 && errno != EEXIST) die_making(partial);
         if (!kept) return;
         *slash = kept;
     }
 }
 
-/* Two programs in one run directory would overwrite each other; the lock goes with the process. */
+/* runs/TASK-OBJECTIVE-TIME, or the next of that name: making it reserves it, so that two programs
+   started in one second take two. */
+static void make_default(char *run, size_t capacity, const char *first) {
+    make_directory("runs");
+    check_path(run, capacity, "%s", first);
+    for (int i = 2; mkdir(run, 0777) != 0; i++) {
+        if (errno != EEXIST) die_making(run);
+        check_path(run, capacity, "%s-%d", first, i);
+    }
+}
+
+/* Two programs in one run directory would overwrite each other. The lock goes with the process. */
 static void lock_run(const char *run) {
+    static bool locked;
     char path[4096];
+    if (locked) return;
     check_path(path, sizeof path, "%s/lock", run);
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd < 0) die_input("cannot write in the run directory %s: %s", run, strerror(errno));
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0)
-        die_input("another program is using the run directory %s; choose another with --run", run);
+    if (fd < 0) die_errno("write in the run directory", run);
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        if (errno == EWOULDBLOCK)
+            die_input("another program is using the run directory %s; choose another with --run",
+                      run);
+        die_machine("cannot lock %s: %s; a run needs a file system with locks", path,
+                    strerror(errno));
+    }
+    locked = true;
 }
+
+/* ---- options, those of a resumed run first --------------------------------------------------- */
+
+static bool measures(const struct Options *o) { return o->eval_only || o->score[0]; }
+
+/* Ends the program: what a directory is that --resume cannot go on with. */
+static _Noreturn void die_no_run(const char *run) {
+    if (is_inside(run, "trainer_state.json"))
+        die_input("--resume %s: that is a checkpoint; --resume goes on with a run, the directory "
+                  "that holds checkpoints/, and --model takes a checkpoint's weights", run);
+    if (is_inside(run, "checkpoints"))
+        die_input("--resume %s: it has checkpoints but no config.json, so the run's options are "
+                  "lost; --model %s takes its weights", run, run);
+    die_input("--resume %s: it is no run (there is no config.json of one in it)", run);
+}
+
+/* The run that --resume means: DIR, or with auto --run's, or else the newest under runs/. False:
+   there is none, which for auto means a fresh start. */
+static bool resumed_run(const struct Options *o, char *run, size_t capacity) {
+    bool by_name = strcmp(o->resume, "auto") != 0;
+    if (by_name && o->run[0] && !same_directory(o->resume, o->run))
+        die_input("--resume %s goes on in its own directory, not in --run %s; --model %s --run %s "
+                  "starts another run from its weights", o->resume, o->run, o->resume, o->run);
+    if (by_name || o->run[0]) check_path(run, capacity, "%s", by_name ? o->resume : o->run);
+    else if (!checkpoint_newest_run("runs", run, capacity)) return false;
+    enum Kind kind = kind_of(run);
+    if (by_name && kind == NOTHING)
+        die_input("--resume %s: there is no such run directory", run);
+    if (by_name && kind == FRESH)
+        die_input("--resume %s: it is empty; --run %s starts a run in it", run, run);
+    if (kind == FOREIGN) die_no_run(run);
+    return kind == RUN || kind == DAMAGED;
+}
+
+struct Options directory_options(int argc, char **argv, struct Options *before) {
+    struct Options options;
+    char run[4096], config[4096];
+    options_parse(&options, argc, argv);
+    if (measures(&options)) options_check_measure(&options);
+    *before = options;
+    if (!options.resume[0] || !resumed_run(&options, run, sizeof run)) return options;
+    if (!measures(&options) && !options.dry_run) lock_run(run);   /* before it is read */
+    check_path(config, sizeof config, "%s/config.json", run);
+    char **line = check_alloc((size_t)argc + 3, sizeof *line, "the command line");
+    line[0] = argv[0], line[1] = "--config", line[2] = config;
+    options_parse(before, 3, line);
+    for (int i = 1; i < argc; i++) line[i + 2] = argv[i];
+    options_parse(&options, argc + 2, line);
+    free(line);
+    if (kind_of(run) == DAMAGED)
+        die_input("%s is not the config.json of a run: its options are lost", config);
+    check_path(options.run, sizeof options.run, "%s", run);
+    return options;
+}
+
+/* ---- where to write, what to start from ------------------------------------------------------ */
 
 static void default_name(char *run, size_t capacity, const char *task, const char *objective) {
     char when[32];
     time_t now = time(NULL);
     strftime(when, sizeof when, "%Y%m%d-%H%M%S", localtime(&now));
     check_path(run, capacity, "runs/%s-%s-%s", task, objective, when);
-    for (int i = 2; exists(run); i++)
-        check_path(run, capacity, "runs/%s-%s-%s-%d", task, objective, when, i);
-}
-
-/* A resumed run without a checkpoint starts afresh in its directory, which must be a run's: with auto
-   because it was killed early, by name never. */
-static void require_own_run(const struct Options *o, const char *run) {
-    char config[4096];
-    if (strcmp(o->resume, "auto") != 0)
-        die_input("--resume %s: there is no checkpoint in it", o->resume);
-    check_path(config, sizeof config, "%s/config.json", run);
-    if (exists(run) && !exists(config) && !o->overwrite)
-        die_input("%s exists and is no run; --run names another, --overwrite uses it", run);
 }
 
 /* A directory given as --model: a Hugging Face directory, or a run (its latest checkpoint). */
@@ -68,87 +192,104 @@ static void find_model(struct Place *place, const char *model) {
     check_path(place->checkpoint, sizeof place->checkpoint, "%s", model);
 }
 
-struct Place directory_find(const struct Options *o, const char *task) {
+/* Measuring reads, and writes nothing. */
+static struct Place find_measured(const struct Options *o) {
     struct Place place = {0};
     char *checkpoint = place.checkpoint;
-    if (o->eval_only || o->score[0]) {
-        if (!o->resume[0]) find_model(&place, o->model);
-        else if (!o->run[0] || !checkpoint_latest(o->run, checkpoint, sizeof place.checkpoint))
+    const char *what = o->score[0] ? "--score" : "--eval-only";
+    if (o->resume[0]) {
+        if (options_on_line(o, "model"))
+            die_input("--model and --resume both name weights to measure: leave one out");
+        if (!o->run[0] || !checkpoint_latest(o->run, checkpoint, sizeof place.checkpoint))
             die_input("--resume %s: there is no checkpoint to measure", o->resume);
         return place;
     }
-    if (o->run[0]) check_path(place.run, sizeof place.run, "%s", o->run);
-    else default_name(place.run, sizeof place.run, task, o->objective);
-    if (o->resume[0]) {
-        place.resumed = checkpoint_latest(place.run, checkpoint, sizeof place.checkpoint);
-        if (!place.resumed) require_own_run(o, place.run);
-    } else if (exists(place.run) && !o->overwrite && !o->dry_run) {
-        die_input("the run directory %s exists; --resume auto goes on with it, --overwrite starts "
-                  "it anew, --run names another", place.run);
-    }
-    if (!place.resumed) find_model(&place, o->model);
+    if (o->run[0])
+        die_input("%s writes no run, so --run does nothing; --resume %s measures that run's "
+                  "weights", what, o->run);
+    find_model(&place, o->model);
+    if (!checkpoint[0])
+        die_input("%s measures weights, and those of %s are random: name some with --model "
+                  "DIRECTORY or --resume RUN", what, o->model);
     return place;
 }
 
-/* A fresh start in an existing directory removes what the old run logged and saved, nothing else. */
-static void clear_run(const char *run, const char *checkpoint) {
-    static const char *const logs[] = {"metrics.jsonl", "warm_start.jsonl", "rollouts.jsonl",
-                                       "attention_entropy.jsonl", "failure.jsonl"};
-    char path[4096], *inside = realpath(run, NULL), *needed = realpath(checkpoint, NULL);
+/* May a run start in the directory? What is there already belongs to somebody. */
+static void check_start(const struct Options *o, const char *run) {
+    enum Kind kind = kind_of(run);
+    char latest[4096];
+    if (kind == NOTHING || kind == FRESH || o->dry_run) return;
+    if (kind == DAMAGED)
+        die_input("the config.json in %s is not a run's; --run names another directory", run);
+    if (kind == FOREIGN) die_input("%s exists and is no run; --run names another directory", run);
+    if (o->resume[0] && strcmp(o->resume, "auto") != 0)
+        die_input("--resume %s: there is no checkpoint in it yet; --run %s --resume auto starts it "
+                  "anew with its options", run, run);
+    if (o->resume[0] && checkpoint_latest(run, latest, sizeof latest))
+        die_input("another program has just used the run directory %s; start this one again", run);
+    if (!o->resume[0] && !o->overwrite)
+        die_input("the run directory %s exists; --resume auto goes on with it, --overwrite starts "
+                  "it anew, --run names another", run);
+}
+
+struct Place directory_find(const struct Options *o, const char *task) {
+    struct Place place = {0};
+    if (measures(o)) return find_measured(o);
+    if (o->run[0]) check_path(place.run, sizeof place.run, "%s", o->run);
+    else default_name(place.run, sizeof place.run, task, o->objective);
+    place.resumed = o->resume[0] && checkpoint_latest(place.run, place.checkpoint,
+                                                      sizeof place.checkpoint);
+    if (place.resumed) return place;
+    if (o->run[0]) check_start(o, place.run);
+    find_model(&place, o->model);
+    return place;
+}
+
+/* Weights to start from must not be among what a fresh start clears. */
+static void refuse_inside(const char *run, const char *checkpoint) {
+    char *inside = realpath(run, NULL), *needed = realpath(checkpoint, NULL);
     if (inside && needed && strncmp(needed, inside, strlen(inside)) == 0 &&
         (needed[strlen(inside)] == '/' || !needed[strlen(inside)]))
         die_input("--model %s is inside --run %s, which --overwrite would clear", checkpoint, run);
     free(inside), free(needed);
+}
+
+/* A fresh start in a run's directory removes what the old run logged and saved, nothing else. */
+static void clear_run(const char *run) {
+    static const char *const logs[] = {"metrics.jsonl", "warm_start.jsonl", "rollouts.jsonl",
+                                       "attention_entropy.jsonl", "failure.jsonl"};
+    static const char *const bundles[] = {"reference", "failure"};
+    char path[4096];
     for (size_t i = 0; i < sizeof logs / sizeof *logs; i++) {
         check_path(path, sizeof path, "%s/%s", run, logs[i]);
         unlink(path);
     }
     tensorboard_remove_all(run);
     checkpoint_remove_all(run);
-    check_path(path, sizeof path, "%s/reference", run);
-    checkpoint_remove_all(path);
+    for (size_t i = 0; i < sizeof bundles / sizeof *bundles; i++) {
+        check_path(path, sizeof path, "%s/%s", run, bundles[i]);
+        checkpoint_remove_all(path);
+    }
 }
 
-void directory_open(const struct Place *place, const struct Options *options) {
+void directory_open(struct Place *place, const struct Options *options) {
     char path[4096];
-    make_directory(place->run);
+    if (options->run[0]) {
+        make_directory(place->run);
+    } else {
+        check_path(path, sizeof path, "%s", place->run);
+        make_default(place->run, sizeof place->run, path);
+    }
     lock_run(place->run);
-    if (!place->resumed) clear_run(place->run, place->checkpoint);
+    if (!place->resumed) {
+        check_start(options, place->run);   /* again: what another made meanwhile is its own */
+        refuse_inside(place->run, place->checkpoint);
+    }
+}
+
+void directory_begin(const struct Place *place, const struct Options *options) {
+    char path[4096];
+    if (!place->resumed) clear_run(place->run);
     check_path(path, sizeof path, "%s/config.json", place->run);
     options_save(options, path);
-}
-
-/* ---- options, those of a resumed run first --------------------------------------------------- */
-
-/* The run that --resume means: DIR, or with auto --run's, or else the newest under runs/. False:
-   there is none, which for auto means a fresh start. */
-static bool resumed_run(const struct Options *o, char *run, size_t capacity) {
-    if (strcmp(o->resume, "auto") != 0) {
-        check_path(run, capacity, "%s", o->resume);
-        if (!exists(run)) die_input("--resume %s: there is no such run directory", run);
-        return true;
-    }
-    if (o->run[0]) {
-        check_path(run, capacity, "%s", o->run);
-        return exists(run);
-    }
-    return checkpoint_newest_run("runs", run, capacity);
-}
-
-/* A resumed run goes on with its own config.json; the command line is applied on top of it. */
-struct Options directory_options(int argc, char **argv) {
-    struct Options options;
-    char run[4096], config[4096];
-    options_parse(&options, argc, argv);
-    if (!options.resume[0] || !resumed_run(&options, run, sizeof run)) return options;
-    check_path(config, sizeof config, "%s/config.json", run);
-    if (exists(config)) {
-        char **line = check_alloc((size_t)argc + 3, sizeof *line, "the command line");
-        line[0] = argv[0], line[1] = "--config", line[2] = config;
-        for (int i = 1; i < argc; i++) line[i + 2] = argv[i];
-        options_parse(&options, argc + 2, line);
-        free(line);
-    }
-    check_path(options.run, sizeof options.run, "%s", run);
-    return options;
 }

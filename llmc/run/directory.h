@@ -13,13 +13,20 @@ struct Place {
     bool resumed;            /* the checkpoint is the run's own, and its progress goes on */
 };
 
-/* The command line as options; for a resumed run, on top of its own config.json. */
-struct Options directory_options(int argc, char **argv);
-/* Settles where to write and, from --resume and --model, what to start from. `task` is a part of the
-   default name. die_input for a directory that is not to be touched. Nothing is made yet. */
+/* The command line as options; for a resumed run, on top of its own config.json, and the run is
+   locked for this process. *before: the options that the resumed run has had so far; else the
+   line's. */
+struct Options directory_options(int argc, char **argv, struct Options *before);
+/* Settles where to write and, from --resume and --model, what to start from. `task` is a part of
+   the default name. Nothing is made yet. die_input for a directory that is not to be touched: a
+   run may start where nothing is, in an empty directory (or one that a run left in its first
+   moments), and with --overwrite in a run's. */
 struct Place directory_find(const struct Options *options, const char *task);
-/* Makes the directory, locks it for this process, and removes what an older run left if this one
-   starts afresh in its place. Then config.json is written. */
-void directory_open(const struct Place *place, const struct Options *options);
+/* Makes the directory and locks it for this process; what is in it stays as it was. A default name
+   that is taken becomes the next one in *place. */
+void directory_open(struct Place *place, const struct Options *options);
+/* Once nothing can be wrong with the input any more: removes what an older run left, if this one
+   starts afresh in its place, and writes config.json. */
+void directory_begin(const struct Place *place, const struct Options *options);
 
 #endif

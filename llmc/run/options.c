@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
+#include "../base/check.h"
 
 /* When an option acts; each row says it in one column.
 
@@ -118,8 +119,8 @@ static const struct Option rows[] = {
           "held-out prompts"),
     WHOLE("eval-samples", eval_samples, 1, 65536, 64, EVALUATION, FREE | EVAL,
           "completions of each"),
-    FLAG("eval-only", eval_only, EVALUATION, ONCE | EVAL | SCORE, "evaluate and stop"),
-    WORD("score", score, "", NULL, EVALUATION, ONCE | EVAL | SCORE,
+    FLAG("eval-only", eval_only, EVALUATION, ONCE | EVAL, "evaluate and stop"),
+    WORD("score", score, "", NULL, EVALUATION, ONCE | SCORE,
          "score the prompts and completions of a JSON lines file, and stop"),
 
     WORD("run", run, "", NULL, RUN, ONCE | EVAL | SCORE,
@@ -159,8 +160,80 @@ static const struct Option rows[] = {
 enum { NUM_ROWS = sizeof rows / sizeof *rows };
 _Static_assert(NUM_ROWS <= OPTION_LIMIT, "raise OPTION_LIMIT in options.h");
 
+/* What the same thing is called in the trainers that people come from (TRL, verl, transformers,
+   llm.c); - stands for _ too. */
+static const struct OptionSynonym synonyms[] = {
+    {"learning-rate", "--lr"},
+    {"lr-scheduler-type", "--lr-schedule"},
+    {"warmup-steps", "--lr-warmup"},
+    {"warmup-ratio", "--lr-warmup, in steps"},
+    {"max-steps", "--steps"},
+    {"total-training-steps", "--steps"},
+    {"num-train-epochs", "--steps; --epochs says how often a rollout is used"},
+    {"num-iterations", "--epochs"},
+    {"ppo-epochs", "--epochs"},
+    {"batch-size", "--prompts x --group completions a step, in --minibatches updates"},
+    {"train-batch-size", "--prompts"},
+    {"per-device-train-batch-size", "--prompts x --group; how much at once: --micro-tokens"},
+    {"gradient-accumulation-steps", "not needed: the program divides by itself (--micro-tokens)"},
+    {"micro-batch-size", "--micro-tokens"},
+    {"steps-per-generation", "--minibatches"},
+    {"num-mini-batches", "--minibatches"},
+    {"num-generations", "--group"},
+    {"rollout-n", "--group"},
+    {"group-size", "--group"},
+    {"max-completion-length", "--max-tokens"},
+    {"max-new-tokens", "--max-tokens"},
+    {"max-response-length", "--max-tokens"},
+    {"max-length", "--context, --max-tokens"},
+    {"output-dir", "--run"},
+    {"run-name", "--run"},
+    {"overwrite-output-dir", "--overwrite"},
+    {"resume-from-checkpoint", "--resume"},
+    {"model-name-or-path", "--model"},
+    {"dataset-name", "--task"},
+    {"dataset", "--task"},
+    {"beta", "--kl-coef"},
+    {"init-kl-coef", "--kl-coef"},
+    {"kl-loss-coef", "--kl-coef"},
+    {"epsilon", "--clip-low and --clip-high"},
+    {"cliprange", "--clip-low and --clip-high"},
+    {"clip-ratio", "--clip-low and --clip-high"},
+    {"epsilon-high", "--clip-high"},
+    {"delta", "--dual-clip"},
+    {"clip-ratio-c", "--dual-clip"},
+    {"loss-type", "--objective or --aggregation"},
+    {"loss-agg-mode", "--aggregation"},
+    {"adv-estimator", "--advantage"},
+    {"scale-rewards", "--advantage"},
+    {"importance-sampling-level", "--ratio"},
+    {"mask-truncated-completions", "--overlong mask"},
+    {"max-grad-norm", "--grad-clip"},
+    {"adam-beta1", "--beta1"},
+    {"adam-beta2", "--beta2"},
+    {"ent-coef", "--entropy-coef"},
+    {"entropy-coeff", "--entropy-coef"},
+    {"logging-steps", "not needed: every step is logged in metrics.jsonl"},
+    {"report-to", "not needed: TensorBoard's files are always written (scripts/to_wandb.py)"},
+    {"save-steps", "--save-every"},
+    {"save-total-limit", "--keep"},
+    {"eval-steps", "--eval-every"},
+    {"eval-interval", "--eval-every"},
+    {"gradient-checkpointing", "--recompute"},
+    {"device", "--backend"},
+    {"bf16", "--dtype bf16"},
+    {"fp16", "--dtype fp16"},
+    {"num-workers", "--threads"},
+    {"n-layer", "--layers"},
+    {"n-head", "--heads"},
+    {"n-embd", "--channels"},
+    {"block-size", "--context"},
+    {"architectures", "--model, given the directory of this file: it describes a model"},
+};
+
 static const struct OptionTable table = {
     .rows = rows, .num_rows = NUM_ROWS, .given = FIELD(given), .help = FIELD(help),
+    .synonyms = synonyms, .num_synonyms = sizeof synonyms / sizeof *synonyms,
     .usage =
         "train: reinforcement learning of a language model\n\n"
         "  ./train                                     the built-in task, minutes on a CPU\n"
@@ -185,10 +258,35 @@ bool options_given(const struct Options *options, const char *name) {
     return row >= 0 && options->given[row];
 }
 
-const char *options_name(int row) { return row < NUM_ROWS ? rows[row].name : NULL; }
-
 double options_real(const struct Options *options, const char *name) {
     int row = name ? option_table_find(&table, name) : -1;
     if (row < 0 || rows[row].type != OPTION_REAL) return NAN;
     return *(const double *)((const char *)options + rows[row].offset);
+}
+
+bool options_on_line(const struct Options *options, const char *name) {
+    int row = option_table_find(&table, name);
+    return row >= 0 && options->given[row] == OPTION_ON_LINE;
+}
+
+const struct Option *options_row(int i) { return i < NUM_ROWS ? &rows[i] : NULL; }
+
+void options_check_resume(const struct Options *options, const struct Options *before, bool warm) {
+    for (int i = 0; i < NUM_ROWS; i++) {
+        const struct Option *o = &rows[i];
+        char now[OPTION_TEXT], then[OPTION_TEXT];
+        if (o->use & (ONCE | FREE) || (o->use & WARM && warm)) continue;
+        if (option_same(o, options, before)) continue;
+        die_input("--%s %s: the run that goes on was begun with \"%s\", and %s; start another run "
+                  "for it", o->name, option_value(o, options, now), option_value(o, before, then),
+                  o->use & WARM ? "its warm start is over" : "keeps it");
+    }
+}
+
+void options_check_measure(const struct Options *options) {
+    bool scores = options->score[0];
+    for (int i = 0; i < NUM_ROWS; i++)
+        if (options->given[i] == OPTION_ON_LINE && !(rows[i].use & (scores ? SCORE : EVAL)))
+            die_input("--%s does nothing with --%s; leave it out", rows[i].name,
+                      scores ? "score" : "eval-only");
 }

@@ -53,7 +53,7 @@ struct Options {
     char backend[OPTION_TEXT], dtype[OPTION_TEXT], recompute[OPTION_TEXT];
     int64_t seed, threads, decode_rows, micro_tokens;   /* 0 = chosen by the program */
     bool dry_run, quiet, help;
-    bool given[OPTION_LIMIT];            /* by row of the table: what options_given answers from */
+    unsigned char given[OPTION_LIMIT];   /* by row of the table: enum OptionGiven */
 };
 
 /* Defaults, then --config FILE in its place on the line, then the line. die_input for anything
@@ -66,9 +66,19 @@ void options_help(FILE *out);
 void options_save(const struct Options *options, const char *path);
 /* Was it set on the line or in a config file (rather than left at its default)? */
 bool options_given(const struct Options *options, const char *name);
-/* The name of a row of the table; NULL past the end. */
-const char *options_name(int row);
 /* A real number by its option's name; NaN: undecided, or there is no such option. */
 double options_real(const struct Options *options, const char *name);
+/* Was it set by its own word on the line? */
+bool options_on_line(const struct Options *options, const char *name);
+
+/* Row number i of the table, or NULL past its end. */
+const struct Option *options_row(int i);
+
+/* The two checks behind the table's column. A run that goes on keeps what its rows say: die_input
+   for the first option that differs from `before` and may not. `warm`: its warm start is not
+   over. */
+void options_check_resume(const struct Options *options, const struct Options *before, bool warm);
+/* With --eval-only or --score: die_input for the first word on the line that does nothing there. */
+void options_check_measure(const struct Options *options);
 
 #endif

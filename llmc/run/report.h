@@ -1,5 +1,5 @@
 /* What a run says: RUN/metrics.jsonl (one flat object per step, the field's usual keys, see
-   doc/formats.md), RUN/warm_start.jsonl, RUN/rollouts.jsonl, and the console's table and summary. */
+   doc/formats.md), RUN/warm_start.jsonl, RUN/rollouts.jsonl, the console's table and summary. */
 #ifndef LLMC_REPORT_H
 #define LLMC_REPORT_H
 
@@ -19,7 +19,7 @@ struct StepReport {
     double loss_scale;                 /* fp16's, after the step; 1 elsewhere */
     double grad_norm, learning_rate;   /* mean over updates; of the last */
     int64_t num_tokens;                /* trained on since the start */
-    double logp_difference_mean, logp_difference_max;  /* |scored - sampled| before the 1st update */
+    double logp_difference_mean, logp_difference_max;  /* |scored - sampled| at the 1st update */
     float noise;                       /* largest |l - l_old| before it: rounding, not learning */
     const struct Experience *experience;
     const struct EntropyState *entropy;

@@ -66,7 +66,8 @@ static int smaller(int64_t a, int64_t b) { return (int)(a < b ? a : b); }
 static int longest_prompt(const struct Session *s) {
     int longest = 0;
     for (int i = 0; i < s->plan.num_phases; i++)
-        if (s->plan.phases[i].task->max_prompt > longest) longest = s->plan.phases[i].task->max_prompt;
+        if (s->plan.phases[i].task->max_prompt > longest)
+            longest = s->plan.phases[i].task->max_prompt;
     return longest;
 }
 
@@ -97,10 +98,11 @@ static void choose_sizes(struct Session *s) {
     if (N < longest - 1) N = longest - 1;
     int64_t completions = o->prompts * o->group, evaluated = o->eval_prompts * o->eval_samples;
     if ((completions > evaluated ? completions : evaluated) > INT32_MAX / longest)
-        die_input("--prompts x --group or --eval-prompts x --eval-samples: more than %d completions "
-                  "at once", INT32_MAX / longest);
-    s->decode_rows = o->decode_rows ? (int)o->decode_rows
-                                    : smaller(completions > evaluated ? completions : evaluated, 512);
+        die_input("--prompts x --group or --eval-prompts x --eval-samples: more than %d "
+                  "completions at once", INT32_MAX / longest);
+    s->decode_rows = (int)o->decode_rows;
+    if (s->decode_rows == 0)
+        s->decode_rows = smaller(completions > evaluated ? completions : evaluated, 512);
     s->shape = (struct OpsShape){.N = N, .C = c->C, .F = c->F, .NH = c->NH, .NKV = c->NKV,
                                  .HS = c->HS, .V = c->V, .Vp = c->Vp, .max_T = longest - 1,
                                  .max_length = longest};
@@ -138,7 +140,7 @@ static void unreserve(struct Session *s) {
     s->trainer = NULL, s->sampler = NULL;
 }
 
-/* Makes the larger of the two users of the shared part smaller; false: nothing is left to choose. */
+/* Makes the larger of the two users of the shared part smaller; false: nothing left to choose. */
 static bool plan_less(struct Session *s, bool decoding_is_larger) {
     const struct Options *o = &s->options;
     bool rows = s->decode_rows > 16 && !o->decode_rows;
@@ -187,7 +189,8 @@ static void describe(const struct Session *s) {
     describe_control(s);
     say("model     %s: %zu parameters, L=%d C=%d NH=%d T=%d V=%d, %s head, from %s", c->family,
         s->model->num_real_parameters, c->L, c->C, c->NH, c->max_T, c->V,
-        c->tied ? "tied" : "untied", s->place.checkpoint[0] ? s->place.checkpoint : "random weights");
+        c->tied ? "tied" : "untied",
+        s->place.checkpoint[0] ? s->place.checkpoint : "random weights");
     if (s->ops->device[0])
         say("machine   backend %s %s, %s, %lld threads", s->ops->name, s->ops->dtype,
             s->ops->device, (long long)s->progress.threads);
@@ -222,11 +225,6 @@ static void compare_settings(const struct Progress *before, const struct Progres
         strcmp(before->blas, now->blas))
         say("resume    %s %s %s -> %s %s %s: equal to rounding, not bit for bit", before->backend,
             before->dtype, before->blas, now->backend, now->dtype, now->blas);
-    if (before->seed != now->seed)
-        say("resume    seed %lld -> %lld: another sequence of draws from here on",
-            (long long)before->seed, (long long)now->seed);
-    if (strcmp(before->task, now->task))
-        say("resume    task %s -> %s", before->task, now->task);
 }
 
 void session_note_task(struct Session *s) {
@@ -247,17 +245,31 @@ static void note_settings(struct Session *s) {
 
 /* ---- weights and state ----------------------------------------------------------------------- */
 
-/* A controller goes on where it stood; another control, or a new target, starts from its options.
-   `opened` is the state they give. */
+/* A controller goes on where it stood. What its options have changed since starts from them: its
+   variable, if another control moves it or it has another start, and the target. `opened` is the
+   state before any rollout. */
 static void resume_entropy(struct Session *s, const struct EntropyState *opened) {
     struct EntropyState *e = &s->entropy;
-    const char *before = s->progress.control;
-    const char *now = entropy_controls[s->objective.control].name;
-    if (options_given(&s->options, "entropy-target")) e->target = e->options.target;
-    if (strcmp(before, now) == 0) return;
-    say("resume    entropy control %s -> %s: its variables start anew", before, now);
-    e->control = opened->control, e->integral = opened->integral, e->coef = opened->coef;
-    e->steps_at_bound = 0;
+    const struct EntropyOptions *now = &e->options;
+    struct Objective objective = choose_objective(&s->before);
+    struct EntropyOptions was = choose_entropy(&s->before, objective.control);
+    if (now->control != was.control)
+        say("resume    entropy control %s -> %s: its variable starts anew",
+            entropy_controls[was.control].name, entropy_controls[now->control].name);
+    if (now->control != was.control || now->rule != was.rule ||
+        now->range.start != was.range.start) {
+        e->control = opened->control, e->integral = opened->integral, e->coef = opened->coef;
+        e->steps_at_bound = 0;
+    }
+    if (entropy_controls[now->control].has_rule && fabsf(e->control.zeta) > now->range.max)
+        e->control.zeta = copysignf(now->range.max, e->control.zeta);
+    bool in_nats = !isnan(now->target), was_in_nats = !isnan(was.target);
+    bool same = in_nats == was_in_nats &&
+                (in_nats ? now->target == was.target : now->target_ratio == was.target_ratio);
+    if (e->rollouts == 0 || same) return;
+    double target = in_nats ? now->target : now->target_ratio * e->initial;
+    say("resume    entropy target %g -> %g", e->target, target);
+    e->target = target;
 }
 
 /* The scale is fp16's own: a run that comes from another dtype starts with the first one. */
@@ -310,15 +322,45 @@ static void choose_warm_start(struct Session *s) {
 static void choose_replay(struct Session *s) {
     if (!s->options.replay[0]) return;
     if (s->objective.filter)
-        die_input("--replay has the completions that were kept, and --group-filter on would ask for "
-                  "more; set --group-filter off");
+        die_input("--replay has the completions that were kept, and --group-filter on would ask "
+                  "for more; set --group-filter off");
     s->replay = replay_open(s->options.replay);
+}
+
+/* Which prompts are held out is decided by the seed that the weights were trained with. To measure
+   them with another would be to measure them on what they have learnt. */
+static void choose_held_out(struct Session *s) {
+    struct Options *o = &s->options;
+    struct Progress trained;
+    char path[4096];
+    if (!s->place.checkpoint[0] || s->place.resumed || o->score[0]) return;
+    check_path(path, sizeof path, "%s/trainer_state.json", s->place.checkpoint);
+    if (access(path, F_OK) != 0) return;   /* not a run's */
+    checkpoint_load_state(s->place.checkpoint, &trained, NULL);
+    bool differs = trained.seed != o->seed;
+    if (differs && o->eval_only && options_on_line(o, "seed"))
+        die_input("--seed %lld: these weights were trained with seed %lld, which decides the "
+                  "prompts that were held out; leave --seed out", (long long)o->seed,
+                  (long long)trained.seed);
+    if (o->eval_only) o->seed = trained.seed;
+    else if (differs)
+        warn("the weights were trained with seed %lld: with another, they know some of the "
+             "prompts that this run holds out", (long long)trained.seed);
+}
+
+/* Where the run stood, and what its options may become. */
+static void resume(struct Session *s) {
+    checkpoint_load_state(s->place.checkpoint, &s->progress, NULL);
+    options_check_resume(&s->options, &s->before, s->progress.phases_begun == 0);
+    if (s->plan.steps < s->progress.step)
+        die_input("--steps %lld: the run is at step %lld already", (long long)s->plan.steps,
+                  (long long)s->progress.step);
 }
 
 /* What to learn, where to write, what to start from: all that the options say by themselves. */
 static void choose(struct Session *s, int argc, char **argv) {
     struct Options *o = &s->options;
-    *o = directory_options(argc, argv);
+    *o = directory_options(argc, argv, &s->before);
     console_open(o->quiet || o->score[0]);
     launch_catch_signals();
     s->threads = launch_threads(o->threads);   /* workspaces are sized by it */
@@ -326,7 +368,8 @@ static void choose(struct Session *s, int argc, char **argv) {
     s->objective = choose_objective(o);
     s->entropy_options = choose_entropy(o, s->objective.control);
     s->place = directory_find(o, s->plan.phases[0].task->name);
-    if (s->place.resumed) checkpoint_load_state(s->place.checkpoint, &s->progress, NULL);
+    if (s->place.resumed) resume(s);
+    choose_held_out(s);
     s->task = s->plan.phases[choose_phase(&s->plan, &s->progress)].task;
     if (!s->place.resumed && !o->score[0]) choose_warn(o, &s->objective);
 }
@@ -344,14 +387,14 @@ void session_open(struct Session *s, int argc, char **argv) {
     choose_replay(s);
     plan_memory(s);
     note_settings(s);
-    if (s->place.run[0] && !s->options.dry_run) {
-        directory_open(&s->place, &s->options);
-        report_open(&s->report, s->place.run, s->options.rollouts_every, &s->progress);
-    }
+    if (s->place.run[0] && !s->options.dry_run) directory_open(&s->place, &s->options);
     if (!s->options.score[0]) describe(s);
     if (s->options.dry_run) exit(0);
     arena_commit(&s->arena, s->ops);
     load(s);
+    if (!s->place.run[0]) return;
+    directory_begin(&s->place, &s->options);
+    report_open(&s->report, s->place.run, s->options.rollouts_every, &s->progress);
 }
 
 /* ---- evaluation, saving, the end ------------------------------------------------------------- */
@@ -359,9 +402,15 @@ void session_open(struct Session *s, int argc, char **argv) {
 struct Evaluation session_evaluate(struct Session *s, const struct Task *task) {
     const struct Options *o = &s->options;
     sampler_load_weights(s->sampler, trainer_weights(s->trainer));
-    return evaluate(s->sampler, trainer_weights(s->trainer), task, &s->tokenizer,
-                    (uint64_t)o->seed, (int)o->eval_prompts, (int)o->eval_samples,
-                    (float)o->temperature, s->max_tokens, trainer_workspace(s->trainer));
+    struct Evaluation e =
+        evaluate(s->sampler, trainer_weights(s->trainer), task, &s->tokenizer, (uint64_t)o->seed,
+                 (int)o->eval_prompts, (int)o->eval_samples, (float)o->temperature, s->max_tokens,
+                 trainer_workspace(s->trainer));
+    if (!isfinite(e.entropy))
+        die_machine("step %lld: the policy's entropy on held-out prompts is not finite, so the "
+                    "weights are worth nothing; an earlier checkpoint may be good",
+                    (long long)s->progress.step);
+    return e;
 }
 
 struct CollectOptions session_collect_options(const struct Session *s) {

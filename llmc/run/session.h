@@ -20,6 +20,7 @@
 
 struct Session {
     struct Options options;
+    struct Options before;           /* a resumed run's until now; else the same */
     const struct Ops *ops;
     struct Plan plan;                /* what to learn, one task after another */
     const struct Task *task;         /* of the phase in hand */
@@ -29,7 +30,7 @@ struct Session {
     struct Arena arena;
     struct OpsShape shape;           /* micro-batch, decode rows, lengths */
     int decode_rows, max_tokens, threads;
-    bool scores_old;                 /* old log-probabilities by a scoring pass, not by the sampler */
+    bool scores_old;                 /* old log-probabilities by a scoring pass */
     struct Trainer *trainer;
     struct Sampler *sampler;
     struct Weights reference;        /* frozen; data NULL: no reference */
@@ -58,8 +59,8 @@ void session_freeze_reference(struct Session *session);
 void session_score(struct Session *session);
 /* The task in hand goes into the state that is saved. */
 void session_note_task(struct Session *session);
-/* Third non-finite update in a row: writes RUN/failure.jsonl with the batch and RUN/failure/ with the
-   weights, leaves the run's own checkpoints alone, and ends (exit 1). */
+/* Third non-finite update in a row: writes RUN/failure.jsonl with the batch and RUN/failure/ with
+   the weights, leaves the run's own checkpoints alone, and ends (exit 1). */
 _Noreturn void session_fail(struct Session *session, const char *tensor);
 void session_close(struct Session *session);
 

@@ -1,0 +1,245 @@
+/* A session's beginning as a user meets it: which directory is a run's, what a run that goes on may
+   change, what is measured. Runs ./train; each run is a fraction of a second. */
+#include <sys/stat.h>
+#include "../llmc/run/options.h"
+#include "program_rig.h"
+
+#define TINY "--quiet --warm-start 2 --warm-batch 8 --prompts 2 --group 2 --minibatches 1 " \
+             "--eval-every 0 --eval-prompts 2 --eval-samples 2 --threads 1 "
+
+/* Runs the line and fails unless it ends with `code` and says `says` in one line of error. */
+static void assert_refused(const char *line, const char *says) {
+    int code = run("%s", line), lines = 0;
+    for (const char *c = output; *c; c++) lines += *c == '\n';
+    const char *error = strstr(output, "error: ");
+    if (code != 2 || lines != 1 || !error || !strstr(error, says))
+        fail_msg("%s: exit code %d instead of 2 with \"%s\", said: %s", line, code, says, output);
+}
+
+/* ---- the directory --------------------------------------------------------------------------- */
+
+/* Only a run may be overwritten; what an empty directory holds cannot be lost. */
+static void test_only_runs_are_overwritten(void **state) {
+    (void)state;
+    RUN_OK("$T " TINY "--steps 1 --run source && cp -r source/checkpoints/step_000001 model");
+    RUN_OK("md5sum model/* > before.txt");
+    assert_refused("$T " TINY "--steps 1 --run model --overwrite", "model exists and is no run");
+    assert_refused("$T " TINY "--steps 1 --run model --overwrite --resume auto", "is a checkpoint");
+    RUN_OK("md5sum -c --quiet before.txt && test $(ls model | wc -l) = $(wc -l < before.txt)");
+    RUN_OK("mkdir notes && echo mine > notes/file && echo '{}' > notes/config.json");
+    assert_refused("$T " TINY "--steps 1 --run notes --overwrite", "notes exists and is no run");
+    RUN_OK("cp -r source scribbled && echo '{}' > scribbled/config.json");
+    assert_refused("$T " TINY "--steps 1 --run scribbled --overwrite", "is not a run's");
+    assert_refused("$T " TINY "--steps 1 --run source", "--overwrite");
+    RUN_OK("$T " TINY "--steps 1 --run source --overwrite");
+}
+
+/* What a run killed in its first moments leaves is a fresh start under its name. */
+static void test_early_kill_is_a_fresh_start(void **state) {
+    (void)state;
+    static const char *const left[] = {"true", "touch early/lock",
+                                       "touch early/lock early/config.json.tmp"};
+    for (size_t i = 0; i < sizeof left / sizeof *left; i++) {
+        RUN_OK("rm -rf early && mkdir early && %s && $T " TINY "--steps 1 --run early", left[i]);
+        RUN_OK("rm -rf early && mkdir early && %s && $T " TINY "--steps 1 --resume auto "
+               "--run early && test -s early/checkpoints/latest", left[i]);
+    }
+    RUN_OK("rm -rf early && mkdir early && touch early/lock");
+    assert_refused("$T " TINY "--resume early", "--run early starts a run in it");
+    /* with its config.json but before its first checkpoint */
+    RUN_OK("$T " TINY "--steps 1 --run begun && rm -r begun/checkpoints");
+    assert_refused("$T " TINY "--resume begun", "--resume auto");
+    RUN_OK("$T --quiet --run begun --resume auto && test -s begun/checkpoints/latest");
+}
+
+/* Started in one second without a name: each has a directory of its own. */
+static void test_runs_started_together(void **state) {
+    (void)state;
+    RUN_OK("mkdir together && cd together && for i in 1 2 3 4; do "
+           "{ $T " TINY "--steps 1 --seed $i || touch failed; } & done; wait; test ! -e failed && "
+           "test $(ls -d runs/*/ | wc -l) = 4 && test $(cat runs/*/metrics.jsonl | wc -l) = 4 && "
+           "test $(grep -h seed runs/*/config.json | sort -u | wc -l) = 4");
+    /* with a name: one gets it, the others leave its files alone */
+    RUN_OK("cd together && for i in 1 2 3 4; do "
+           "{ $T " TINY "--steps 1 --seed $i --run named && echo $i >> won; } & done; wait; "
+           "test $(wc -l < won) = 1 && test $(wc -l < named/metrics.jsonl) = 1 && "
+           "grep -q \"seed\\\":.$(cat won),\" named/config.json");
+}
+
+static void test_what_resume_refuses(void **state) {
+    (void)state;
+    RUN_OK("$T " TINY "--steps 1 --run a && cp -r a b");
+    assert_refused("$T " TINY "--resume a --run b", "--model a --run b");
+    RUN_OK("$T --quiet --resume a --run ./a");
+    assert_refused("$T --resume a/checkpoints/step_000001", "is a checkpoint");
+    RUN_OK("mkdir bare && cp -r a/checkpoints bare");
+    assert_refused("$T --quiet --resume bare --steps 2", "no config.json");
+    assert_refused("$T --quiet --resume auto --run bare --steps 2", "no config.json");
+    assert_refused("$T --quiet --resume a --steps 0", "--steps 0: the run is at step 1 already");
+    assert_refused("$T --quiet --config a/checkpoints/step_000001/config.json --run c", "--model");
+    RUN_OK("flock a/lock sh -c \"$T --quiet --resume a --steps 2; test \\$? = 2\"");
+    assert_non_null(strstr(output, "another program is using"));
+}
+
+/* ---- every option of a run that goes on ------------------------------------------------------ */
+
+/* Another value than the small run below has, as it stands on the line; NULL: no such thing. */
+static const char *another_value(const struct Option *o, char value[64]) {
+    static const struct { const char *name, *value; } chosen[] = {
+        {"task", "split"}, {"tasks", "countdown:1,split:1"}, {"model", "gpt2"}, {"steps", "3"},
+        {"objective", "rloo"}, {"advantage", "mean"}, {"ratio", "sequence"},
+        {"surrogate", "cispo"}, {"aggregation", "token_mean"}, {"overlong", "mask"}, {"kl", "k1"},
+        {"entropy-control", "bonus"}, {"replay", "other.jsonl"}, {"dual-clip", "3"},
+        {"backend", "cpu"}, {"dtype", "fp32"},
+    };
+    for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++)
+        if (strcmp(chosen[i].name, o->name) == 0) return chosen[i].value;
+    switch (o->type) {
+    case OPTION_WHOLE: snprintf(value, 64, "%.0f", fmin(fmax(o->min, 3), o->max)); break;
+    case OPTION_REAL:
+        snprintf(value, 64, "%g", o->max < 1.5 ? 0.5 * (o->min + o->max) : 1.5);
+        break;
+    case OPTION_FLAG: return "true";
+    case OPTION_WORD:
+        if (!o->choices) return NULL;
+        snprintf(value, 64, "%s", strrchr(o->choices, ' ') + 1);
+        break;
+    case OPTION_CONFIG: return NULL;
+    }
+    return value;
+}
+
+/* Is it refused by its name, or has the run's config.json taken it? Nothing in between. */
+static void visit(const struct Option *o, const char *value) {
+    char key[128], config[] = "visited/config.json";
+    size_t size;
+    RUN_OK("rm -rf visited && cp -r visit visited");
+    int code = run("$T --quiet --resume visited --steps 2 --%s %s", o->name, value);
+    snprintf(key, sizeof key, "--%s", o->name);
+    if (code == 2 && strstr(output, key)) {
+        RUN_OK("cmp visit/config.json visited/config.json");
+        return;
+    }
+    if (code != 0) fail_msg("--%s %s: exit code %d, said: %s", o->name, value, code, output);
+    char *text = read_file(config, &size);
+    cJSON *json = cJSON_Parse(text), *item = cJSON_GetObjectItem(json, o->name);
+    char *saved = cJSON_PrintUnformatted(item), quoted[128];
+    snprintf(quoted, sizeof quoted, o->type == OPTION_WORD ? "\"%s\"" : "%s", value);
+    if (!saved || strcmp(saved, quoted) != 0)
+        fail_msg("--%s %s: accepted, and config.json says %s", o->name, value, saved);
+    free(saved), free(text);
+    cJSON_Delete(json);
+}
+
+static void test_every_option_on_resume(void **state) {
+    (void)state;
+    char value[64];
+    RUN_OK("$T " TINY "--steps 1 --run visit && cp visit/rollouts.jsonl other.jsonl; "
+           "$T " TINY "--steps 2 --rollouts-every 1 --run other && cp other/rollouts.jsonl .");
+    RUN_OK("cp rollouts.jsonl other.jsonl");
+    for (int i = 0; options_row(i); i++) {
+        const struct Option *o = options_row(i);
+        const char *another = another_value(o, value);
+        if (!(o->use & OPTION_ONCE) && !another) fail_msg("no value to try for --%s", o->name);
+        if (!(o->use & OPTION_ONCE)) visit(o, another);
+    }
+}
+
+/* What a run was begun with and cannot change: said, not ignored. */
+static void test_fixed_options(void **state) {
+    (void)state;
+    static const char *const changes[] = {"--layers 6", "--task split", "--seed 2", "--model gpt2",
+                                          "--untied", "--warm-start 9", "--warm-lr 0.5"};
+    RUN_OK("$T " TINY "--steps 1 --layers 2 --run fixed && cp fixed/config.json fixed.json");
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        char line[256], name[64];
+        snprintf(line, sizeof line, "$T --quiet --resume fixed --steps 2 %s", changes[i]);
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(changes[i], " "), changes[i]);
+        assert_refused(line, name);
+    }
+    RUN_OK("cmp fixed/config.json fixed.json && $T --quiet --resume fixed --layers 2 --steps 2");
+    /* the warm start's own may change until it is over */
+    RUN_OK("$T " TINY "--steps 0 --run warm && $T --quiet --resume warm --warm-start 4 && "
+           "test $(wc -l < warm/warm_start.jsonl) = 4");
+}
+
+/* The next step's value of `key` when the run `from` goes on with `options`. */
+static float resumed_value(const char *from, const char *options, const char *key) {
+    RUN_OK("rm -rf moved && cp -r %s moved && $T --quiet --resume moved --steps 3 %s", from,
+           options);
+    cJSON *log = read_log("moved/metrics.jsonl");
+    double value = logged(log, 3, key);
+    cJSON_Delete(log);
+    return (float)value;
+}
+
+/* What may change acts from the next step on: the numbers are those of the line. */
+static void test_changes_act(void **state) {
+    (void)state;
+    RUN_OK("$T " TINY "--steps 2 --entropy-control bonus --entropy-coef 0.01 --run bonus");
+    assert_true(resumed_value("bonus", "", "entropy_coef") == .01f);
+    assert_true(resumed_value("bonus", "--entropy-coef 0.2", "entropy_coef") == .2f);
+    assert_true(resumed_value("bonus", "--lr 0.003", "learning_rate") == .003f);
+    RUN_OK("$T " TINY "--steps 2 --objective repo --entropy-target-ratio 0.5 --run repo");
+    cJSON *log = read_log("repo/metrics.jsonl");
+    double first = logged(log, 1, "entropy");
+    cJSON_Delete(log);
+    ASSERT_CLOSE("the target as it was",
+                 fabs(resumed_value("repo", "", "entropy_target") - 0.5 * first), 1e-6);
+    ASSERT_CLOSE("another ratio",
+                 fabs(resumed_value("repo", "--entropy-target-ratio 0.8", "entropy_target") -
+                      0.8 * first), 1e-6);
+    ASSERT_CLOSE("a target in nats",
+                 fabs(resumed_value("repo", "--entropy-target 1.25", "entropy_target") - 1.25),
+                 1e-6);
+    /* doubled or halved once, from the new start */
+    double zeta = fabsf(resumed_value("repo", "--zeta-start 0.5", "repo_zeta"));
+    assert_true(zeta == 1 || zeta == 0.25);
+    assert_true(fabsf(resumed_value("repo", "--zeta-max 0.001", "repo_zeta")) <= .001f);
+    RUN_OK("$T " TINY "--steps 2 --objective adapo --run adapo");
+    double high = resumed_value("adapo", "--clip-high 0.5", "clip_high");
+    ASSERT_CLOSE("clip_high moved by its factor from .5",
+                 fmin(fabs(high - 0.5 * 1.1), fabs(high - 0.5 / 1.1)), 1e-6);
+}
+
+/* ---- measuring ------------------------------------------------------------------------------- */
+
+/* --eval-only and --score measure weights that are named, on the prompts that were held out. */
+static void test_measuring(void **state) {
+    (void)state;
+    RUN_OK("$T " TINY "--steps 1 --seed 7 --run seven && echo '{\"tokens\":[1,2]}' > ids.jsonl");
+    assert_refused("$T --run seven --score ids.jsonl", "--resume seven");
+    assert_refused("$T --score ids.jsonl", "--model");
+    assert_refused("$T --eval-only", "--model");
+    assert_refused("$T --model tiny --eval-only", "random");
+    assert_refused("$T --resume seven --eval-only --seed 3", "--seed 3");
+    assert_refused("$T --model seven --eval-only --seed 3", "--seed 3");
+    assert_refused("$T --resume seven --eval-only --model gpt2", "--model and --resume");
+    assert_refused("$T --resume seven --eval-only --lr 1", "--lr does nothing with --eval-only");
+    assert_refused("$T --resume seven --score ids.jsonl --task split", "--task does nothing");
+    assert_refused("$T --resume seven --score ids.jsonl --eval-only", "--eval-only does nothing");
+    RUN_OK("$T --resume seven --score ids.jsonl > one && "
+           "$T --model seven --score ids.jsonl > two.out && cmp one two.out && test -s one");
+    /* by either name of the weights: the same held-out prompts, those of seed 7 */
+    RUN_OK("for w in '--resume seven' '--model seven' '--model seven --seed 7'; do "
+           "$T $w --eval-only --eval-prompts 9 --eval-samples 4 | tail -n 1 >> measured; done; "
+           "test $(sort -u measured | wc -l) = 1");
+    RUN_OK("$T " TINY "--tasks countdown:1,split:1 --run two && "
+           "$T --resume two --eval-only > each && grep -q 'countdown held-out' each && "
+           "grep -q 'split held-out' each");
+}
+
+int main(void) {
+    always = "--backend cpu";
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_only_runs_are_overwritten),
+        cmocka_unit_test(test_early_kill_is_a_fresh_start),
+        cmocka_unit_test(test_runs_started_together),
+        cmocka_unit_test(test_what_resume_refuses),
+        cmocka_unit_test(test_every_option_on_resume),
+        cmocka_unit_test(test_fixed_options),
+        cmocka_unit_test(test_changes_act),
+        cmocka_unit_test(test_measuring),
+    };
+    return cmocka_run_group_tests(tests, make_place, remove_place);
+}
