@@ -18,6 +18,7 @@
 #include "../llmc/base/console.h"
 #include "../llmc/run/launch.h"
 #include "../llmc/base/time.h"
+#include "../llmc/kernels/backends.h"
 #include "../llmc/rl/monitor.h"
 #include "../llmc/run/session.h"
 
@@ -198,12 +199,12 @@ static void bench_step(void) {
 
 /* ---- the head --------------------------------------------------------------------------------------------- */
 
-struct Head {
+struct HeadBench {
     const struct Ops *ops;
-    int N, D, V;
+    struct Head head;
+    struct HeadTokens tokens;
     floatX *E, *W, *dE;
     float *dW;
-    int *row, *target;
     void *workspace;
 };
 
@@ -214,40 +215,41 @@ static void head_coefficients(void *context, int first, int rows, const struct H
 }
 
 static void head_both(void *context) {
-    struct Head *h = context;
+    struct HeadBench *h = context;
     const struct HeadStats none = {0};
-    h->ops->head_forward_backward(&none, h->dE, h->dW, h->E, h->W, h->row, h->target, h->N, h->N,
-                                  h->D, h->V, h->V, 1, head_coefficients, NULL, h->workspace);
+    h->ops->head_forward_backward(&none, h->dE, h->dW, h->E, h->W, &h->tokens, &h->head,
+                                  head_coefficients, NULL, h->workspace);
 }
 
 static double head_products(void *context) {
-    struct Head *h = context;
-    return layer_seconds(h->N, h->D, h->V);
+    struct HeadBench *h = context;
+    return layer_seconds(h->tokens.N, h->head.C, h->head.V);
 }
 
 static void bench_head(void) {
-    struct Head h = {.ops = ops_open("cpu", "auto"), .N = 1024, .D = 768, .V = 50257};
-    size_t N = (size_t)h.N, D = (size_t)h.D, V = (size_t)h.V;
-    struct OpsShape shape = {.N = h.N, .C = h.D, .V = h.V, .Vp = h.V, .NH = 1, .NKV = 1,
+    struct HeadBench h = {.ops = ops_open("cpu", "auto"), .head = {768, 50257, 50257, 1},
+                          .tokens = {.n = 1024, .N = 1024}};
+    size_t N = 1024, C = (size_t)h.head.C, V = (size_t)h.head.V;
+    struct OpsShape shape = {.N = (int)N, .C = h.head.C, .V = h.head.V, .Vp = h.head.Vp, .NH = 1, .NKV = 1,
                              .HS = 64, .F = 64, .max_T = 1, .R = 1, .max_length = 1};
     size_t extra = h.ops->workspace_size(&shape);
-    scratch_open(N * V, V * D, N * V + V * D);
-    h.E = h.ops->alloc(N * D * 4), h.W = h.ops->alloc(V * D * 4);
-    h.dE = h.ops->alloc(N * D * 4), h.dW = h.ops->alloc(V * D * 4);
-    h.row = h.ops->alloc(N * 4), h.target = h.ops->alloc(N * 4);
+    scratch_open(N * V, V * C, N * V + V * C);
+    h.E = h.ops->alloc(N * C * 4), h.W = h.ops->alloc(V * C * 4);
+    h.dE = h.ops->alloc(N * C * 4), h.dW = h.ops->alloc(V * C * 4);
+    h.tokens.row = h.ops->alloc(N * 4), h.tokens.target = h.ops->alloc(N * 4);
     h.workspace = h.ops->alloc(extra);
-    h.ops->fill_zero(h.dW, V * D * 4);
-    h.ops->upload(h.E, scratch_b, N * D * 4), h.ops->upload(h.W, scratch_b, V * D * 4);
+    h.ops->fill_zero(h.dW, V * C * 4);
+    h.ops->upload(h.E, scratch_b, N * C * 4), h.ops->upload(h.W, scratch_b, V * C * 4);
     int *index = check_alloc(N, sizeof *index, "the benchmark");
-    for (int i = 0; i < h.N; i++) index[i] = i;
-    h.ops->upload(h.row, index, N * 4), h.ops->upload(h.target, index, N * 4);
+    for (int i = 0; i < (int)N; i++) index[i] = i;
+    h.ops->upload(h.tokens.row, index, N * 4), h.ops->upload(h.tokens.target, index, N * 4);
     struct Timing t = compare_to_floor(head_both, head_products, &h, 15);
     double materialised = (double)(N * V * 4);
-    printf("head     N=1024 D=768 V=50257, logp and entropy, forward + backward: %.0f ms, its three "
+    printf("head     N=1024 C=768 V=50257, logp and entropy, forward + backward: %.0f ms, its three "
            "products %.0f ms, ratio %.3f; extra memory %.0f MB = %.2f of the materialised form's "
            "%.0f MB\n", 1e3 * t.ours, 1e3 * t.floor, t.ratio, 1e-6 * (double)extra,
            (double)extra / materialised, 1e-6 * materialised);
-    void *owned[] = {h.E, h.W, h.dE, h.dW, h.row, h.target, h.workspace};
+    void *owned[] = {h.E, h.W, h.dE, h.dW, h.tokens.row, h.tokens.target, h.workspace};
     for (int i = 0; i < 7; i++) h.ops->free(owned[i]);
     free(index);
     scratch_close();

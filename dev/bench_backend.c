@@ -17,6 +17,7 @@
 #include "../llmc/run/launch.h"
 #include "../llmc/base/rng.h"
 #include "../llmc/base/time.h"
+#include "../llmc/kernels/backends.h"
 #include "../llmc/rl/sampler.h"
 #include "../llmc/rl/trainer.h"
 
@@ -145,11 +146,11 @@ static void bench_ceilings(void) {
 
 /* ---- the head ------------------------------------------------------------------------------------------ */
 
-struct Head {
-    int N, D, V, Vp;
+struct HeadBench {
+    struct Head head;
+    struct HeadTokens tokens;
     floatX *E, *W, *dE;
     float *dW, *logp, *entropy;
-    int *row, *target;
     void *workspace;
 };
 
@@ -160,38 +161,37 @@ static void coefficients(void *context, int first, int rows, const struct HeadSt
 }
 
 static void head_score(void *context) {
-    struct Head *h = context;
+    struct HeadBench *h = context;
     struct HeadStats stats = {.logp = h->logp, .entropy = h->entropy};
-    ops->head_forward(&stats, h->E, h->W, h->row, h->target, h->N, h->D, h->V, h->Vp, 1,
-                      h->workspace);
+    ops->head_forward(&stats, h->E, h->W, &h->tokens, &h->head, h->workspace);
 }
 
 static void head_learn(void *context) {
-    struct Head *h = context;
+    struct HeadBench *h = context;
     struct HeadStats none = {0};
-    ops->head_forward_backward(&none, h->dE, h->dW, h->E, h->W, h->row, h->target, h->N, h->N, h->D,
-                               h->V, h->Vp, 1, coefficients, NULL, h->workspace);
+    ops->head_forward_backward(&none, h->dE, h->dW, h->E, h->W, &h->tokens, &h->head,
+                               coefficients, NULL, h->workspace);
 }
 
-static void bench_head_shape(int N, int D, int V) {
+static void bench_head_shape(int N, int C, int V) {
     int multiple = ops->vocabulary_multiple, Vp = (V + multiple - 1) / multiple * multiple;
-    struct Head h = {.N = N, .D = D, .V = V, .Vp = Vp};
-    struct OpsShape shape = {.N = N, .C = D, .F = D, .NH = 1, .NKV = 1, .HS = 64, .V = V, .Vp = Vp,
+    struct HeadBench h = {.head = {C, V, Vp, 1}, .tokens = {.n = N, .N = N}};
+    struct OpsShape shape = {.N = N, .C = C, .F = C, .NH = 1, .NKV = 1, .HS = 64, .V = V, .Vp = Vp,
                              .max_T = 1, .R = 1, .max_length = 1};
-    size_t ND = (size_t)N * (size_t)D, VD = (size_t)Vp * (size_t)D;
+    size_t NC = (size_t)N * (size_t)C, VC = (size_t)Vp * (size_t)C;
     size_t extra = ops->workspace_size(&shape), size = ops->element_size;
-    h.E = new_elements(ND, 1), h.W = new_elements(VD, 2 / sqrtf((float)D));
-    h.dE = new_elements(ND, 1), h.dW = new_zeros(VD), h.workspace = new_bytes(extra);
-    h.row = new_ints(N, 1, N), h.target = new_ints(N, 7919, V);
+    h.E = new_elements(NC, 1), h.W = new_elements(VC, 2 / sqrtf((float)C));
+    h.dE = new_elements(NC, 1), h.dW = new_zeros(VC), h.workspace = new_bytes(extra);
+    h.tokens.row = new_ints(N, 1, N), h.tokens.target = new_ints(N, 7919, V);
     h.logp = check_alloc((size_t)N, sizeof(float), "the benchmark");
     h.entropy = check_alloc((size_t)N, sizeof(float), "the benchmark");
-    double NVD = (double)N * V * D, reads = (double)(ND + VD) * (double)size;
+    double NVC = (double)N * V * C, reads = (double)(NC + VC) * (double)size;
     char name[96];
-    snprintf(name, sizeof name, "head score %dx%dx%d", N, D, V);
-    print_row(name, time_of(head_score, &h, 1), 2 * NVD, reads);
-    snprintf(name, sizeof name, "head learn %dx%dx%d, %.0f MB", N, D, V, 1e-6 * (double)extra);
-    print_row(name, time_of(head_learn, &h, 1), 6 * NVD,
-              reads + (double)(ND * size) + 8.0 * (double)VD);
+    snprintf(name, sizeof name, "head score %dx%dx%d", N, C, V);
+    print_row(name, time_of(head_score, &h, 1), 2 * NVC, reads);
+    snprintf(name, sizeof name, "head learn %dx%dx%d, %.0f MB", N, C, V, 1e-6 * (double)extra);
+    print_row(name, time_of(head_learn, &h, 1), 6 * NVC,
+              reads + (double)(NC * size) + 8.0 * (double)VC);
     free(h.logp), free(h.entropy);
     free_all();
 }
@@ -209,35 +209,49 @@ static void bench_head(void) {
 /* ---- attention ------------------------------------------------------------------------------------------- */
 
 struct Attention {
-    int B, T, NH, NKV, HS;
+    struct Rows rows;
+    struct Heads heads;
     floatX *qkv, *out, *dqkv, *dout;
     float *lse, *entropy;
-    int *row_start;
     void *workspace;
 };
 
 static void attention_forward(void *context) {
     struct Attention *a = context;
-    ops->attention_forward(a->out, a->lse, a->entropy, a->qkv, a->row_start, a->B, a->B * a->T, a->T,
-                           a->NH, a->NKV, a->HS, a->workspace);
+    ops->attention_forward(a->out, a->lse, a->entropy, a->qkv, &a->rows, &a->heads,
+                           a->workspace);
 }
 
 static void attention_backward(void *context) {
     struct Attention *a = context;
-    ops->attention_backward(a->dqkv, a->dout, a->out, a->qkv, a->lse, a->row_start, a->B,
-                            a->B * a->T, a->T, a->NH, a->NKV, a->HS, a->workspace);
+    ops->attention_backward(a->dqkv, a->dout, a->out, a->qkv, a->lse, &a->rows,
+                            &a->heads, a->workspace);
+}
+
+/* B rows of T tokens, with their blocks where the backend wants some. */
+static struct Rows new_rows(int B, int T) {
+    struct Rows rows = {.N = B * T, .B = B, .max_T = T, .start = new_ints(B + 1, T, B * T + 1)};
+    if (ops->attention_block == 0) return rows;
+    size_t most = (size_t)(rows.N / ops->attention_block + B);
+    struct QueryBlock *block = check_alloc(most, sizeof *block, "the benchmark");
+    int *start = check_alloc((size_t)B + 1, sizeof *start, "the benchmark");
+    for (int b = 0; b <= B; b++) start[b] = b * T;
+    rows.blocks = rows_cut_blocks(block, start, B, ops->attention_block);
+    rows.block = new_bytes(most * sizeof *block);
+    ops->upload(rows.block, block, (size_t)rows.blocks * sizeof *block);
+    free(block), free(start);
+    return rows;
 }
 
 static void bench_attention_shape(int B, int T, int NH, int NKV, int HS) {
-    struct Attention a = {.B = B, .T = T, .NH = NH, .NKV = NKV, .HS = HS};
     int N = B * T, C = NH * HS, QKV = (NH + 2 * NKV) * HS;
+    struct Attention a = {.rows = new_rows(B, T), .heads = {NH, NKV, HS}};
     struct OpsShape shape = {.N = N, .C = C, .F = C, .NH = NH, .NKV = NKV, .HS = HS, .V = 1,
                              .Vp = 1, .max_T = T, .R = 1, .max_length = 1};
     size_t out = (size_t)N * (size_t)C, qkv = (size_t)N * (size_t)QKV;
     a.qkv = new_elements(qkv, 1), a.dqkv = new_elements(qkv, 1);
     a.out = new_elements(out, 1), a.dout = new_elements(out, 1);
     a.lse = new_zeros((size_t)N * (size_t)NH), a.entropy = new_zeros((size_t)N * (size_t)NH);
-    a.row_start = new_ints(B + 1, T, N + 1);
     a.workspace = new_bytes(ops->workspace_size(&shape));
     double product = 2.0 * B * NH * (0.5 * T * (T + 1.0)) * HS, size = (double)ops->element_size;
     char name[96];
@@ -264,21 +278,22 @@ static void bench_attention(void) {
 struct Elementwise {
     int N, C;
     size_t n;
-    floatX *x, *out, *sum, *w, *b;
-    float *mean, *rstd, *dw, *db, *m, *v, *g, *master;
-    double *norm;
+    floatX *x, *out, *sum;
+    struct Norm norm;
+    struct NormStats stats;
+    float *dw, *db, *m, *v, *g, *master;
+    double *squares;
     void *workspace;
 };
 
 static void norm_forward(void *context) {
     struct Elementwise *e = context;
-    ops->norm_residual_forward(e->sum, e->out, e->mean, e->rstd, e->x, e->out, e->w, e->b, e->N,
-                               e->C);
+    ops->norm_residual_forward(e->sum, e->out, &e->stats, e->x, e->out, &e->norm, e->N, e->C);
 }
 
 static void norm_backward(void *context) {
     struct Elementwise *e = context;
-    ops->norm_backward(e->sum, e->dw, e->db, e->out, e->x, e->w, e->mean, e->rstd, e->N, e->C,
+    ops->norm_backward(e->sum, e->dw, e->db, e->out, e->x, &e->norm, &e->stats, e->N, e->C,
                        e->workspace);
 }
 
@@ -291,7 +306,7 @@ static void adamw(void *context) {
 
 static void gradient_norm(void *context) {
     struct Elementwise *e = context;
-    ops->sum_of_squares(e->norm, e->g, e->n, e->workspace);
+    ops->sum_of_squares(e->squares, e->g, e->n, e->workspace);
 }
 
 static void bench_elementwise(void) {
@@ -302,11 +317,12 @@ static void bench_elementwise(void) {
     bool narrow = ops->element_size < sizeof(float);
     double size = (double)ops->element_size, all = (double)n;
     e.x = new_elements(n, 1), e.out = new_elements(n, 1), e.sum = new_elements(n, 1);
-    e.w = new_elements(C, 1), e.b = new_elements(C, 1);
-    e.mean = new_zeros(N), e.rstd = new_zeros(N), e.dw = new_zeros(C), e.db = new_zeros(C);
+    e.norm = (struct Norm){NORM_LAYER, 1e-5f, new_elements(C, 1), new_elements(C, 1)};
+    e.stats = (struct NormStats){new_zeros(N), new_zeros(N)};
+    e.dw = new_zeros(C), e.db = new_zeros(C);
     e.m = new_zeros(n), e.v = new_zeros(n), e.g = new_zeros(n);
     e.master = narrow ? new_zeros(n) : NULL;
-    e.norm = new_bytes(sizeof *e.norm), e.workspace = new_bytes(ops->workspace_size(&shape));
+    e.squares = new_bytes(sizeof *e.squares), e.workspace = new_bytes(ops->workspace_size(&shape));
     print_row("residual + norm forward", time_of(norm_forward, &e, 10), 0, 4 * all * size);
     print_row("norm backward", time_of(norm_backward, &e, 10), 0, 4 * all * size);
     /* m, v and the weights that count are read and written, the gradient is read; a narrow copy of

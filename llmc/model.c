@@ -111,6 +111,7 @@ bool model_config_named(struct ModelConfig *config, const char *name) {
         config->F = 4 * config->C;
         config->max_T = sizes[i].max_T;
         config->tied = true;
+        config->norm_epsilon = 1e-5;
         return true;
     }
     return false;
@@ -154,6 +155,8 @@ const char *model_config_problem(const struct ModelConfig *config) {
     if (config->NKV != config->NH)
         return sentence("GPT-2 has as many key-value heads as heads, not %d and %d", config->NKV,
                         config->NH);
+    if (!(config->norm_epsilon > 0 && config->norm_epsilon < 1))
+        return sentence("the norm's epsilon is %g, not in (0, 1)", config->norm_epsilon);
     if (config->Vp < config->V)
         return sentence("the padded vocabulary %d is smaller than the vocabulary %d", config->Vp,
                         config->V);
@@ -212,9 +215,6 @@ static const char *gpt2_check_variant(const cJSON *json) {
     if (gelu != NULL && (!cJSON_IsString(gelu) || (strcmp(gelu->valuestring, "gelu_new") != 0 &&
                          strcmp(gelu->valuestring, "gelu_pytorch_tanh") != 0)))
         return "\"activation_function\" must be \"gelu_new\"";
-    const cJSON *epsilon = cJSON_GetObjectItemCaseSensitive(json, "layer_norm_epsilon");
-    if (epsilon != NULL && (!cJSON_IsNumber(epsilon) || fabs(epsilon->valuedouble - 1e-5) > 1e-9))
-        return "\"layer_norm_epsilon\" must be 1e-05";
     return NULL;
 }
 
@@ -230,6 +230,9 @@ static const char *gpt2_read_config(struct ModelConfig *config, const cJSON *jso
     const cJSON *tied = cJSON_GetObjectItemCaseSensitive(json, "tie_word_embeddings");
     if (tied != NULL && !cJSON_IsBool(tied)) return "\"tie_word_embeddings\" must be true or false";
     config->tied = tied == NULL || cJSON_IsTrue(tied);
+    const cJSON *epsilon = cJSON_GetObjectItemCaseSensitive(json, "layer_norm_epsilon");
+    if (epsilon != NULL && !cJSON_IsNumber(epsilon)) return "\"layer_norm_epsilon\" must be a number";
+    config->norm_epsilon = epsilon != NULL ? epsilon->valuedouble : 1e-5;
     config->NKV = config->NH;
     config->HS = config->C / config->NH;
     config->Vp = config->V;
@@ -249,7 +252,7 @@ static void gpt2_write_config(cJSON *json, const struct ModelConfig *config, int
     cJSON_AddNumberToObject(json, "n_head", config->NH);
     if (config->F == 4 * config->C) cJSON_AddNullToObject(json, "n_inner");
     else cJSON_AddNumberToObject(json, "n_inner", config->F);
-    cJSON_AddNumberToObject(json, "layer_norm_epsilon", 1e-5);
+    cJSON_AddNumberToObject(json, "layer_norm_epsilon", config->norm_epsilon);
     cJSON_AddNumberToObject(json, "initializer_range", 0.02);
     /* Nothing is ever dropped here, so a model that is trained on elsewhere starts the same way. */
     cJSON_AddNumberToObject(json, "attn_pdrop", 0);
@@ -450,6 +453,11 @@ void model_initialise(const struct Model *model, struct Weights *weights, uint64
         }
     }
     free(host);
+}
+
+struct Head model_head(const struct Model *model, float temperature) {
+    const struct ModelConfig *config = &model->config;
+    return (struct Head){config->C, config->V, config->Vp, temperature > 0 ? 1 / temperature : 0};
 }
 
 const floatX *model_head_weight(const struct Model *model, const struct Weights *weights) {

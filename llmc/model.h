@@ -20,7 +20,12 @@ struct ModelConfig {
     char family[16];   /* row of the families table: "gpt2" */
     int L, NH, NKV, C, HS, F, V, Vp, max_T;
     bool tied;         /* the head is wte */
+    double norm_epsilon;
 };
+
+static inline struct Heads model_heads(const struct ModelConfig *config) {
+    return (struct Heads){config->NH, config->NKV, config->HS};
+}
 
 /* One tensor. Offsets and counts are in elements of the flat buffers. */
 struct Tensor {
@@ -68,12 +73,11 @@ struct OptimizerState {
     float *m, *v, *master;
 };
 
-/* A packed batch. N tokens in B rows, no padding; row b is [row_start[b], row_start[b+1]).
-   position restarts at 0 in each row. */
+/* A packed batch; all arrays are the backend's. */
 struct Batch {
-    int N, B, max_T, n;
-    int *token, *position, *row_start;   /* backend; [N], [N], [B+1] */
-    int *row, *target;                   /* backend; [n]: a token with loss, its next token */
+    struct Rows rows;
+    struct HeadTokens loss;   /* the tokens with a loss, each predicting its next one */
+    int *token, *position;    /* [N]; position restarts at 0 in each row */
 };
 
 struct Activations;      /* forward's memory for N tokens; opaque, in transformer.c */
@@ -141,7 +145,9 @@ void model_backward(const struct Model *model, const struct Weights *weights,
                     struct Activations *activations, const struct Batch *batch, float *grads,
                     void *workspace);
 
-/* The head's weight [Vp,C] and gradient, tied or not. */
+/* The head at a temperature (0: greedy, for sampling only); its weight [Vp,C] and gradient, tied or
+   not. */
+struct Head model_head(const struct Model *model, float temperature);
 const floatX *model_head_weight(const struct Model *model, const struct Weights *weights);
 float *model_head_gradient(const struct Model *model, float *grads);
 

@@ -1,13 +1,7 @@
-/* The slots by name, and the choice of a backend. */
+/* The slots by name, and the list of blocks of a packed batch. */
 #include "ops.h"
-#include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
-#include "base/check.h"
-#include "base/console.h"
-#include "kernels/backend.h"
-#include "kernels/cpu.h"
 
 #define SLOT(name) {#name, offsetof(struct Ops, name)}
 static const struct {
@@ -44,94 +38,22 @@ int ops_missing(const struct Ops *ops, char *out, size_t capacity) {
                                        slots[i].name);
         missing++;
     }
+    for (int i = 0; i < ops->num_files; i++) {
+        if (ops->files[i]->workspace) continue;
+        if (length < capacity)
+            length += (size_t)snprintf(out + length, capacity - length, "%sthe workspace of %s",
+                                       missing ? ", " : "", ops->files[i]->name);
+        missing++;
+    }
     return missing;
 }
 
-static void cpu_fill(struct Ops *ops) {
-    cpu_memory(ops);
-    cpu_comm(ops);
-    cpu_embedding(ops);
-    cpu_norm(ops);
-    cpu_matmul(ops);
-    cpu_mlp(ops);
-    cpu_attention(ops);
-    cpu_head(ops);
-    cpu_matmul_decode(ops);
-    cpu_sample(ops);
-    cpu_adamw(ops);
-}
-
-/* ---- plug-ins -------------------------------------------------------------------------------- */
-
-/* Where backend_NAME.so may lie, seen from the program's own folder: a program beside the Makefile,
-   its build folder, a test program in build/test. */
-static const char *const plugin_folders[] = {".", "build", "..", "../.."};
-
-/* Opens the plug-in's library; NULL with one sentence in `why`, or with nothing in it: there is no
-   such file. */
-static void *plugin_load(const char *name, char *why, size_t capacity) {
-    char program[3072], path[4096];
-    why[0] = '\0';
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    program[length > 0 ? length : 0] = '\0';
-    char *slash = strrchr(program, '/');
-    if (slash) *slash = '\0';
-    for (size_t i = 0; i < sizeof plugin_folders / sizeof *plugin_folders; i++) {
-        snprintf(path, sizeof path, "%s/%s/backend_%s.so", program, plugin_folders[i], name);
-        if (access(path, F_OK) != 0) continue;
-        void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-        if (!library) snprintf(why, capacity, "%s", dlerror());
-        return library;
-    }
-    return NULL;
-}
-
-/* Fills ops from a plug-in; false with one sentence in `why`. */
-static bool plugin_open(struct Ops *ops, const char *name, const char *dtype, char *why,
-                        size_t capacity) {
-    static const struct BackendHost host = {die_machine, warn};
-    void *library = plugin_load(name, why, capacity);
-    if (!library) return false;
-    BackendOpen *open = NULL;
-    *(void **)&open = dlsym(library, BACKEND_OPEN); /* the cast POSIX recommends */
-    if (strcmp(dtype, "auto") == 0) dtype = "bf16";
-    const char *problem = open ? open(ops, sizeof *ops, dtype, 0, &host)
-                               : "it exports no " BACKEND_OPEN;
-    if (problem) snprintf(why, capacity, "%s", problem);
-    return problem == NULL;
-}
-
-/* ---- the choice ------------------------------------------------------------------------------- */
-
-static bool is_one_of(const char *word, const char *const *words) {
-    while (*words && strcmp(word, *words) != 0) words++;
-    return *words != NULL;
-}
-
-const struct Ops *ops_open(const char *name, const char *dtype) {
-    static const char *const names[] = {"auto", "cpu", "cuda", "sim", "sim-asan", "sim-race", NULL};
-    static const char *const dtypes[] = {"auto", "fp32", "bf16", "fp16", NULL};
-    static struct Ops ops;
-    char text[1024];
-    if (!is_one_of(name, names))
-        die_input("there is no backend \"%s\"; known are auto, cpu, cuda, sim, sim-asan, sim-race",
-                  name);
-    if (!is_one_of(dtype, dtypes))
-        die_input("there is no dtype \"%s\"; known are auto, fp32, bf16, fp16", dtype);
-    bool named = strcmp(name, "auto") != 0, cpu = strcmp(name, "cpu") == 0;
-    if (!cpu && !plugin_open(&ops, named ? name : "cuda", dtype, text, sizeof text)) {
-        if (named && !text[0])
-            die_machine("backend %s: there is no backend_%s.so beside the program; `make %s` builds it",
-                        name, name, strcmp(name, "cuda") == 0 ? "cuda" : "sim-backends");
-        if (named) die_machine("backend %s: %s", name, text);
-        if (text[0]) say("backend   cpu; not cuda: %s", text);
-        cpu = true;
-    }
-    if (cpu && strcmp(dtype, "auto") != 0 && strcmp(dtype, "fp32") != 0)
-        die_input("the CPU backend computes in fp32, not %s; leave --dtype out, or use --backend "
-                  "cuda", dtype);
-    if (cpu) cpu_fill(&ops);
-    if (ops_missing(&ops, text, sizeof text))
-        die_machine("backend %s is incomplete: nothing fills %s", ops.name, text);
-    return &ops;
+int rows_cut_blocks(struct QueryBlock *out, const int *start, int B, int block) {
+    int count = 0, most = 0;
+    for (int b = 0; b < B; b++)
+        if (start[b + 1] - start[b] > most) most = start[b + 1] - start[b];
+    for (int first = (most - 1) / block * block; first >= 0; first -= block)
+        for (int b = 0; b < B; b++)
+            if (start[b + 1] - start[b] > first) out[count++] = (struct QueryBlock){b, first};
+    return count;
 }

@@ -1,15 +1,17 @@
 /* THE CONTRACT. Every operation the engine needs from a machine is one slot of struct Ops.
 
    A backend fills all slots: llmc/kernels/X.c is the readable CPU definition, llmc/kernels/X.cu
-   the CUDA version; both define static functions named like their slot. ops.c lists the slots by
-   name, so that a forgotten one is named at start.
+   the CUDA version; both define static functions named like their slot, and one struct KernelFile.
+   ops.c lists the slots by name, so that a forgotten one is named at start. This header knows no
+   kernel: which backends there are is in kernels/backends.h.
 
    Rules that hold for every slot
      order        outputs, inputs, weights, sizes; a dx is the gradient of the loss by x
      shapes       in brackets, row-major, the last index contiguous. B rows (sequences), T positions,
-                  C channels, L layers, NH query heads, NKV key-value heads, HS head size (C = NH*HS),
-                  F hidden width of the MLP, V vocabulary, Vp padded vocabulary, N tokens (rows of a
-                  packed batch), R rows of a decode step, QKV = (NH + 2*NKV) * HS
+                  C channels, OC output channels, L layers, NH query heads, NKV key-value heads, HS
+                  head size, F hidden width of the MLP, V vocabulary, Vp padded vocabulary, N tokens
+                  of a packed batch, n of them listed, R rows of a decode step,
+                  QKV = (NH + 2*NKV) * HS. A letter has this one meaning everywhere
      elements     floatX is the backend's storage type (precision.h); float is float32 everywhere
      memory       pointers are the backend's (ops->alloc) unless the comment says "host".
                   Nothing is owned: a slot reads and writes what it is given and keeps no pointer
@@ -19,6 +21,10 @@
      errors       a failing device ends the program (die_machine); numbers are never errors
      gradients    "=" overwrites, "+=" accumulates; weight gradients are float32 and always "+="
      workspace    scratch of at least workspace_size() bytes; contents undefined before and after
+     padding      rows [V, Vp) of an embedding or head weight are finite; here they are zero, and
+                  stay so. So a product may run over all Vp rows; but logits of padding rows enter no
+                  statistics and no draw, and their gradient is never added to
+     absent       a tensor that a model does not have is NULL, never an address
      repeatable   the same call on the same machine gives the same bits
 
    Sources: GPT-2 (Radford et al. 2019), layer norm 1607.06450, AdamW 1711.05101,
@@ -43,13 +49,77 @@ struct OpsShape {
     int max_length; /* longest prompt + completion a decode row attends to */
 };
 
+/* How channels are heads: query head h reads key-value head h / (NH / NKV). */
+struct Heads {
+    int NH, NKV, HS;
+};
+
+static inline int heads_qkv(const struct Heads *heads) {
+    return (heads->NH + 2 * heads->NKV) * heads->HS;
+}
+
+/* Attention's share of work: queries [first, first + attention_block) of a row, as far as it has
+   them. */
+struct QueryBlock {
+    int row, first;
+};
+
+/* How N tokens are B rows (sequences), one after another without padding. */
+struct Rows {
+    int N, B, max_T;                /* max_T >= the longest row */
+    int *start;                     /* [B+1]: row b is [start[b], start[b+1]) */
+    struct QueryBlock *block;       /* [blocks] every block of every row, the ones with most keys
+                                       first (rows_cut_blocks); where attention_block is 0: NULL */
+    int blocks;
+};
+
+/* out [C] = (x - mean) * rstd * weight + bias, rstd = 1 / sqrt(variance + epsilon), over the C
+   channels of a token (1607.06450). */
+enum NormKind { NORM_LAYER };
+struct Norm {
+    enum NormKind kind;
+    float epsilon;
+    const floatX *weight, *bias; /* [C] */
+};
+
+/* What a norm's backward pass needs of its forward pass. */
+struct NormStats {
+    float *mean, *rstd; /* [N] */
+};
+
+/* The feed-forward block: pre = x w1^T + b1, act = gelu(pre), out = act w2^T + b2, with GPT-2's
+   tanh form of GELU (1606.08415). */
+struct Mlp {
+    const floatX *w1, *b1; /* [F,C], [F] */
+    const floatX *w2, *b2; /* [C,F], [C] */
+    int C, F;
+};
+
+struct MlpGradients {
+    float *dw1, *db1, *dw2, *db2; /* shaped like what they are the gradients of */
+};
+
+/* The head: logits z [n,V] = E W^T * inv_temperature, of hidden states E [N,C] and the head weight
+   W [Vp,C], over its V real rows. */
+struct Head {
+    int C, V, Vp;
+    float inv_temperature;
+};
+
+/* The n tokens that the head looks at, of the N of E; backend arrays. No row is listed twice. */
+struct HeadTokens {
+    int *row;    /* [n] hidden state E[row[i]] ... */
+    int *target; /* [n] ... is to predict this token */
+    int n, N;
+};
+
 /* Per-token results of the head, HOST arrays [n]. Any pointer but logp may be NULL. p is the softmax
    over the V real columns at the given temperature; logs are natural, entropies in nats. */
 struct HeadStats {
     float *logp;     /* log p_y */
     float *entropy;  /* H = -sum_j p_j log p_j, from the centred moment (doc/head.md) */
     float *q;        /* Q = sum_j p_j^2 */
-    float *r;        /* R = sum_j p_j^2 log p_j */
+    float *qlog;     /* QL = sum_j p_j^2 log p_j */
 };
 
 /* The objective's word in the middle of the head: given the statistics of rows
@@ -84,7 +154,8 @@ struct DecodeRows {
        tail   [L][tail_slots  ][2][NKV][tail_capacity  ][HS]                                  */
 struct KvCache {
     floatX *prompt, *tail;
-    int L, NKV, HS, prompt_slots, prompt_capacity, tail_slots, tail_capacity;
+    struct Heads heads;
+    int L, prompt_slots, prompt_capacity, tail_slots, tail_capacity;
 };
 
 /* A contiguous range of the flat parameter buffer with one weight decay. */
@@ -100,6 +171,22 @@ struct AdamwStep {
     uint64_t seed;      /* stochastic rounding, where floatX is narrower than float */
 };
 
+struct Ops;
+
+/* One kernel file, as its backend's list of files has it: what fills its slots, and what scratch
+   they need. A backend's workspace_size is the most that a file of its list says. */
+struct KernelFile {
+    const char *name;                                   /* "norm" */
+    void (*fill)(struct Ops *ops);                      /* puts its functions into their slots */
+    size_t (*workspace)(const struct OpsShape *shape);  /* bytes that serve them at every size up to
+                                                           shape; or no_workspace */
+};
+
+static inline size_t no_workspace(const struct OpsShape *shape) {
+    (void)shape;
+    return 0;
+}
+
 struct Ops {
     const char *name;     /* "cpu", "cuda", ... */
     const char *device;   /* what computes, for people: the GPU's name; "" on the CPU */
@@ -108,6 +195,9 @@ struct Ops {
     int vocabulary_multiple;  /* the head wants Vp to be a multiple of this */
     int decode_multiple;  /* decode steps are filled up with empty rows to a multiple of this, so
                              that few sizes recur and each is recorded once (graph_begin) */
+    int attention_block;  /* queries of a struct QueryBlock; 0: the backend wants none */
+    const struct KernelFile *const *files; /* [num_files] what the backend is made of */
+    int num_files;
 
     /* ---- memory, order and conversion ---------------------------------------------------- */
 
@@ -138,7 +228,7 @@ struct Ops {
     bool (*graph_begin)(const void *key, size_t bytes);
     void (*graph_end)(void);
 
-    /* ---- the transformer, on packed rows: N tokens, B rows, row b is [row_start[b], row_start[b+1])  */
+    /* ---- the transformer, on packed rows --------------------------------------------------- */
 
     /* x[n] = wte[token[n]] + wpe[position[n]], or 0 where position[n] < 0
        x [N,C] = ; token, position [N]; wte [Vp,C]; wpe [max_T,C] */
@@ -148,19 +238,18 @@ struct Ops {
     void (*embedding_backward)(float *dwte, float *dwpe, const floatX *dx, const int *token,
                                const int *position, int N, int C, void *workspace);
 
-    /* Layer norm over C, epsilon 1e-5: out = (x - mean) * rstd * weight + bias
-       out [N,C] =; mean, rstd [N] =; x [N,C]; weight, bias [C] */
-    void (*norm_forward)(floatX *out, float *mean, float *rstd, const floatX *x,
-                         const floatX *weight, const floatX *bias, int N, int C);
+    /* out [N,C] =; stats =; x [N,C] */
+    void (*norm_forward)(floatX *out, const struct NormStats *stats, const floatX *x,
+                         const struct Norm *norm, int N, int C);
     /* The residual stream: sum = x + delta, then the norm of sum. sum [N,C] = (may be x). */
-    void (*norm_residual_forward)(floatX *sum, floatX *out, float *mean, float *rstd,
-                                  const floatX *x, const floatX *delta, const floatX *weight,
-                                  const floatX *bias, int N, int C);
+    void (*norm_residual_forward)(floatX *sum, floatX *out, const struct NormStats *stats,
+                                  const floatX *x, const floatX *delta, const struct Norm *norm,
+                                  int N, int C);
     /* dx [N,C] += ; dweight, dbias [C] +=; dout, x [N,C]. dx accumulates because the residual
        stream goes on beside the norm. */
     void (*norm_backward)(floatX *dx, float *dweight, float *dbias, const floatX *dout,
-                          const floatX *x, const floatX *weight, const float *mean,
-                          const float *rstd, int N, int C, void *workspace);
+                          const floatX *x, const struct Norm *norm, const struct NormStats *stats,
+                          int N, int C, void *workspace);
 
     /* out = x w^T + bias.   out [N,OC] =; x [N,C]; w [OC,C]; bias [OC] or NULL */
     void (*matmul_forward)(floatX *out, const floatX *x, const floatX *w, const floatX *bias, int N,
@@ -170,50 +259,44 @@ struct Ops {
                             const floatX *x, const floatX *w, int N, int C, int OC,
                             void *workspace);
 
-    /* The feed-forward block: pre = x w1^T + b1, act = gelu(pre), out = act w2^T + b2, with GPT-2's
-       tanh form of GELU (1606.08415). pre has the bits of matmul_forward, act those of gelu_forward.
-       out [N,C] =; pre, act [N,F] =; x [N,C]; w1 [F,C]; w2 [C,F] */
-    void (*mlp_forward)(floatX *out, floatX *pre, floatX *act, const floatX *x, const floatX *w1,
-                        const floatX *b1, const floatX *w2, const floatX *b2, int N, int C, int F);
+    /* pre has the bits of matmul_forward, act those of gelu_forward.
+       out [N,C] =; pre, act [N,F] =; x [N,C] */
+    void (*mlp_forward)(floatX *out, floatX *pre, floatX *act, const floatX *x,
+                        const struct Mlp *mlp, int N);
     /* act [n] = gelu(pre [n]), for a backward pass whose forward pass did not keep act */
     void (*gelu_forward)(floatX *act, const floatX *pre, size_t n);
-    /* dx [N,C] =; dw1 [F,C], db1 [F], dw2 [C,F], db2 [C] +=; dpre [N,F] is scratch */
-    void (*mlp_backward)(floatX *dx, float *dw1, float *db1, float *dw2, float *db2, floatX *dpre,
+    /* dx [N,C] =; gradients +=; dpre [N,F] is scratch. mlp's biases are not read. */
+    void (*mlp_backward)(floatX *dx, const struct MlpGradients *gradients, floatX *dpre,
                          const floatX *dout, const floatX *x, const floatX *pre, const floatX *act,
-                         const floatX *w1, const floatX *w2, int N, int C, int F, void *workspace);
+                         const struct Mlp *mlp, int N, void *workspace);
 
     /* Causal softmax attention inside each row, scale 1/sqrt(HS). qkv [N,QKV] holds, per token, the
-       NH query heads, then the NKV key heads, then the NKV value heads; query head h reads
-       key-value head h / (NH / NKV).
+       NH query heads, then the NKV key heads, then the NKV value heads.
        out [N,NH*HS] =; lse [NH,N] = log-sum-exp of the scaled scores; entropy [NH,N] = the entropy
-       (nats) of each attention row (2303.06296), or NULL; row_start [B+1]; max_T >= longest row */
+       (nats) of each attention row (2303.06296), or NULL */
     void (*attention_forward)(floatX *out, float *lse, float *entropy, const floatX *qkv,
-                              const int *row_start, int B, int N, int max_T, int NH, int NKV,
-                              int HS, void *workspace);
+                              const struct Rows *rows, const struct Heads *heads, void *workspace);
     /* dqkv [N,QKV] =; dout, out [N,NH*HS]; probabilities are formed again from lse */
     void (*attention_backward)(floatX *dqkv, const floatX *dout, const floatX *out,
-                               const floatX *qkv, const float *lse, const int *row_start, int B,
-                               int N, int max_T, int NH, int NKV, int HS, void *workspace);
+                               const floatX *qkv, const float *lse, const struct Rows *rows,
+                               const struct Heads *heads, void *workspace);
 
-    /* ---- the head: E [N,D] hidden states, W [Vp,D] head weight -------------------------------- */
+    /* ---- the head: E [N,C] hidden states, W [Vp,C] head weight -------------------------------- */
 
-    /* Statistics of the n tokens whose hidden state is E[row[i]] and whose next token is target[i].
-       stats: host arrays [n]; row, target [n] backend memory. z = E W^T * inv_temperature over the V
-       real columns. Scoring only: never more than a tile of logits exists. n <= N of the
-       workspace's shape. */
+    /* Statistics of the listed tokens. stats: host arrays [n]. Scoring only: never more than a tile
+       of logits exists. n <= N of the workspace's shape. */
     void (*head_forward)(const struct HeadStats *stats, const floatX *E, const floatX *W,
-                         const int *row, const int *target, int n, int D, int V, int Vp,
-                         float inv_temperature, void *workspace);
-    /* The one-pass gradient, 6 NVD: forms the logits of a chunk of rows once, asks `upstream` for
+                         const struct HeadTokens *tokens, const struct Head *head,
+                         void *workspace);
+    /* The one-pass gradient, 6 NVC: forms the logits of a chunk of rows once, asks `upstream` for
        the coefficients, and adds both gradient products. stats as above, may be all NULL but then
-       upstream still sees logp, entropy, q and r of the chunk.
-       dE [N,D] = (rows not listed become 0); dW [Vp,D] += (padding untouched). A row whose two
+       upstream still sees logp, entropy, q and qlog of the chunk.
+       dE [N,C] = (rows not listed become 0); dW [Vp,C] += (padding untouched). A row whose two
        coefficients are 0 contributes exactly 0. */
     void (*head_forward_backward)(const struct HeadStats *stats, floatX *dE, float *dW,
-                                  const floatX *E, const floatX *W, const int *row,
-                                  const int *target, int N, int n, int D, int V, int Vp,
-                                  float inv_temperature, HeadUpstream upstream, void *context,
-                                  void *workspace);
+                                  const floatX *E, const floatX *W,
+                                  const struct HeadTokens *tokens, const struct Head *head,
+                                  HeadUpstream upstream, void *context, void *workspace);
 
     /* ---- decoding: R rows, one token each; a row's bits never depend on the other rows ---------- */
 
@@ -226,16 +309,15 @@ struct Ops {
     /* Writes each row's key and value into its segment of layer `layer`, then attends.
        out [R,NH*HS] =; qkv [R,QKV] */
     void (*attention_decode)(floatX *out, const floatX *qkv, const struct KvCache *cache,
-                             const struct DecodeRows *rows, int layer, int R, int NH,
-                             void *workspace);
+                             const struct DecodeRows *rows, int layer, int R, void *workspace);
     /* Draws token[i] ~ softmax(E W^T * inv_temperature) by the Gumbel-max rule: the largest
        z_v - log(-log u_v), u_v from rng.h with purpose-key `key` and the row's counter words,
        where the position word is position[i] + 1 (the drawn token's own). Ties take the smaller v.
        inv_temperature 0 means greedy: the largest logit, with statistics at temperature 1.
-       token, logp, entropy [R] = backend memory; E [R,D]; packed = W through matmul_pack(D, Vp). */
+       token, logp, entropy [R] = backend memory; E [R,C]; packed = W through matmul_pack(C, Vp). */
     void (*head_sample)(int *token, float *logp, float *entropy, const floatX *E,
                         const void *packed, const struct DecodeRows *rows, const uint32_t key[2],
-                        int R, int D, int V, int Vp, float inv_temperature, void *workspace);
+                        const struct Head *head, int R, void *workspace);
     /* The drawn token becomes the next input: rows->token = token, rows->position += 1; empty rows
        stay as they are. */
     void (*decode_advance)(const struct DecodeRows *rows, const int *token, int R);
@@ -264,21 +346,13 @@ struct Ops {
     void (*broadcast)(void *x, size_t bytes, int root);
 };
 
-/* The backend called `name`, with elements of type `dtype`, complete: every slot was checked to be
-   filled. Lives until exit; one per process.
-
-     name    "cpu", "cuda", "sim" (the CUDA kernels in the simulator, doc/cudasim.md; also
-             "sim-asan", "sim-race"), or "auto": cuda where its plug-in opens, else cpu, with one
-             line saying why if there is a plug-in
-     dtype   "fp32", "bf16", "fp16", or "auto": bf16 on CUDA, fp32 on the CPU
-
-   A plug-in is backend_NAME.so beside the program or in its build folder. die_input for an unknown
-   name or a dtype that the backend does not have; die_machine, saying why, for one that was asked
-   for by name and cannot be opened here. */
-const struct Ops *ops_open(const char *name, const char *dtype);
-
-/* Names every empty slot in `out` (comma separated); returns how many there are. */
+/* Names every empty slot in `out` (comma separated), and every kernel file that says nothing of its
+   workspace; returns how many there are. */
 int ops_missing(const struct Ops *ops, char *out, size_t capacity);
+
+/* Every block of `block` queries of B rows, for struct Rows: writes at most N / block + B of them to
+   out, those with more keys before them first, and returns how many. start [B+1]: host. */
+int rows_cut_blocks(struct QueryBlock *out, const int *start, int B, int block);
 
 /* The address of element `index` of x: the only host arithmetic on backend pointers. */
 static inline floatX *ops_at(const struct Ops *ops, const floatX *x, size_t index) {

@@ -57,7 +57,19 @@ static struct GlobalGradients global_gradients(const struct Model *model, float 
 }
 
 static int model_qkv(const struct ModelConfig *config) {
-    return (config->NH + 2 * config->NKV) * config->HS;
+    const struct Heads heads = model_heads(config);
+    return heads_qkv(&heads);
+}
+
+/* ---- a layer's weights as the slots take them ------------------------------------------------- */
+
+static struct Norm model_norm(const struct Model *model, const floatX *weight, const floatX *bias) {
+    return (struct Norm){NORM_LAYER, (float)model->config.norm_epsilon, weight, bias};
+}
+
+static struct Mlp layer_mlp(const struct Model *model, const struct LayerWeights *w) {
+    return (struct Mlp){w->fc_weight,      w->fc_bias,      w->fc_proj_weight,
+                        w->fc_proj_bias,   model->config.C, model->config.F};
 }
 
 /* ---- activations ---------------------------------------------------------------------------- */
@@ -71,13 +83,13 @@ struct Activations {
     floatX *x;                       /* [L+1,N,C] residual stream entering each layer, E's norm */
     floatX *mid;                     /* [L,N,C] residual stream after attention */
     floatX *norm_1, *norm_2;         /* [L,N,C] */
-    float *mean_1, *rstd_1, *mean_2, *rstd_2;   /* [L,N] */
+    struct NormStats stats_1, stats_2;   /* [L,N] each */
     floatX *qkv;                     /* [L,N,QKV] */
     floatX *attention;               /* [L,N,NH*HS] */
     float *lse;                      /* [L,NH,N] */
     floatX *pre, *act;               /* [L,N,F] */
     floatX *hidden;                  /* [N,C] E */
-    float *mean_f, *rstd_f;          /* [N] */
+    struct NormStats stats_f;        /* [N] each */
     floatX *delta;                   /* [N,C] forward: what is added next; backward: its gradient */
     floatX *wide;                    /* [N,max(F,QKV)] backward: dpre, dqkv */
     floatX *dx;                      /* [N,C] gradient of the residual stream */
@@ -87,7 +99,8 @@ struct Activations {
 /* One layer's part of the above. */
 struct LayerActivations {
     floatX *x, *x_next, *mid, *norm_1, *norm_2, *qkv, *attention, *pre, *act;
-    float *mean_1, *rstd_1, *mean_2, *rstd_2, *lse;
+    struct NormStats stats_1, stats_2;
+    float *lse;
 };
 
 static struct LayerActivations layer_activations(const struct Model *model,
@@ -107,10 +120,8 @@ static struct LayerActivations layer_activations(const struct Model *model,
         .attention = ops_at(ops, a->attention, rows * (size_t)(config->NH * config->HS)),
         .pre = ops_at(ops, a->pre, rows * F),
         .act = ops_at(ops, a->act, act_rows * F),
-        .mean_1 = a->mean_1 + rows,
-        .rstd_1 = a->rstd_1 + rows,
-        .mean_2 = a->mean_2 + rows,
-        .rstd_2 = a->rstd_2 + rows,
+        .stats_1 = {a->stats_1.mean + rows, a->stats_1.rstd + rows},
+        .stats_2 = {a->stats_2.mean + rows, a->stats_2.rstd + rows},
         .lse = a->lse + rows * (size_t)config->NH,
     };
 }
@@ -140,18 +151,18 @@ struct Activations *activations_reserve(const struct Model *model, struct Arena 
     reserve(arena, &a->mid, saved, "residual after attention", size, L, N, C);
     reserve(arena, &a->norm_1, saved, "norm 1", size, L, N, C);
     reserve(arena, &a->norm_2, saved, "norm 2", size, L, N, C);
-    reserve(arena, &a->mean_1, saved, "norm 1 mean", sizeof(float), 0, L, N);
-    reserve(arena, &a->rstd_1, saved, "norm 1 rstd", sizeof(float), 0, L, N);
-    reserve(arena, &a->mean_2, saved, "norm 2 mean", sizeof(float), 0, L, N);
-    reserve(arena, &a->rstd_2, saved, "norm 2 rstd", sizeof(float), 0, L, N);
+    reserve(arena, &a->stats_1.mean, saved, "norm 1 mean", sizeof(float), 0, L, N);
+    reserve(arena, &a->stats_1.rstd, saved, "norm 1 rstd", sizeof(float), 0, L, N);
+    reserve(arena, &a->stats_2.mean, saved, "norm 2 mean", sizeof(float), 0, L, N);
+    reserve(arena, &a->stats_2.rstd, saved, "norm 2 rstd", sizeof(float), 0, L, N);
     reserve(arena, &a->qkv, saved, "qkv", size, L, N, QKV);
     reserve(arena, &a->attention, saved, "attention", size, L, N, config->NH * config->HS);
     reserve(arena, &a->lse, saved, "attention lse", sizeof(float), L, config->NH, N);
     reserve(arena, &a->pre, saved, "mlp before gelu", size, L, N, F);
     reserve(arena, &a->act, saved, "mlp after gelu", size, L_act, N, F);
     reserve(arena, &a->hidden, saved, "hidden states E", size, 0, N, C);
-    reserve(arena, &a->mean_f, saved, "final norm mean", sizeof(float), 0, 1, N);
-    reserve(arena, &a->rstd_f, saved, "final norm rstd", sizeof(float), 0, 1, N);
+    reserve(arena, &a->stats_f.mean, saved, "final norm mean", sizeof(float), 0, 1, N);
+    reserve(arena, &a->stats_f.rstd, saved, "final norm rstd", sizeof(float), 0, 1, N);
     reserve(arena, &a->delta, scratch, "delta", size, 0, N, C);
     reserve(arena, &a->wide, scratch, "dqkv or dpre", size, 0, N, QKV > F ? QKV : F);
     reserve(arena, &a->dx, scratch, "residual gradient", size, 0, N, C);
@@ -172,13 +183,13 @@ static void attention_block(const struct Model *model, const struct LayerWeights
                             const struct Batch *batch, float *entropy, void *workspace) {
     const struct ModelConfig *config = &model->config;
     const struct Ops *ops = model->ops;
-    int N = batch->N, C = config->C, heads = config->NH * config->HS;
+    const struct Heads heads = model_heads(config);
+    const struct Norm norm_2 = model_norm(model, w->ln_2_weight, w->ln_2_bias);
+    int N = batch->rows.N, C = config->C, width = config->NH * config->HS;
     ops->matmul_forward(s->qkv, s->norm_1, w->qkv_weight, w->qkv_bias, N, C, model_qkv(config));
-    ops->attention_forward(s->attention, s->lse, entropy, s->qkv, batch->row_start, batch->B, N,
-                           batch->max_T, config->NH, config->NKV, config->HS, workspace);
-    ops->matmul_forward(a->delta, s->attention, w->proj_weight, w->proj_bias, N, heads, C);
-    ops->norm_residual_forward(s->mid, s->norm_2, s->mean_2, s->rstd_2, s->x, a->delta,
-                               w->ln_2_weight, w->ln_2_bias, N, C);
+    ops->attention_forward(s->attention, s->lse, entropy, s->qkv, &batch->rows, &heads, workspace);
+    ops->matmul_forward(a->delta, s->attention, w->proj_weight, w->proj_bias, N, width, C);
+    ops->norm_residual_forward(s->mid, s->norm_2, &s->stats_2, s->x, a->delta, &norm_2, N, C);
 }
 
 /* Adds layer l - 1's feed-forward output (in a->delta) to the stream, and leaves layer l's in
@@ -186,22 +197,21 @@ static void attention_block(const struct Model *model, const struct LayerWeights
 static void layer_forward(const struct Model *model, const struct Weights *weights,
                           struct Activations *a, const struct Batch *batch, int l, float *entropy,
                           void *workspace) {
-    const struct ModelConfig *config = &model->config;
     const struct Ops *ops = model->ops;
     const struct LayerWeights w = layer_weights(model, weights, l);
     const struct LayerActivations s = layer_activations(model, a, l);
-    int N = batch->N, C = config->C;
+    const struct Norm norm_1 = model_norm(model, w.ln_1_weight, w.ln_1_bias);
+    const struct Mlp mlp = layer_mlp(model, &w);
+    int N = batch->rows.N, C = model->config.C;
 
     if (l == 0) {
-        ops->norm_forward(s.norm_1, s.mean_1, s.rstd_1, s.x, w.ln_1_weight, w.ln_1_bias, N, C);
+        ops->norm_forward(s.norm_1, &s.stats_1, s.x, &norm_1, N, C);
     } else {
         const floatX *mid = layer_activations(model, a, l - 1).mid;
-        ops->norm_residual_forward(s.x, s.norm_1, s.mean_1, s.rstd_1, mid, a->delta, w.ln_1_weight,
-                                   w.ln_1_bias, N, C);
+        ops->norm_residual_forward(s.x, s.norm_1, &s.stats_1, mid, a->delta, &norm_1, N, C);
     }
     attention_block(model, &w, &s, a, batch, entropy, workspace);
-    ops->mlp_forward(a->delta, s.pre, s.act, s.norm_2, w.fc_weight, w.fc_bias, w.fc_proj_weight,
-                     w.fc_proj_bias, N, C, config->F);
+    ops->mlp_forward(a->delta, s.pre, s.act, s.norm_2, &mlp, N);
 }
 
 /* What layer l's forward pass did not keep, once more from what it kept: the same slots on the same
@@ -211,11 +221,11 @@ static void layer_recompute(const struct Model *model, const struct LayerWeights
                             const struct Batch *batch, int l, void *workspace) {
     const struct ModelConfig *config = &model->config;
     const struct Ops *ops = model->ops;
-    int N = batch->N, C = config->C, F = config->F;
+    const struct Norm norm_1 = model_norm(model, w->ln_1_weight, w->ln_1_bias);
+    int N = batch->rows.N, C = config->C, F = config->F;
     if (a->recompute == RECOMPUTE_NONE || l == config->L - 1) return;
     if (a->recompute == RECOMPUTE_LAYER) {
-        ops->norm_forward(s->norm_1, s->mean_1, s->rstd_1, s->x, w->ln_1_weight, w->ln_1_bias, N,
-                          C);
+        ops->norm_forward(s->norm_1, &s->stats_1, s->x, &norm_1, N, C);
         attention_block(model, w, s, a, batch, NULL, workspace);
         ops->matmul_forward(s->pre, s->norm_2, w->fc_weight, w->fc_bias, N, C, F);
     }
@@ -229,9 +239,11 @@ floatX *model_forward(const struct Model *model, const struct Weights *weights,
     const struct Ops *ops = model->ops;
     struct Activations *a = activations;
     const struct GlobalWeights w = global_weights(model, weights);
-    int N = batch->N, C = config->C, L = config->L;
-    assert(N <= a->N && batch->B <= a->B && batch->max_T <= a->max_T);
-    assert(batch->max_T <= config->max_T);
+    const struct Norm norm_f = model_norm(model, w.ln_f_weight, w.ln_f_bias);
+    const struct Rows *rows = &batch->rows;
+    int N = rows->N, C = config->C, L = config->L;
+    assert(N <= a->N && rows->B <= a->B && rows->max_T <= a->max_T);
+    assert(rows->max_T <= config->max_T);
 
     ops->embedding_forward(a->x, batch->token, batch->position, w.wte, w.wpe, N, C);
     for (int l = 0; l < L; l++) {
@@ -240,8 +252,8 @@ floatX *model_forward(const struct Model *model, const struct Weights *weights,
         layer_forward(model, weights, a, batch, l, entropy, workspace);
     }
     const struct LayerActivations last = layer_activations(model, a, L - 1);
-    ops->norm_residual_forward(last.x_next, a->hidden, a->mean_f, a->rstd_f, last.mid, a->delta,
-                               w.ln_f_weight, w.ln_f_bias, N, C);
+    ops->norm_residual_forward(last.x_next, a->hidden, &a->stats_f, last.mid, a->delta, &norm_f, N,
+                               C);
     return a->hidden;
 }
 
@@ -255,23 +267,25 @@ static void layer_backward(const struct Model *model, const struct Weights *weig
     const struct LayerWeights w = layer_weights(model, weights, l);
     const struct LayerGradients d = layer_gradients(model, grads, l);
     const struct LayerActivations s = layer_activations(model, a, l);
-    int N = batch->N, C = config->C, heads = config->NH * config->HS;
+    const struct Norm norm_1 = model_norm(model, w.ln_1_weight, w.ln_1_bias);
+    const struct Norm norm_2 = model_norm(model, w.ln_2_weight, w.ln_2_bias);
+    const struct Mlp mlp = layer_mlp(model, &w);
+    const struct MlpGradients dmlp = {d.fc_weight, d.fc_bias, d.fc_proj_weight, d.fc_proj_bias};
+    const struct Heads heads = model_heads(config);
+    int N = batch->rows.N, C = config->C, width = config->NH * config->HS;
 
     layer_recompute(model, &w, &s, a, batch, l, workspace);
-    ops->mlp_backward(a->delta, d.fc_weight, d.fc_bias, d.fc_proj_weight, d.fc_proj_bias, a->wide,
-                      a->dx, s.norm_2, s.pre, s.act, w.fc_weight, w.fc_proj_weight, N, C, config->F,
-                      workspace);
-    ops->norm_backward(a->dx, d.ln_2_weight, d.ln_2_bias, a->delta, s.mid, w.ln_2_weight, s.mean_2,
-                       s.rstd_2, N, C, workspace);
+    ops->mlp_backward(a->delta, &dmlp, a->wide, a->dx, s.norm_2, s.pre, s.act, &mlp, N, workspace);
+    ops->norm_backward(a->dx, d.ln_2_weight, d.ln_2_bias, a->delta, s.mid, &norm_2, &s.stats_2, N,
+                       C, workspace);
     ops->matmul_backward(a->delta, d.proj_weight, d.proj_bias, a->dx, s.attention, w.proj_weight, N,
-                         heads, C, workspace);
-    ops->attention_backward(a->wide, a->delta, s.attention, s.qkv, s.lse, batch->row_start,
-                            batch->B, N, batch->max_T, config->NH, config->NKV, config->HS,
+                         width, C, workspace);
+    ops->attention_backward(a->wide, a->delta, s.attention, s.qkv, s.lse, &batch->rows, &heads,
                             workspace);
     ops->matmul_backward(a->delta, d.qkv_weight, d.qkv_bias, a->wide, s.norm_1, w.qkv_weight, N, C,
                          model_qkv(config), workspace);
-    ops->norm_backward(a->dx, d.ln_1_weight, d.ln_1_bias, a->delta, s.x, w.ln_1_weight, s.mean_1,
-                       s.rstd_1, N, C, workspace);
+    ops->norm_backward(a->dx, d.ln_1_weight, d.ln_1_bias, a->delta, s.x, &norm_1, &s.stats_1, N, C,
+                       workspace);
 }
 
 void model_backward(const struct Model *model, const struct Weights *weights,
@@ -281,12 +295,13 @@ void model_backward(const struct Model *model, const struct Weights *weights,
     struct Activations *a = activations;
     const struct GlobalWeights w = global_weights(model, weights);
     const struct GlobalGradients d = global_gradients(model, grads);
-    int N = batch->N, C = model->config.C, L = model->config.L;
+    const struct Norm norm_f = model_norm(model, w.ln_f_weight, w.ln_f_bias);
+    int N = batch->rows.N, C = model->config.C, L = model->config.L;
 
     ops->fill_zero(a->dx, (size_t)N * (size_t)C * ops->element_size);
     const floatX *x = layer_activations(model, a, L - 1).x_next;
-    ops->norm_backward(a->dx, d.ln_f_weight, d.ln_f_bias, a->dhidden, x, w.ln_f_weight, a->mean_f,
-                       a->rstd_f, N, C, workspace);
+    ops->norm_backward(a->dx, d.ln_f_weight, d.ln_f_bias, a->dhidden, x, &norm_f, &a->stats_f, N, C,
+                       workspace);
     for (int l = L - 1; l >= 0; l--)
         layer_backward(model, weights, a, batch, l, grads, workspace);
     ops->embedding_backward(d.wte, d.wpe, a->dx, batch->token, batch->position, N, C, workspace);
@@ -306,7 +321,7 @@ struct DecodeState {
     struct PackedMatrix qkv, proj, fc, fc_proj, head;
     struct KvCache cache;
     floatX *x, *norm, *qkv_out, *attention, *act, *delta;   /* [R, ...] */
-    float *mean, *rstd;                                     /* [R] */
+    struct NormStats stats;                                 /* [R] each */
 };
 
 static void packed_reserve(struct PackedMatrix *matrix, struct Arena *arena, const struct Ops *ops,
@@ -332,10 +347,11 @@ static void packed_multiply(floatX *out, const floatX *x, const struct PackedMat
 /* Reserves one segment of the cache. */
 static void cache_reserve(floatX **segment, struct Arena *arena, const struct Ops *ops,
                           const struct KvCache *cache, const char *name, int slots, int capacity) {
-    size_t per_slot = 2 * (size_t)cache->NKV * (size_t)capacity * (size_t)cache->HS;
+    const struct Heads *heads = &cache->heads;
+    size_t per_slot = 2 * (size_t)heads->NKV * (size_t)capacity * (size_t)heads->HS;
     arena_reserve(arena, segment, (size_t)cache->L * (size_t)slots * per_slot * ops->element_size,
-                  "decode cache", "%s [%d, %d, 2, %d, %d, %d]", name, cache->L, slots, cache->NKV,
-                  capacity, cache->HS);
+                  "decode cache", "%s [%d, %d, 2, %d, %d, %d]", name, cache->L, slots, heads->NKV,
+                  capacity, heads->HS);
 }
 
 struct DecodeState *decode_reserve(const struct Model *model, struct Arena *arena, int R,
@@ -356,7 +372,7 @@ struct DecodeState *decode_reserve(const struct Model *model, struct Arena *aren
     packed_reserve(&state->head, arena, ops, "head", 1, C, config->Vp);
 
     state->cache = (struct KvCache){
-        .L = L, .NKV = config->NKV, .HS = config->HS,
+        .L = L, .heads = model_heads(config),
         .prompt_slots = prompt_slots, .prompt_capacity = prompt_capacity,
         .tail_slots = tail_slots, .tail_capacity = tail_capacity,
     };
@@ -366,8 +382,8 @@ struct DecodeState *decode_reserve(const struct Model *model, struct Arena *aren
 
     reserve(arena, &state->x, group, "residual", size, 0, R, C);
     reserve(arena, &state->norm, group, "norm", size, 0, R, C);
-    reserve(arena, &state->mean, group, "norm mean", sizeof(float), 0, 1, R);
-    reserve(arena, &state->rstd, group, "norm rstd", sizeof(float), 0, 1, R);
+    reserve(arena, &state->stats.mean, group, "norm mean", sizeof(float), 0, 1, R);
+    reserve(arena, &state->stats.rstd, group, "norm rstd", sizeof(float), 0, 1, R);
     reserve(arena, &state->qkv_out, group, "qkv", size, 0, R, QKV);
     reserve(arena, &state->attention, group, "attention", size, 0, R, heads);
     reserve(arena, &state->act, group, "mlp", size, 0, R, F);
@@ -398,19 +414,16 @@ static void layer_decode(const struct Model *model, const struct Weights *weight
                          void *workspace) {
     const struct Ops *ops = model->ops;
     const struct LayerWeights w = layer_weights(model, weights, l);
+    const struct Norm norm_1 = model_norm(model, w.ln_1_weight, w.ln_1_bias);
+    const struct Norm norm_2 = model_norm(model, w.ln_2_weight, w.ln_2_bias);
     int C = model->config.C;
 
-    if (l == 0)
-        ops->norm_forward(s->norm, s->mean, s->rstd, s->x, w.ln_1_weight, w.ln_1_bias, R, C);
-    else
-        ops->norm_residual_forward(s->x, s->norm, s->mean, s->rstd, s->x, s->delta, w.ln_1_weight,
-                                   w.ln_1_bias, R, C);
+    if (l == 0) ops->norm_forward(s->norm, &s->stats, s->x, &norm_1, R, C);
+    else ops->norm_residual_forward(s->x, s->norm, &s->stats, s->x, s->delta, &norm_1, R, C);
     packed_multiply(s->qkv_out, s->norm, &s->qkv, w.qkv_bias, ops, l, R, 0);
-    ops->attention_decode(s->attention, s->qkv_out, &s->cache, rows, l, R, model->config.NH,
-                          workspace);
+    ops->attention_decode(s->attention, s->qkv_out, &s->cache, rows, l, R, workspace);
     packed_multiply(s->delta, s->attention, &s->proj, w.proj_bias, ops, l, R, 0);
-    ops->norm_residual_forward(s->x, s->norm, s->mean, s->rstd, s->x, s->delta, w.ln_2_weight,
-                               w.ln_2_bias, R, C);
+    ops->norm_residual_forward(s->x, s->norm, &s->stats, s->x, s->delta, &norm_2, R, C);
     packed_multiply(s->act, s->norm, &s->fc, w.fc_bias, ops, l, R, 1);
     packed_multiply(s->delta, s->act, &s->fc_proj, w.fc_proj_bias, ops, l, R, 0);
 }
@@ -420,6 +433,7 @@ floatX *model_decode(const struct Model *model, const struct Weights *weights,
                      void *workspace) {
     const struct Ops *ops = model->ops;
     const struct GlobalWeights w = global_weights(model, weights);
+    const struct Norm norm_f = model_norm(model, w.ln_f_weight, w.ln_f_bias);
     struct DecodeState *s = state;
     int C = model->config.C;
     assert(R <= s->R);
@@ -427,7 +441,6 @@ floatX *model_decode(const struct Model *model, const struct Weights *weights,
     ops->embedding_forward(s->x, rows->token, rows->position, w.wte, w.wpe, R, C);
     for (int l = 0; l < model->config.L; l++)
         layer_decode(model, weights, s, rows, l, R, workspace);
-    ops->norm_residual_forward(s->x, s->norm, s->mean, s->rstd, s->x, s->delta, w.ln_f_weight,
-                               w.ln_f_bias, R, C);
+    ops->norm_residual_forward(s->x, s->norm, &s->stats, s->x, s->delta, &norm_f, R, C);
     return s->norm;
 }

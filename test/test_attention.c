@@ -224,17 +224,16 @@ struct Expected {
 /* Everything is made twice, the second time without entropy, and must have the same bits. */
 static struct Got run_backend(const struct Shape *s, const floatX *qkv, const floatX *dout) {
     size_t nq = (size_t)s->N * s->QKV, no = (size_t)s->N * s->NH * s->HS, nl = (size_t)s->NH * s->N;
-    int *start = put_ints(s->start, s->B + 1), T = longest(s);
+    const struct Rows rows = put_rows(s->start, s->B);
+    const struct Heads heads = {s->NH, s->NKV, s->HS};
     float *entropy = new_floats(nl);
     void *ws = workspace_of(s);
     struct Got got[2];
     for (int i = 0; i < 2; i++) {
         floatX *out = new_x(no), *dqkv = new_x(nq);
         float *lse = new_floats(nl);
-        ops->attention_forward(out, lse, i ? NULL : entropy, qkv, start, s->B, s->N, T, s->NH,
-                               s->NKV, s->HS, ws);
-        ops->attention_backward(dqkv, dout, out, qkv, lse, start, s->B, s->N, T, s->NH, s->NKV,
-                                s->HS, ws);
+        ops->attention_forward(out, lse, i ? NULL : entropy, qkv, &rows, &heads, ws);
+        ops->attention_backward(dqkv, dout, out, qkv, lse, &rows, &heads, ws);
         got[i] = (struct Got){get_x(out, no), get_floats(lse, nl), NULL, get_x(dqkv, nq)};
     }
     assert_memory_equal(got[0].out, got[1].out, no * sizeof(float));
@@ -448,7 +447,7 @@ static void decode_step(float *out, const struct Decode *d, const struct KvCache
     struct DecodeRows rows = {.position = placed, .prompt_slot = placed + R,
                               .prompt_length = placed + 2 * R, .tail_slot = placed + 3 * R};
     floatX *qkv = ops_at(ops, put_x(x, n + shift), shift), *got = new_x(R * C);
-    ops->attention_decode(got, qkv, cache, &rows, LAYER, R, s->NH, workspace);
+    ops->attention_decode(got, qkv, cache, &rows, LAYER, R, workspace);
     float *host = get_x(got, R * C);
     for (int i = 0; i < items; i++) {
         struct Item item = d->item[first + i];
@@ -489,7 +488,7 @@ static float *decode_all(const struct Decode *d, const struct Layout *layout) {
     int R = layout->R, prompts = d->plan->prompt_capacity, tails = d->plan->tail_capacity;
     size_t position = (size_t)LAYERS * 2 * s->NKV * s->HS;
     struct KvCache cache = {new_x(PROMPTS * position * prompts), new_x(TAILS * position * tails),
-                            LAYERS, s->NKV, s->HS, PROMPTS, prompts, TAILS, tails};
+                            {s->NH, s->NKV, s->HS}, LAYERS, PROMPTS, prompts, TAILS, tails};
     struct OpsShape shape = {.N = 1, .C = s->NH * s->HS, .F = 1, .NH = s->NH, .NKV = s->NKV,
                              .HS = s->HS, .V = 1, .Vp = 1, .max_T = 1,
                              .R = rows_of(R, layout->holes), .max_length = prompts + tails};
@@ -577,7 +576,8 @@ static void test_decode_recorded(void **state) {
     struct OpsShape shape = {.N = 1, .C = HS, .F = 1, .NH = NH, .NKV = 1, .HS = HS, .V = 1,
                              .Vp = 1, .max_T = 1, .R = R, .max_length = STEPS + 1};
     for (int recorded = 0; recorded < 2; recorded++) {
-        struct KvCache cache = {new_x(2 * HS), new_x(2 * HS * STEPS), 1, 1, HS, 1, 1, 1, STEPS};
+        struct KvCache cache = {new_x(2 * HS), new_x(2 * HS * STEPS), {NH, 1, HS}, 1, 1, 1, 1,
+                                STEPS};
         int fields[4 * R] = {0}, *placed = put_ints(fields, 4 * R);
         struct DecodeRows rows = {.position = placed, .prompt_slot = placed + R,
                                   .prompt_length = placed + 2 * R, .tail_slot = placed + 3 * R};
@@ -590,7 +590,7 @@ static void test_decode_recorded(void **state) {
             ops->upload(placed, positions, sizeof positions);
             ops->copy(qkv, put_x(x, N), N * ops->element_size);
             if (!recorded || ops->graph_begin("decode", 6)) {
-                ops->attention_decode(out, qkv, &cache, &rows, 0, R, NH, workspace);
+                ops->attention_decode(out, qkv, &cache, &rows, 0, R, workspace);
                 if (recorded) ops->graph_end();
             }
             float *row = get_x(out, HS);

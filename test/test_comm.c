@@ -4,6 +4,7 @@
 
    They are forked before any backend is opened: neither CUDA nor OpenMP survives a fork. */
 #include "test_ops.h"
+#include "../llmc/kernels/backends.h"
 #include <glob.h>
 #include <signal.h>
 #include <unistd.h>

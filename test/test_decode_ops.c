@@ -120,9 +120,9 @@ static void test_matmul_bits(void **state) {
 
 /* R rows about to be drawn. Inputs are multiples of 1/16, so logits are exact in float32. */
 struct Batch {
-    int R, D, V, Vp;
+    int R, C, V, Vp;
     float inv_temperature;
-    float *E, *W; /* [R,D] [Vp,D] */
+    float *E, *W; /* [R,C] [Vp,C] */
     int *position;
     uint32_t *sample, *ordinal, key[2];
     floatX *E_device, *W_device;
@@ -134,11 +134,11 @@ struct Drawn {
     float *logp, *entropy;
 };
 
-static struct Batch batch_open(int R, int D, int V, int Vp, float inv_temperature) {
-    struct Batch b = {R, D, V, Vp, inv_temperature, .key = {77, 1u << 31}};
-    size_t NW = (size_t)Vp * D, real = (size_t)V * D;
-    b.E = new_normal((size_t)R * D, 1, 1), b.W = new_normal(NW, 0.7f, 2);
-    for (size_t i = 0; i < (size_t)R * D; i++) b.E[i] = roundf(fminf(b.E[i], 7) * 16) / 16;
+static struct Batch batch_open(int R, int C, int V, int Vp, float inv_temperature) {
+    struct Batch b = {R, C, V, Vp, inv_temperature, .key = {77, 1u << 31}};
+    size_t NW = (size_t)Vp * C, real = (size_t)V * C;
+    b.E = new_normal((size_t)R * C, 1, 1), b.W = new_normal(NW, 0.7f, 2);
+    for (size_t i = 0; i < (size_t)R * C; i++) b.E[i] = roundf(fminf(b.E[i], 7) * 16) / 16;
     for (size_t i = 0; i < NW; i++) b.W[i] = roundf(fminf(b.W[i], 7) * 16) / 16;
     b.position = malloc(R * sizeof(int));
     b.sample = malloc(R * sizeof(uint32_t)), b.ordinal = malloc(R * sizeof(uint32_t));
@@ -149,9 +149,9 @@ static struct Batch batch_open(int R, int D, int V, int Vp, float inv_temperatur
     b.W_device = put_x(b.W, NW);
     floatX *poison = new_x(NW - real); /* padding must not be drawn, nor counted */
     ops->copy(ops_at(ops, b.W_device, real), poison, (NW - real) * ops->element_size);
-    b.packed = pack(b.W_device, D, Vp);
+    b.packed = pack(b.W_device, C, Vp);
     b.workspace =
-        new_workspace(&(struct OpsShape){.N = R, .C = D, .V = V, .Vp = Vp, .R = R});
+        new_workspace(&(struct OpsShape){.N = R, .C = C, .V = V, .Vp = Vp, .R = R});
     return b;
 }
 
@@ -162,23 +162,24 @@ static void batch_close(struct Batch *b) {
 
 /* Draws for rows order[0..R) of the batch (NULL: all, in order). */
 static struct Drawn draw(struct Batch *b, const int *order, int R) {
-    float *E = malloc((size_t)R * b->D * sizeof *E);
+    float *E = malloc((size_t)R * b->C * sizeof *E);
     int *position = malloc(R * sizeof *position);
     uint32_t *sample = malloc(R * sizeof *sample), *ordinal = malloc(R * sizeof *ordinal);
     for (int i = 0; i < R; i++) {
         int from = order ? order[i] : i;
-        memcpy(E + (size_t)i * b->D, b->E + (size_t)from * b->D, b->D * sizeof *E);
+        memcpy(E + (size_t)i * b->C, b->E + (size_t)from * b->C, b->C * sizeof *E);
         position[i] = b->position[from];
         sample[i] = b->sample[from], ordinal[i] = b->ordinal[from];
     }
     struct DecodeRows rows = {.position = put_ints(position, R),
                               .sample = put_bytes(sample, R * sizeof *sample),
                               .ordinal = put_bytes(ordinal, R * sizeof *ordinal)};
-    b->E_device = put_x(E, (size_t)R * b->D);
+    b->E_device = put_x(E, (size_t)R * b->C);
     int *token = new_poison(R * sizeof *token);
     float *logp = new_floats(R), *entropy = new_floats(R);
-    ops->head_sample(token, logp, entropy, b->E_device, b->packed, &rows, b->key, R, b->D, b->V,
-                     b->Vp, b->inv_temperature, b->workspace);
+    const struct Head head = {b->C, b->V, b->Vp, b->inv_temperature};
+    ops->head_sample(token, logp, entropy, b->E_device, b->packed, &rows, b->key, &head, R,
+                     b->workspace);
     struct Drawn drawn = {malloc(R * sizeof(int)), get_floats(logp, R), get_floats(entropy, R)};
     ops->download(drawn.token, token, R * sizeof *token);
     free(E), free(position), free(sample), free(ordinal);
@@ -191,8 +192,8 @@ static void drawn_free(struct Drawn d) { free(d.token), free(d.logp), free(d.ent
 static void reference_logits(double *z, const struct Batch *b, int i) {
     for (int v = 0; v < b->V; v++) {
         z[v] = 0;
-        for (int d = 0; d < b->D; d++)
-            z[v] += (double)b->E[(size_t)i * b->D + d] * b->W[(size_t)v * b->D + d];
+        for (int d = 0; d < b->C; d++)
+            z[v] += (double)b->E[(size_t)i * b->C + d] * b->W[(size_t)v * b->C + d];
     }
 }
 
@@ -245,7 +246,7 @@ static void check_draws(struct Batch *b) {
 
 static void test_sample_against_definition(void **state) {
     (void)state;
-    /* R, D, V, Vp: larger than every block, ragged; single tiles, rows and words; rows of whole
+    /* R, C, V, Vp: larger than every block, ragged; single tiles, rows and words; rows of whole
        vectors, with each height of a GPU's tiles. The first two are not for slow builds. */
     const int sizes[][4] = {{70, 29, 4133, 4160}, {300, 16, 24, 32},  {13, 37, 512, 512},
                             {14, 37, 513, 520},   {1, 5, 1537, 1544}, {3, 5, 1, 8},
@@ -272,9 +273,9 @@ static void test_sample_agrees_with_head(void **state) {
     struct Drawn drawn = draw(&b, NULL, b.R);
     float *logp = malloc(b.R * sizeof *logp), *entropy = malloc(b.R * sizeof *entropy);
     struct HeadStats stats = {.logp = logp, .entropy = entropy};
-    ops->head_forward(&stats, b.E_device, b.W_device, put_ints(rows, b.R),
-                      put_ints(drawn.token, b.R), b.R, b.D, b.V, b.Vp, b.inv_temperature,
-                      b.workspace);
+    const struct Head head = {b.C, b.V, b.Vp, b.inv_temperature};
+    const struct HeadTokens tokens = {put_ints(rows, b.R), put_ints(drawn.token, b.R), b.R, b.R};
+    ops->head_forward(&stats, b.E_device, b.W_device, &tokens, &head, b.workspace);
     for (int i = 0; i < b.R; i++) { /* the logits are exact in both */
         ASSERT_CLOSE("logp", fabs(logp[i] - drawn.logp[i]), 1e-5);
         ASSERT_CLOSE("entropy", fabs(entropy[i] - drawn.entropy[i]), 1e-5);
@@ -331,7 +332,7 @@ static void test_sample_bits(void **state) {
     for (int i = 0; i < ROWS; i++) {
         order[i] = i;
         if (i % 9 == 4) b.position[i] = -1;
-        if (i % 18 == 4) b.E[(size_t)i * b.D] = NAN;
+        if (i % 18 == 4) b.E[(size_t)i * b.C] = NAN;
         alone[i] = draw(&b, order + i, 1);
     }
     struct Rng rng;

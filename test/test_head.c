@@ -11,7 +11,7 @@ enum { NORMAL, EXACT };
 
 static const struct Case {
     const char *name;
-    int N, n, D, V, Vp, data;
+    int N, n, C, V, Vp, data;
     float inv_temperature;
 } cases[] = {
     /* larger than every block in every dimension, and ragged: rows, vocabulary, parts */
@@ -42,14 +42,14 @@ static struct Case case_here(struct Case c) {
 /* A case with its data, on the host and in the backend, and what must come out. */
 struct Problem {
     struct Case size;
-    float *E, *W, *a, *b, *dW;    /* [N,D] [Vp,D] [n] [n] [Vp,D]; dW: what is there before */
+    float *E, *W, *a, *b, *dW;    /* [N,C] [Vp,C] [n] [n] [Vp,C]; dW: what is there before */
     int *row, *target;            /* [n] */
     floatX *E_device, *W_device;
     int *row_device, *target_device;
     void *workspace;
-    double *Ed, *Wt;              /* [N,D] [D,V]: E and W transposed, in double */
-    double *logp, *H, *Q, *R;     /* [n] */
-    double *dE, *dWt;             /* [N,D] [D,V] */
+    double *Ed, *Wt;              /* [N,C] [C,V]: E and W transposed, in double */
+    double *logp, *H, *Q, *QL;    /* [n] */
+    double *dE, *dWt;             /* [N,C] [C,V] */
     double *dE_size, *dWt_size;   /* sums of the terms' absolute values: the scale of roundings */
     double largest_logit;
 };
@@ -58,19 +58,19 @@ struct Problem {
 static int peak_word(int V) { return V * 5 / 8; }
 
 /* Rows that have gone wrong elsewhere. The last two columns of E steer them: W has 100 in column
-   D-1 and, in column D-2, 1 for the peak word and 0 for all others. */
+   C-1 and, in column C-2, 1 for the peak word and 0 for all others. */
 static void make_exact_rows(struct Problem *p) {
-    int N = p->size.N, D = p->size.D, V = p->size.V;
+    int N = p->size.N, C = p->size.C, V = p->size.V;
     for (int v = 0; v < V; v++) {
-        p->W[(size_t)v * D + D - 1] = 100;
-        p->W[(size_t)v * D + D - 2] = v == peak_word(V);
+        p->W[(size_t)v * C + C - 1] = 100;
+        p->W[(size_t)v * C + C - 2] = v == peak_word(V);
     }
     const float offset[] = {0, -100, 3, -3, 0, 0}, peak[] = {0, 0, 0, 0, 240, 0};
     for (int i = 0; i < N; i++) {
-        float *e = p->E + (size_t)i * D;
-        e[D - 1] = offset[i % 6]; /* z about -1e4, +300, -300 */
-        e[D - 2] = peak[i % 6];
-        if (i % 6 == 5) memset(e, 0, D * sizeof *e); /* uniform */
+        float *e = p->E + (size_t)i * C;
+        e[C - 1] = offset[i % 6]; /* z about -1e4, +300, -300 */
+        e[C - 2] = peak[i % 6];
+        if (i % 6 == 5) memset(e, 0, C * sizeof *e); /* uniform */
     }
 }
 
@@ -81,10 +81,10 @@ static float round_to_lattice(float x) {
 
 static void make_data(struct Problem *p) {
     struct Case c = p->size;
-    size_t NE = (size_t)c.N * c.D, NW = (size_t)c.Vp * c.D;
+    size_t NE = (size_t)c.N * c.C, NW = (size_t)c.Vp * c.C;
     bool exact = c.data == EXACT;
     p->E = new_normal(NE + 1, 1, 1);
-    p->W = new_normal(NW, exact ? 0.7f : 2 / sqrtf((float)c.D), 2);
+    p->W = new_normal(NW, exact ? 0.7f : 2 / sqrtf((float)c.C), 2);
     p->dW = new_normal(NW, 0.1f, 3);
     p->a = new_normal(c.n + 1, 1, 4), p->b = new_normal(c.n + 1, 0.3f, 5);
     p->row = malloc((c.n + 1) * sizeof *p->row), p->target = malloc((c.n + 1) * sizeof *p->target);
@@ -107,21 +107,21 @@ static void make_data(struct Problem *p) {
     p->E_device = put_x(p->E, NE);
     p->W_device = put_x(p->W, NW);
     /* Padding must not be read: NaN there. */
-    size_t real = (size_t)c.V * c.D;
+    size_t real = (size_t)c.V * c.C;
     floatX *poison = new_x(NW - real);
     ops->copy(ops_at(ops, p->W_device, real), poison, (NW - real) * ops->element_size);
     p->row_device = put_ints(p->row, c.n), p->target_device = put_ints(p->target, c.n);
-    struct OpsShape shape = {.N = c.N, .C = c.D, .V = c.V, .Vp = c.Vp};
+    struct OpsShape shape = {.N = c.N, .C = c.C, .V = c.V, .Vp = c.Vp};
     p->workspace = new_workspace(&shape);
 }
 
 /* The definition, for one row: statistics, dz, and both gradients added. z, p: scratch [V]. */
 static void reference_row(struct Problem *q, int i, double *z, double *p) {
-    int D = q->size.D, V = q->size.V, y = q->target[i];
-    const double *e = q->Ed + (size_t)q->row[i] * D;
-    double *dE = q->dE + (size_t)q->row[i] * D, sum = 0, H = 0, Q = 0, R = 0;
+    int C = q->size.C, V = q->size.V, y = q->target[i];
+    const double *e = q->Ed + (size_t)q->row[i] * C;
+    double *dE = q->dE + (size_t)q->row[i] * C, sum = 0, H = 0, Q = 0, R = 0;
     for (int v = 0; v < V; v++) z[v] = 0;
-    for (int d = 0; d < D; d++)
+    for (int d = 0; d < C; d++)
         for (int v = 0; v < V; v++) z[v] += e[d] * q->Wt[(size_t)d * V + v];
     double m = -INFINITY;
     for (int v = 0; v < V; v++) {
@@ -135,7 +135,7 @@ static void reference_row(struct Problem *q, int i, double *z, double *p) {
         p[v] = exp(z[v]);
         H -= p[v] * z[v], Q += p[v] * p[v], R += p[v] * p[v] * z[v];
     }
-    q->logp[i] = z[y], q->H[i] = H, q->Q[i] = Q, q->R[i] = R;
+    q->logp[i] = z[y], q->H[i] = H, q->Q[i] = Q, q->QL[i] = R;
     double *size = z;
     for (int v = 0; v < V; v++) { /* d logp = 1[y] - p, dH = -p (log p + H) */
         double a = q->size.inv_temperature * q->a[i], b = q->size.inv_temperature * q->b[i];
@@ -143,8 +143,8 @@ static void reference_row(struct Problem *q, int i, double *z, double *p) {
         p[v] = a * ((v == y) - share) - b * share * (log_p + H);
         size[v] = fabs(a) * ((v == y) + share) + fabs(b) * share * (H - log_p);
     }
-    double *dE_size = q->dE_size + (size_t)q->row[i] * D;
-    for (int d = 0; d < D; d++) {
+    double *dE_size = q->dE_size + (size_t)q->row[i] * C;
+    for (int d = 0; d < C; d++) {
         const double *w = q->Wt + (size_t)d * V;
         double *dw = q->dWt + (size_t)d * V, *dw_size = q->dWt_size + (size_t)d * V;
         double slope = 0, slope_size = 0;
@@ -159,8 +159,8 @@ static void reference_row(struct Problem *q, int i, double *z, double *p) {
 static void compute_reference(struct Problem *p) {
     struct Case c = p->size;
     double *z = new_doubles(c.V), *probability = new_doubles(c.V);
-    memset(p->dWt, 0, (size_t)c.D * c.V * sizeof *p->dWt);
-    memset(p->dWt_size, 0, (size_t)c.D * c.V * sizeof *p->dWt_size);
+    memset(p->dWt, 0, (size_t)c.C * c.V * sizeof *p->dWt);
+    memset(p->dWt_size, 0, (size_t)c.C * c.V * sizeof *p->dWt_size);
     for (int i = 0; i < c.n; i++) reference_row(p, i, z, probability);
     free(z), free(probability);
 }
@@ -172,14 +172,14 @@ static struct Problem *problem_open(struct Case size) {
     make_data(p);
     size_t rows = size.n + 1;
     p->logp = new_doubles(4 * rows);
-    p->H = p->logp + rows, p->Q = p->H + rows, p->R = p->Q + rows;
-    size_t NE = (size_t)size.N * size.D, NW = (size_t)size.V * size.D;
+    p->H = p->logp + rows, p->Q = p->H + rows, p->QL = p->Q + rows;
+    size_t NE = (size_t)size.N * size.C, NW = (size_t)size.V * size.C;
     p->Ed = new_doubles(3 * NE), p->dE = p->Ed + NE, p->dE_size = p->dE + NE;
     p->Wt = new_doubles(3 * NW), p->dWt = p->Wt + NW, p->dWt_size = p->dWt + NW;
     for (size_t i = 0; i < NE; i++) p->Ed[i] = p->E[i];
     for (int v = 0; v < size.V; v++)
-        for (int d = 0; d < size.D; d++)
-            p->Wt[(size_t)d * size.V + v] = p->W[(size_t)v * size.D + d];
+        for (int d = 0; d < size.C; d++)
+            p->Wt[(size_t)d * size.V + v] = p->W[(size_t)v * size.C + d];
     compute_reference(p);
     return p;
 }
@@ -193,7 +193,7 @@ static void problem_close(struct Problem *p) {
 /* ---- calling the operations ------------------------------------------------------------------ */
 
 struct Output {
-    float *stats;      /* host [4][n]: logp, entropy, q, r */
+    float *stats;      /* host [4][n]: logp, entropy, q, qlog */
     float *dE, *dW;    /* host copies */
 };
 
@@ -221,17 +221,28 @@ static void upstream(void *context, int first_row, int rows, const struct HeadSt
     memcpy(seen.logp + first_row, stats->logp, rows * sizeof(float));
     memcpy(seen.entropy + first_row, stats->entropy, rows * sizeof(float));
     memcpy(seen.q + first_row, stats->q, rows * sizeof(float));
-    memcpy(seen.r + first_row, stats->r, rows * sizeof(float));
+    memcpy(seen.qlog + first_row, stats->qlog, rows * sizeof(float));
     memcpy(dlogp, p->a + first_row, rows * sizeof *dlogp);
     memcpy(dentropy, p->b + first_row, rows * sizeof *dentropy);
+}
+
+static struct Head head_of(const struct Problem *p) {
+    const struct Case *c = &p->size;
+    return (struct Head){c->C, c->V, c->Vp, c->inv_temperature};
+}
+
+/* n of the problem's tokens from `first` on. */
+static struct HeadTokens tokens_of(const struct Problem *p, int first, int n) {
+    return (struct HeadTokens){p->row_device + first, p->target_device + first, n, p->size.N};
 }
 
 static float *score(const struct Problem *p) {
     struct Case c = p->size;
     float *four = calloc(4 * c.n + 1, sizeof *four);
     struct HeadStats stats = stats_at(four, c.n);
-    ops->head_forward(&stats, p->E_device, p->W_device, p->row_device, p->target_device, c.n, c.D,
-                      c.V, c.Vp, c.inv_temperature, p->workspace);
+    const struct HeadTokens tokens = tokens_of(p, 0, c.n);
+    const struct Head head = head_of(p);
+    ops->head_forward(&stats, p->E_device, p->W_device, &tokens, &head, p->workspace);
     return four;
 }
 
@@ -239,17 +250,18 @@ static struct Output differentiate(const struct Problem *p) {
     struct Case c = p->size;
     struct Output out = {.stats = calloc(4 * c.n + 1, sizeof(float))};
     struct HeadStats stats = stats_at(out.stats, c.n);
+    const struct HeadTokens tokens = tokens_of(p, 0, c.n);
+    const struct Head head = head_of(p);
     struct Calls calls = {p, calloc(4 * c.n + 1, sizeof(float)), 0};
-    floatX *dE = new_x((size_t)c.N * c.D);
-    float *dW = put_floats(p->dW, (size_t)c.Vp * c.D);
-    ops->head_forward_backward(&stats, dE, dW, p->E_device, p->W_device, p->row_device,
-                               p->target_device, c.N, c.n, c.D, c.V, c.Vp, c.inv_temperature,
+    floatX *dE = new_x((size_t)c.N * c.C);
+    float *dW = put_floats(p->dW, (size_t)c.Vp * c.C);
+    ops->head_forward_backward(&stats, dE, dW, p->E_device, p->W_device, &tokens, &head,
                                upstream, &calls, p->workspace);
     assert_int_equal(calls.next, c.n);
     assert_memory_equal(calls.seen, out.stats, 4 * c.n * sizeof(float));
     free(calls.seen);
-    out.dE = get_x(dE, (size_t)c.N * c.D);
-    out.dW = get_floats(dW, (size_t)c.Vp * c.D);
+    out.dE = get_x(dE, (size_t)c.N * c.C);
+    out.dW = get_floats(dW, (size_t)c.Vp * c.C);
     return out;
 }
 
@@ -260,10 +272,10 @@ static void output_free(struct Output out) { free(out.stats), free(out.dE), free
 /* In the exact cases only exp, log and the sums err, by about 1e-6 in all where they are vector
    code and by 3e-6 where a tile's 512 terms are added one after another (-O1). Otherwise a logit of
    size z errs by a few roundings of its terms; or, where tensor cores cut off the sum of each 8
-   products instead of rounding it, by up to D/8 such errors of 2^-23. */
+   products instead of rounding it, by up to C/8 such errors of 2^-23. */
 static double stats_bound(const struct Problem *p) {
     bool narrow = strcmp(ops->dtype, "fp32") != 0;
-    double logit = narrow ? fmax(4 * 0x1p-24, p->size.D * 0x1p-26) : 4 * 0x1p-24;
+    double logit = narrow ? fmax(4 * 0x1p-24, p->size.C * 0x1p-26) : 4 * 0x1p-24;
     return 5e-6 + (p->size.data == EXACT ? 0 : logit * p->largest_logit);
 }
 
@@ -277,7 +289,7 @@ static void check_stats(const struct Problem *p, const float *four) {
         ASSERT_CLOSE(name, fabs(got.entropy[i] - p->H[i]), bound);
         /* relative, and of three sums: q (or r), s and s */
         ASSERT_CLOSE(name, fabs(got.q[i] - p->Q[i]), 3 * bound * p->Q[i]);
-        ASSERT_CLOSE(name, fabs(got.r[i] - p->R[i]), 3 * bound * (p->Q[i] - p->R[i]));
+        ASSERT_CLOSE(name, fabs(got.qlog[i] - p->QL[i]), 3 * bound * (p->Q[i] - p->QL[i]));
     }
 }
 
@@ -287,27 +299,27 @@ static void check_stats(const struct Problem *p, const float *four) {
    dz and dE are rounded to floatX, once each; where that is fp16 a small one is rounded to a
    multiple of 2^-24, so each dz may err by 2^-25 of what it multiplies. (1e-35: float32 ends.) */
 static void check_gradients(const struct Problem *p, struct Output out) {
-    size_t N = p->size.N, n = p->size.n, D = p->size.D, V = p->size.V, Vp = p->size.Vp;
+    size_t N = p->size.N, n = p->size.n, C = p->size.C, V = p->size.V, Vp = p->size.Vp;
     double chain = strcmp(ops->name, "cuda") == 0 ? (double)(V > n ? V : n) * 0x1p-25 : 0;
     double bound = stats_bound(p) + fmax(1.5e-5, chain) + 2 * rounding_unit();
     double least = strcmp(ops->dtype, "fp16") == 0 ? 0x1p-25 : 0;
-    double *W_sum = new_doubles(2 * D), *E_sum = W_sum + D; /* of the absolute values, by column */
+    double *W_sum = new_doubles(2 * C), *E_sum = W_sum + C; /* of the absolute values, by column */
     for (size_t v = 0; v < V; v++)
-        for (size_t d = 0; d < D; d++) W_sum[d] += fabs((double)p->W[v * D + d]);
+        for (size_t d = 0; d < C; d++) W_sum[d] += fabs((double)p->W[v * C + d]);
     for (size_t i = 0; i < n; i++)
-        for (size_t d = 0; d < D; d++) E_sum[d] += fabs((double)p->E[(size_t)p->row[i] * D + d]);
-    for (size_t i = 0; i < N * D; i++)
+        for (size_t d = 0; d < C; d++) E_sum[d] += fabs((double)p->E[(size_t)p->row[i] * C + d]);
+    for (size_t i = 0; i < N * C; i++)
         ASSERT_CLOSE(p->size.name, fabs(out.dE[i] - p->dE[i]),
-                     bound * p->dE_size[i] + least * (1 + W_sum[i % D]) + 1e-35);
+                     bound * p->dE_size[i] + least * (1 + W_sum[i % C]) + 1e-35);
     for (size_t v = 0; v < V; v++)
-        for (size_t d = 0; d < D; d++) {
-            double before = p->dW[v * D + d], error = out.dW[v * D + d] - before;
+        for (size_t d = 0; d < C; d++) {
+            double before = p->dW[v * C + d], error = out.dW[v * C + d] - before;
             error -= p->dWt[d * V + v];
             double size = fabs(before) + p->dWt_size[d * V + v];
             ASSERT_CLOSE(p->size.name, fabs(error), bound * size + least * E_sum[d]);
         }
     free(W_sum);
-    assert_memory_equal(out.dW + V * D, p->dW + V * D, (Vp - V) * D * sizeof(float));
+    assert_memory_equal(out.dW + V * C, p->dW + V * C, (Vp - V) * C * sizeof(float));
 }
 
 static void test_against_definition(void **state) {
@@ -335,17 +347,17 @@ static void test_zero_rows(void **state) {
     bool *listed = calloc(c.N, sizeof *listed);
     for (int i = 0; i < c.n; i++) listed[p->row[i]] = p->a[i] != 0 || p->b[i] != 0;
     for (int i = 0; i < c.N; i++)
-        for (int d = 0; d < c.D && !listed[i]; d++) assert_true(out.dE[(size_t)i * c.D + d] == 0);
+        for (int d = 0; d < c.C && !listed[i]; d++) assert_true(out.dE[(size_t)i * c.C + d] == 0);
     output_free(out);
     free(listed);
     memset(p->a, 0, c.n * sizeof *p->a), memset(p->b, 0, c.n * sizeof *p->b);
     /* finite hidden states whose logits overflow: still 0 (fp16 has no such numbers) */
     if (strcmp(ops->dtype, "fp16") != 0)
-        for (int d = 0; d < c.D; d++) p->E[(size_t)p->row[5] * c.D + d] = 3e38f;
-    p->E_device = put_x(p->E, (size_t)c.N * c.D);
+        for (int d = 0; d < c.C; d++) p->E[(size_t)p->row[5] * c.C + d] = 3e38f;
+    p->E_device = put_x(p->E, (size_t)c.N * c.C);
     out = differentiate(p);
-    for (size_t i = 0; i < (size_t)c.N * c.D; i++) assert_true(out.dE[i] == 0);
-    assert_memory_equal(out.dW, p->dW, (size_t)c.Vp * c.D * sizeof(float));
+    for (size_t i = 0; i < (size_t)c.N * c.C; i++) assert_true(out.dE[i] == 0);
+    assert_memory_equal(out.dW, p->dW, (size_t)c.Vp * c.C * sizeof(float));
     output_free(out);
     problem_close(p);
 }
@@ -365,24 +377,23 @@ static void test_repeatable(void **state) {
     float *scored_again = score(p);
     omp_set_num_threads(threads);
     assert_memory_equal(first.stats, again.stats, 4 * c.n * sizeof(float));
-    assert_memory_equal(first.dE, again.dE, (size_t)c.N * c.D * sizeof(float));
-    assert_memory_equal(first.dW, again.dW, (size_t)c.Vp * c.D * sizeof(float));
+    assert_memory_equal(first.dE, again.dE, (size_t)c.N * c.C * sizeof(float));
+    assert_memory_equal(first.dW, again.dW, (size_t)c.Vp * c.C * sizeof(float));
     assert_memory_equal(scored, scored_again, 4 * c.n * sizeof(float));
 
+    const struct HeadTokens tokens = tokens_of(p, 0, c.n);
+    const struct Head head = head_of(p);
     float *logp = calloc(c.n, sizeof *logp), *H = calloc(c.n, sizeof *H);
     struct HeadStats some = {.logp = logp}, other = {.logp = logp, .entropy = H};
-    ops->head_forward(&some, p->E_device, p->W_device, p->row_device, p->target_device, c.n, c.D,
-                      c.V, c.Vp, c.inv_temperature, p->workspace);
+    ops->head_forward(&some, p->E_device, p->W_device, &tokens, &head, p->workspace);
     assert_memory_equal(logp, scored, c.n * sizeof *logp);
-    ops->head_forward(&other, p->E_device, p->W_device, p->row_device, p->target_device, c.n, c.D,
-                      c.V, c.Vp, c.inv_temperature, p->workspace);
+    ops->head_forward(&other, p->E_device, p->W_device, &tokens, &head, p->workspace);
     assert_memory_equal(H, scored + c.n, c.n * sizeof *H);
     struct HeadStats none = {0};
     struct Calls calls = {p, calloc(4 * c.n, sizeof(float)), 0};
-    floatX *dE = new_x((size_t)c.N * c.D);
-    float *dW = put_floats(p->dW, (size_t)c.Vp * c.D);
-    ops->head_forward_backward(&none, dE, dW, p->E_device, p->W_device, p->row_device,
-                               p->target_device, c.N, c.n, c.D, c.V, c.Vp, c.inv_temperature,
+    floatX *dE = new_x((size_t)c.N * c.C);
+    float *dW = put_floats(p->dW, (size_t)c.Vp * c.C);
+    ops->head_forward_backward(&none, dE, dW, p->E_device, p->W_device, &tokens, &head,
                                upstream, &calls, p->workspace);
     assert_memory_equal(calls.seen, first.stats, 4 * c.n * sizeof(float));
     free(calls.seen), free(logp), free(H), free(scored), free(scored_again);
@@ -396,13 +407,13 @@ static void test_row_alone(void **state) {
     if (is_cpu()) return; /* BLAS promises no such thing */
     struct Problem *p = problem_open((struct Case){"alone", 170, 150, 72, 301, 304, NORMAL, 1});
     struct Case c = p->size;
+    const struct Head head = head_of(p);
     float *all = score(p), alone[4];
     const int some[] = {0, 1, 63, 127, 128, 149};
     for (size_t k = 0; k < sizeof some / sizeof *some; k++) {
         struct HeadStats one = stats_at(alone, 1);
-        ops->head_forward(&one, p->E_device, p->W_device, p->row_device + some[k],
-                          p->target_device + some[k], 1, c.D, c.V, c.Vp, c.inv_temperature,
-                          p->workspace);
+        const struct HeadTokens token = tokens_of(p, some[k], 1);
+        ops->head_forward(&one, p->E_device, p->W_device, &token, &head, p->workspace);
         for (int stat = 0; stat < 4; stat++)
             assert_memory_equal(alone + stat, all + stat * c.n + some[k], sizeof *alone);
     }
@@ -452,8 +463,8 @@ static void check_slope(const char *name, struct Problem *p, double *x, const do
 static void test_reference(void **state) {
     (void)state;
     struct Problem *p = problem_open((struct Case){"reference", 7, 6, 5, 23, 24, NORMAL, 1.25f});
-    check_slope("dE", p, p->Ed, p->dE, (size_t)p->size.N * p->size.D);
-    check_slope("dW", p, p->Wt, p->dWt, (size_t)p->size.V * p->size.D);
+    check_slope("dE", p, p->Ed, p->dE, (size_t)p->size.N * p->size.C);
+    check_slope("dW", p, p->Wt, p->dWt, (size_t)p->size.V * p->size.C);
     problem_close(p);
 }
 

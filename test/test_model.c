@@ -5,13 +5,15 @@
 #include "gpt2_reference.h"
 #include "../llmc/checkpoint.h"
 #include "../llmc/io/safetensors.h"
+#include "../llmc/kernels/backends.h"
 
 #define GOLDEN "test/golden/"
 
 static struct ModelConfig config_of(int L, int NH, int HS, int F, int V, int Vp, int max_T,
                                     bool tied) {
     return (struct ModelConfig){.family = "gpt2", .L = L, .NH = NH, .NKV = NH, .C = NH * HS,
-                                .HS = HS, .F = F, .V = V, .Vp = Vp, .max_T = max_T, .tied = tied};
+                                .HS = HS, .F = F, .V = V, .Vp = Vp, .max_T = max_T, .tied = tied,
+                                .norm_epsilon = 1e-5};
 }
 
 /* ---- a model with weights, a packed batch and an objective ---------------------------------- */
@@ -73,13 +75,17 @@ static void rig_fill(struct Rig *rig, const int *lengths, int B) {
     rig->dentropy = new_normal((size_t)N, 1, 22);
     rig->logp = calloc((size_t)N, sizeof(float));
     rig->entropy = calloc((size_t)N, sizeof(float));
-    rig->batch = (struct Batch){.N = N, .B = B, .max_T = longest, .n = rig->n};
+    rig->batch = (struct Batch){.rows = {.N = N, .B = B, .max_T = longest},
+                                .loss = {.n = rig->n, .N = N}};
+    int block = rig->ops->attention_block, blocks = block ? N / block + B : 0;
     arena_reserve(&rig->arena, &rig->batch.position, (size_t)N * sizeof(int), "batch", "position");
     arena_reserve(&rig->arena, &rig->batch.token, (size_t)N * sizeof(int), "batch", "token");
-    arena_reserve(&rig->arena, &rig->batch.row, (size_t)N * sizeof(int), "batch", "row");
-    arena_reserve(&rig->arena, &rig->batch.target, (size_t)N * sizeof(int), "batch", "target");
-    arena_reserve(&rig->arena, &rig->batch.row_start, (size_t)(B + 1) * sizeof(int), "batch",
+    arena_reserve(&rig->arena, &rig->batch.loss.row, (size_t)N * sizeof(int), "batch", "row");
+    arena_reserve(&rig->arena, &rig->batch.loss.target, (size_t)N * sizeof(int), "batch", "target");
+    arena_reserve(&rig->arena, &rig->batch.rows.start, (size_t)(B + 1) * sizeof(int), "batch",
                   "row_start");
+    arena_reserve(&rig->arena, &rig->batch.rows.block,
+                  (size_t)blocks * sizeof *rig->batch.rows.block, "batch", "blocks");
     size_t parameters = rig->model->num_parameters;
     arena_reserve(&rig->arena, &rig->weights.data, parameters * rig->ops->element_size, "weights",
                   "weights");
@@ -104,9 +110,15 @@ static void rig_fill(struct Rig *rig, const int *lengths, int B) {
 /* The host's side of the batch to the backend. */
 static void rig_upload(struct Rig *rig) {
     rig->ops->upload(rig->batch.token, rig->token, (size_t)rig->N * sizeof(int));
-    rig->ops->upload(rig->batch.row, rig->row, (size_t)rig->n * sizeof(int));
-    rig->ops->upload(rig->batch.target, rig->target, (size_t)rig->n * sizeof(int));
-    rig->ops->upload(rig->batch.row_start, rig->row_start, (size_t)(rig->B + 1) * sizeof(int));
+    rig->ops->upload(rig->batch.loss.row, rig->row, (size_t)rig->n * sizeof(int));
+    rig->ops->upload(rig->batch.loss.target, rig->target, (size_t)rig->n * sizeof(int));
+    struct Rows *rows = &rig->batch.rows;
+    rig->ops->upload(rows->start, rig->row_start, (size_t)(rig->B + 1) * sizeof(int));
+    if (rig->ops->attention_block == 0) return;
+    struct QueryBlock block[1024];
+    assert_true(rig->N / rig->ops->attention_block + rig->B <= 1024);
+    rows->blocks = rows_cut_blocks(block, rig->row_start, rig->B, rig->ops->attention_block);
+    rig->ops->upload(rows->block, block, (size_t)rows->blocks * sizeof *block);
 }
 
 /* Weights large enough that attention and GELU are far from linear. */
@@ -163,14 +175,14 @@ static void copy_coefficients(void *context, int first_row, int rows, const stru
 
 /* Forward, head and backward: rig->logp and entropy [n] =, rig->grads +=. */
 static void rig_gradient(struct Rig *rig) {
-    const struct ModelConfig *c = &rig->model->config;
+    const struct Head head = model_head(rig->model, 1);
     const floatX *E = rig_forward(rig);
     struct HeadStats stats = {.logp = rig->logp, .entropy = rig->entropy};
     rig->ops->head_forward_backward(
         &stats, model_hidden_gradient(rig->activations),
         model_head_gradient(rig->model, rig->grads), E,
-        model_head_weight(rig->model, &rig->weights), rig->batch.row, rig->batch.target, rig->N,
-        rig->n, c->C, c->V, c->Vp, 1, copy_coefficients, rig, rig->workspace);
+        model_head_weight(rig->model, &rig->weights), &rig->batch.loss, &head, copy_coefficients,
+        rig, rig->workspace);
     model_backward(rig->model, &rig->weights, rig->activations, &rig->batch, rig->grads,
                    rig->workspace);
 }

@@ -10,7 +10,7 @@
 
 #include <stdbool.h>
 #include "test.h"
-#include "../llmc/ops.h"
+#include "../llmc/kernels/backends.h"
 
 static const struct Ops *ops;
 
@@ -69,6 +69,21 @@ static inline float *get_x(const floatX *in, size_t n) {
     float *wide = new_memory(n * sizeof *wide);
     ops->to_float(wide, in, n);
     return get_floats(wide, n);
+}
+
+/* A packed batch whose rows begin at start [B+1]: it, and its blocks where the backend wants some, to
+   the backend. */
+static inline struct Rows put_rows(const int *start, int B) {
+    struct Rows rows = {.N = start[B], .B = B, .start = put_ints(start, (size_t)B + 1)};
+    for (int b = 0; b < B; b++)
+        if (start[b + 1] - start[b] > rows.max_T) rows.max_T = start[b + 1] - start[b];
+    if (ops->attention_block == 0) return rows;
+    struct QueryBlock *block = malloc((size_t)(rows.N / ops->attention_block + B) * sizeof *block);
+    assert_non_null(block);
+    rows.blocks = rows_cut_blocks(block, start, B, ops->attention_block);
+    rows.block = put_bytes(block, (size_t)rows.blocks * sizeof *block);
+    free(block);
+    return rows;
 }
 
 static inline void release_all(void) {

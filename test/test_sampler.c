@@ -88,7 +88,7 @@ static int find_frequent_token(int lowest) {
 static int setup(void **state) {
     (void)state;
     struct ModelConfig config = {.family = "gpt2", .L = 3, .NH = 3, .NKV = 3, .C = 60, .HS = 20,
-                                 .F = 100, .V = V, .max_T = CONTEXT, .tied = true};
+                                 .F = 100, .V = V, .max_T = CONTEXT, .tied = true, .norm_epsilon = 1e-5};
     config.Vp = (V / ops->vocabulary_multiple + 1) * ops->vocabulary_multiple;
     assert_null(model_config_problem(&config));
     model = model_build(&config, ops);
@@ -203,17 +203,16 @@ static void score(float **logp, float **entropy, const struct RolloutRequest *re
     struct Activations *activations = activations_reserve(model, &memory, N, rollout->count,
                                                           CONTEXT, RECOMPUTE_LAYER);
     arena_commit(&memory, ops);
-    struct Batch batch = {.N = N, .B = rollout->count, .max_T = CONTEXT, .n = n,
+    struct Batch batch = {.rows = put_rows(row_start, rollout->count),
                           .token = put_ints(token, (size_t)N),
                           .position = put_ints(position, (size_t)N),
-                          .row_start = put_ints(row_start, (size_t)rollout->count + 1),
-                          .row = put_ints(row, (size_t)n), .target = put_ints(target, (size_t)n)};
+                          .loss = {put_ints(row, (size_t)n), put_ints(target, (size_t)n), n, N}};
     floatX *E = model_forward(model, &weights, activations, &batch, NULL, workspace);
     *logp = malloc((size_t)n * sizeof **logp);
     *entropy = malloc((size_t)n * sizeof **entropy);
     struct HeadStats stats = {.logp = *logp, .entropy = *entropy};
-    ops->head_forward(&stats, E, model_head_weight(model, &weights), batch.row, batch.target, n,
-                      model->config.C, V, model->config.Vp, inv_temperature, workspace);
+    const struct Head head = {model->config.C, V, model->config.Vp, inv_temperature};
+    ops->head_forward(&stats, E, model_head_weight(model, &weights), &batch.loss, &head, workspace);
     activations_free(activations);
     arena_free(&memory);
     free(host);

@@ -71,12 +71,14 @@ static void adamw(floatX *w, float *master, float *m, float *v, const float *g,
     }
 }
 
-size_t cpu_adamw_workspace(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     (void)shape;
     return PARTS * sizeof(double);
 }
 
-void cpu_adamw(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->sum_of_squares = sum_of_squares;
     ops->adamw = adamw;
 }
+
+const struct KernelFile cpu_adamw = {"adamw", fill, workspace_bytes};

@@ -221,12 +221,14 @@ static void adamw(floatX *w, float *master, float *m, float *v, const float *g,
     launch(&b, &r, &part);
 }
 
-size_t PER_TYPE(cuda_adamw_workspace)(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     (void)shape;
     return MAX_PARTS * sizeof(double);
 }
 
-void PER_TYPE(cuda_adamw)(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->sum_of_squares = sum_of_squares;
     ops->adamw = adamw;
 }
+
+extern const struct KernelFile PER_TYPE(cuda_adamw) = {"adamw", fill, workspace_bytes};

@@ -26,15 +26,16 @@
 #define MASKED (-FLT_MAX / 4) /* the score of a later key: so low that p is 0, and 0 times it too */
 
 /* One head of one row: where its vectors lie in qkv, from the row's first token on. */
-struct Head {
+struct HeadPlace {
     size_t q, k, v;
 };
 
-static struct Head head_of(int start, int h, int NH, int NKV, int HS) {
+static struct HeadPlace head_of(int start, int h, const struct Heads *heads) {
+    const int NH = heads->NH, NKV = heads->NKV, HS = heads->HS;
     size_t row = (size_t)start * (size_t)((NH + 2 * NKV) * HS);
     size_t group = (size_t)(h / (NH / NKV));
-    return (struct Head){row + (size_t)h * HS, row + (NH + group) * HS,
-                         row + (NH + NKV + group) * HS};
+    return (struct HeadPlace){row + (size_t)h * HS, row + (NH + group) * HS,
+                              row + (NH + NKV + group) * HS};
 }
 
 /* The scores s [keys][BLOCK] of queries t, t + 1, .. become exp(s - max of the query); scale
@@ -87,17 +88,18 @@ static float *thread_scratch(void *workspace, int max_T, int HS) {
 }
 
 static void attention_forward(floatX *out, float *lse, float *entropy, const floatX *qkv,
-                              const int *row_start, int B, int N, int max_T, int NH, int NKV,
-                              int HS, void *workspace) {
-    const int QKV = (NH + 2 * NKV) * HS, C = NH * HS;
+                              const struct Rows *rows, const struct Heads *heads,
+                              void *workspace) {
+    const int N = rows->N, max_T = rows->max_T, NH = heads->NH, HS = heads->HS;
+    const int QKV = heads_qkv(heads), C = NH * HS;
     const float root = 1.0f / sqrtf((float)HS);
     #pragma omp parallel for collapse(2) schedule(dynamic)
-    for (int b = 0; b < B; b++) {
+    for (int b = 0; b < rows->B; b++) {
         for (int h = 0; h < NH; h++) {
             float *s = thread_scratch(workspace, max_T, HS), scale[BLOCK];
             float *transposed = s + (size_t)BLOCK * 2 * max_T;
-            int start = row_start[b], T = row_start[b + 1] - start;
-            struct Head head = head_of(start, h, NH, NKV, HS);
+            int start = rows->start[b], T = rows->start[b + 1] - start;
+            struct HeadPlace head = head_of(start, h, heads);
             for (int t = 0; t < T; t += BLOCK) {
                 int queries = min_int(BLOCK, T - t), keys = t + queries;
                 size_t first = (size_t)start + t, index = (size_t)h * N + first;
@@ -131,7 +133,7 @@ static void softmax_backward_block(float *s, float *dp, const float *lse, const 
 
 /* The blocks of one query head of a row of T tokens: dq is written, dk and dv are added to. */
 static void backward_head(floatX *dqkv, const floatX *dout, const floatX *out, const floatX *qkv,
-                          const float *lse, const struct Head *head, int T, int QKV, int C, int HS,
+                          const float *lse, const struct HeadPlace *head, int T, int QKV, int C, int HS,
                           float *scratch) {
     const float root = 1.0f / sqrtf((float)HS);
     float *s = scratch, *dp = s + (size_t)BLOCK * T, *transposed = dp + (size_t)BLOCK * T;
@@ -155,22 +157,23 @@ static void backward_head(floatX *dqkv, const floatX *dout, const floatX *out, c
 
 /* One turn of the loop owns a key-value head of a row, and takes its query heads in order. */
 static void attention_backward(floatX *dqkv, const floatX *dout, const floatX *out,
-                               const floatX *qkv, const float *lse, const int *row_start, int B,
-                               int N, int max_T, int NH, int NKV, int HS, void *workspace) {
-    const int QKV = (NH + 2 * NKV) * HS, C = NH * HS, group = NH / NKV;
+                               const floatX *qkv, const float *lse, const struct Rows *rows,
+                               const struct Heads *heads, void *workspace) {
+    const int N = rows->N, max_T = rows->max_T, NKV = heads->NKV, HS = heads->HS;
+    const int QKV = heads_qkv(heads), C = heads->NH * HS, group = heads->NH / NKV;
     #pragma omp parallel for collapse(2) schedule(dynamic)
-    for (int b = 0; b < B; b++) {
+    for (int b = 0; b < rows->B; b++) {
         for (int g = 0; g < NKV; g++) {
             float *scratch = thread_scratch(workspace, max_T, HS);
-            int start = row_start[b], T = row_start[b + 1] - start;
-            struct Head head = head_of(start, g * group, NH, NKV, HS);
+            int start = rows->start[b], T = rows->start[b + 1] - start;
+            struct HeadPlace head = head_of(start, g * group, heads);
             for (int t = 0; t < T; t++) {
                 memset(dqkv + head.k + (size_t)t * QKV, 0, (size_t)HS * sizeof *dqkv);
                 memset(dqkv + head.v + (size_t)t * QKV, 0, (size_t)HS * sizeof *dqkv);
             }
             for (int h = g * group; h < (g + 1) * group; h++) {
                 size_t at = (size_t)start * C + (size_t)h * HS;
-                head.q = head_of(start, h, NH, NKV, HS).q;
+                head.q = head_of(start, h, heads).q;
                 backward_head(dqkv, dout + at, out + at, qkv, lse + (size_t)h * N + start, &head,
                               T, QKV, C, HS, scratch);
             }
@@ -248,22 +251,23 @@ struct Segment {
 };
 
 static struct Segment prompt_segment(const struct KvCache *c, int layer, int slot, int g) {
-    size_t head = (size_t)c->prompt_capacity * c->HS;
-    floatX *k = c->prompt + (((size_t)layer * c->prompt_slots + slot) * 2 * c->NKV + g) * head;
-    return (struct Segment){k, k + c->NKV * head};
+    size_t head = (size_t)c->prompt_capacity * c->heads.HS;
+    floatX *k = c->prompt + (((size_t)layer * c->prompt_slots + slot) * 2 * c->heads.NKV + g) * head;
+    return (struct Segment){k, k + c->heads.NKV * head};
 }
 
 static struct Segment tail_segment(const struct KvCache *c, int layer, int slot, int g) {
-    size_t head = (size_t)c->tail_capacity * c->HS;
-    floatX *k = c->tail + (((size_t)layer * c->tail_slots + slot) * 2 * c->NKV + g) * head;
-    return (struct Segment){k, k + c->NKV * head};
+    size_t head = (size_t)c->tail_capacity * c->heads.HS;
+    floatX *k = c->tail + (((size_t)layer * c->tail_slots + slot) * 2 * c->heads.NKV + g) * head;
+    return (struct Segment){k, k + c->heads.NKV * head};
 }
 
 /* Row r's new key and value go to their place, head by head. */
 static void store_row(const struct KvCache *cache, const floatX *qkv,
-                      const struct DecodeRows *rows, int layer, int r, int NH) {
-    const int HS = cache->HS, NKV = cache->NKV, P = rows->prompt_length[r];
-    const floatX *k = qkv + ((size_t)r * (NH + 2 * NKV) + NH) * HS, *v = k + NKV * HS;
+                      const struct DecodeRows *rows, int layer, int r) {
+    const int HS = cache->heads.HS, NKV = cache->heads.NKV, P = rows->prompt_length[r];
+    const floatX *k = qkv + (size_t)r * heads_qkv(&cache->heads) + cache->heads.NH * HS;
+    const floatX *v = k + NKV * HS;
     int at = rows->position[r];
     if (at < 0) return; /* an empty row */
     for (int g = 0; g < NKV; g++) {
@@ -277,10 +281,10 @@ static void store_row(const struct KvCache *cache, const floatX *qkv,
 
 /* Query head h of rows [first, last), at most ROWS, which share a prompt segment. None is empty. */
 static void decode_rows(floatX *out, const floatX *qkv, const struct KvCache *cache,
-                        const struct DecodeRows *rows, int layer, int first, int last, int h,
-                        int NH) {
-    const int HS = cache->HS, NKV = cache->NKV, g = h / (NH / NKV), rest = last - first;
-    const size_t stride = (size_t)(NH + 2 * NKV) * HS, C = (size_t)NH * HS;
+                        const struct DecodeRows *rows, int layer, int first, int last, int h) {
+    const int HS = cache->heads.HS, NH = cache->heads.NH, g = h / (NH / cache->heads.NKV);
+    const int rest = last - first;
+    const size_t stride = heads_qkv(&cache->heads), C = (size_t)NH * HS;
     const int *position = rows->position + first, *P = rows->prompt_length + first;
     struct Running running[ROWS];
     int longest = 0;
@@ -318,34 +322,35 @@ static bool same_prompt(const struct DecodeRows *rows, int a, int b) {
 }
 
 static void attention_decode(floatX *out, const floatX *qkv, const struct KvCache *cache,
-                             const struct DecodeRows *rows, int layer, int R, int NH,
-                             void *workspace) {
+                             const struct DecodeRows *rows, int layer, int R, void *workspace) {
     (void)workspace;
     #pragma omp parallel
     {
         #pragma omp for schedule(static)
-        for (int r = 0; r < R; r++) store_row(cache, qkv, rows, layer, r, NH);
+        for (int r = 0; r < R; r++) store_row(cache, qkv, rows, layer, r);
         #pragma omp for collapse(2) schedule(dynamic)
-        for (int h = 0; h < NH; h++) {
+        for (int h = 0; h < cache->heads.NH; h++) {
             for (int r = 0; r < R; r += ROWS) {
                 int end = min_int(r + ROWS, R);
                 for (int first = r, last; first < end; first = last) {
                     last = first + 1;
                     if (rows->position[first] < 0) continue; /* an empty row */
                     while (last < end && same_prompt(rows, first, last)) last++;
-                    decode_rows(out, qkv, cache, rows, layer, first, last, h, NH);
+                    decode_rows(out, qkv, cache, rows, layer, first, last, h);
                 }
             }
         }
     }
 }
 
-size_t cpu_attention_workspace(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     return (size_t)omp_get_max_threads() * scratch_size(shape->max_T, shape->HS) * sizeof(float);
 }
 
-void cpu_attention(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->attention_forward = attention_forward;
     ops->attention_backward = attention_backward;
     ops->attention_decode = attention_decode;
 }
+
+const struct KernelFile cpu_attention = {"attention", fill, workspace_bytes};

@@ -387,12 +387,14 @@ backward_keys_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const 
 
 /* ---- the slots ------------------------------------------------------------------------------ */
 
-static struct Packed packed_batch(const int *row_start, int B, int N, int NH, int NKV, int HS,
+static struct Packed packed_batch(const struct Rows *rows, const struct Heads *heads,
                                   const void *const pointers[], int count) {
+    const int HS = heads->HS;
     bool aligned = true;
     for (int i = 0; i < count; i++)
         aligned = aligned && rows_aligned(pointers[i], (size_t)HS, sizeof(floatX));
-    return Packed{row_start, B, N, NH, NKV, HS, 1.0f / sqrtf((float)HS), aligned};
+    return Packed{rows->start, rows->B, rows->N, heads->NH, heads->NKV, HS,
+                  1.0f / sqrtf((float)HS), aligned};
 }
 
 template <int HSP>
@@ -432,34 +434,35 @@ static void launch_backward(floatX *dqkv, const floatX *dout, const floatX *qkv,
     } while (0)
 
 static void attention_forward(floatX *out, float *lse, float *entropy, const floatX *qkv,
-                              const int *row_start, int B, int N, int max_T, int NH, int NKV,
-                              int HS, void *workspace) {
-    (void)max_T, (void)workspace;
+                              const struct Rows *rows, const struct Heads *heads,
+                              void *workspace) {
+    (void)workspace;
     const void *const pointers[] = {out, qkv};
-    const struct Packed batch = packed_batch(row_start, B, N, NH, NKV, HS, pointers, 2);
-    if (N == 0) return;
-    BY_HEAD_SIZE(HS, launch_forward, out, lse, entropy, qkv, batch);
+    const struct Packed batch = packed_batch(rows, heads, pointers, 2);
+    if (rows->N == 0) return;
+    BY_HEAD_SIZE(heads->HS, launch_forward, out, lse, entropy, qkv, batch);
 }
 
 static void attention_backward(floatX *dqkv, const floatX *dout, const floatX *out,
-                               const floatX *qkv, const float *lse, const int *row_start, int B,
-                               int N, int max_T, int NH, int NKV, int HS, void *workspace) {
-    (void)max_T;
+                               const floatX *qkv, const float *lse, const struct Rows *rows,
+                               const struct Heads *heads, void *workspace) {
     float *delta = (float *)workspace;
     const void *const pointers[] = {dqkv, dout, out, qkv};
-    const struct Packed batch = packed_batch(row_start, B, N, NH, NKV, HS, pointers, 4);
-    if (N == 0) return;
-    dim3 grid(ceil_div(N, DELTA_TOKENS), NH);
+    const struct Packed batch = packed_batch(rows, heads, pointers, 4);
+    if (rows->N == 0) return;
+    dim3 grid(ceil_div(rows->N, DELTA_TOKENS), heads->NH);
     delta_kernel<<<grid, THREADS, 0, cuda.stream>>>(delta, dout, out, batch);
     CUDA_CHECK_LAUNCH();
-    BY_HEAD_SIZE(HS, launch_backward, dqkv, dout, qkv, lse, delta, batch);
+    BY_HEAD_SIZE(heads->HS, launch_backward, dqkv, dout, qkv, lse, delta, batch);
 }
 
-size_t PER_TYPE(cuda_attention_workspace)(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     return (size_t)shape->NH * shape->N * sizeof(float); /* delta */
 }
 
-void PER_TYPE(cuda_attention)(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->attention_forward = attention_forward;
     ops->attention_backward = attention_backward;
 }
+
+extern const struct KernelFile PER_TYPE(cuda_attention) = {"attention", fill, workspace_bytes};

@@ -52,7 +52,7 @@ struct Decode {
     const floatX *qkv;
     struct KvCache cache;
     struct DecodeRows rows;
-    int layer, R, NH;
+    int layer, R;
     int prompt_pieces, pieces; /* of the capacities: the prompt's, all */
     float2 *state;             /* [R,NH,pieces] m and s */
     float *partial;            /* [R,NH,pieces,HS] */
@@ -64,20 +64,21 @@ struct Decode {
 /* Head g of the keys (0) or values (1) of a slot: [capacity,HS]. */
 static __device__ floatX *prompt_head(const struct Decode *d, int slot, int key_value, int g) {
     const struct KvCache *c = &d->cache;
-    size_t index = (((size_t)d->layer * c->prompt_slots + slot) * 2 + key_value) * c->NKV + g;
-    return c->prompt + index * c->prompt_capacity * c->HS;
+    size_t index = (((size_t)d->layer * c->prompt_slots + slot) * 2 + key_value) * c->heads.NKV + g;
+    return c->prompt + index * c->prompt_capacity * c->heads.HS;
 }
 
 static __device__ floatX *tail_head(const struct Decode *d, int slot, int key_value, int g) {
     const struct KvCache *c = &d->cache;
-    size_t index = (((size_t)d->layer * c->tail_slots + slot) * 2 + key_value) * c->NKV + g;
-    return c->tail + index * c->tail_capacity * c->HS;
+    size_t index = (((size_t)d->layer * c->tail_slots + slot) * 2 + key_value) * c->heads.NKV + g;
+    return c->tail + index * c->tail_capacity * c->heads.HS;
 }
 
 /* A thread moves 16 bytes of a row's new key or value to their place. All rows are stored before
    any is read: the rows of a prefill see each other. */
 static __global__ void store_kernel(struct Decode d) {
-    const int HS = d.cache.HS, NKV = d.cache.NKV, chunks = ceil_div(HS, VEC);
+    const int NH = d.cache.heads.NH, NKV = d.cache.heads.NKV, HS = d.cache.heads.HS;
+    const int chunks = ceil_div(HS, VEC);
     size_t index = (size_t)blockIdx.x * THREADS + threadIdx.x, r = index / chunks / (2 * NKV);
     if (r >= (size_t)d.R) return;
     int chunk = (int)(index % chunks) * VEC, head = (int)(index / chunks % (2 * NKV));
@@ -86,7 +87,7 @@ static __global__ void store_kernel(struct Decode d) {
     int P = d.rows.prompt_length[r], key_value = head / NKV, g = head % NKV;
     floatX *out = at < P ? prompt_head(&d, d.rows.prompt_slot[r], key_value, g) + (size_t)at * HS
                          : tail_head(&d, d.rows.tail_slot[r], key_value, g) + (size_t)(at - P) * HS;
-    const floatX *in = d.qkv + (r * (d.NH + 2 * NKV) + d.NH + head) * HS;
+    const floatX *in = d.qkv + (r * (NH + 2 * NKV) + NH + head) * HS;
     if (d.whole) *(uint4 *)(out + chunk) = *(const uint4 *)(in + chunk);
     else
         for (int i = chunk; i < HS && i < chunk + VEC; i++) out[i] = in[i];
@@ -110,7 +111,7 @@ static __device__ Piece find_piece(const struct Decode *d, int r, int g, int pie
     if (count <= 0) return Piece{NULL, NULL, 0};
     const floatX *k = tail ? tail_head(d, slot, 0, g) : prompt_head(d, slot, 0, g);
     const floatX *v = tail ? tail_head(d, slot, 1, g) : prompt_head(d, slot, 1, g);
-    size_t first = (size_t)piece * PIECE * d->cache.HS;
+    size_t first = (size_t)piece * PIECE * d->cache.heads.HS;
     return Piece{k + first, v + first, count};
 }
 
@@ -319,12 +320,13 @@ template <int LANES, int HEADS>
 static __global__ void __launch_bounds__(THREADS, 4) attend_kernel(struct Decode d) {
     extern __shared__ uint4 tiles[];
     __shared__ struct Shared<HEADS> shared;
-    const int r = blockIdx.x, g = blockIdx.y, HS = d.cache.HS, group = d.NH / d.cache.NKV;
+    const int r = blockIdx.x, g = blockIdx.y, HS = d.cache.heads.HS;
+    const int NH = d.cache.heads.NH, NKV = d.cache.heads.NKV, group = NH / NKV;
     const struct Piece piece = find_piece(&d, r, g, blockIdx.z);
     if (piece.count <= 0) return;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, first = warp * WARP;
     const int count = piece.count - first, warps = ceil_div(piece.count, WARP);
-    const floatX *query = d.qkv + ((size_t)r * (d.NH + 2 * d.cache.NKV) + (size_t)g * group) * HS;
+    const floatX *query = d.qkv + ((size_t)r * (NH + 2 * NKV) + (size_t)g * group) * HS;
     const floatX *k = piece.k + first * HS, *v = piece.v + first * HS;
     uint4 *tile = tiles + warp * Tiles<LANES>::PER_WARP + lane;
     if (Tiles<LANES>::TOGETHER && warp < warps) {
@@ -338,7 +340,7 @@ static __global__ void __launch_bounds__(THREADS, 4) attend_kernel(struct Decode
                                  d.whole);
         __syncthreads();
         for (int h = 0; h < heads; h++) {
-            size_t index = ((size_t)r * d.NH + g * group + h0 + h) * d.pieces + blockIdx.z;
+            size_t index = ((size_t)r * NH + g * group + h0 + h) * d.pieces + blockIdx.z;
             merge_warps<HEADS>(d.state + index, d.partial + index * HS, &shared, h, warps, HS);
         }
         __syncthreads();
@@ -349,8 +351,8 @@ static __global__ void __launch_bounds__(THREADS, 4) attend_kernel(struct Decode
 
 /* A warp makes out [HS] of one row and head; lane i has elements i, i + 32, .. */
 static __global__ void merge_kernel(struct Decode d) {
-    const int lane = threadIdx.x % WARP, HS = d.cache.HS;
-    size_t index = (size_t)blockIdx.x * WARPS + threadIdx.x / WARP, r = index / d.NH;
+    const int lane = threadIdx.x % WARP, HS = d.cache.heads.HS;
+    size_t index = (size_t)blockIdx.x * WARPS + threadIdx.x / WARP, r = index / d.cache.heads.NH;
     if (r >= (size_t)d.R) return;
     int keys = d.rows.position[r] + 1, P = keys > 0 ? d.rows.prompt_length[r] : 0;
     /* pieces of the prompt, then, at prompt_pieces, of the tail; none in an empty row */
@@ -377,7 +379,7 @@ static __global__ void merge_kernel(struct Decode d) {
 template <int LANES, int HEADS> static void launch(const struct Decode *d) {
     const struct Decode arguments = *d;
     const int bytes = Tiles<LANES>::BYTES;
-    dim3 grid(arguments.R, arguments.cache.NKV, arguments.pieces);
+    dim3 grid(arguments.R, arguments.cache.heads.NKV, arguments.pieces);
     ALLOW_SHARED(bytes, attend_kernel<LANES, HEADS>);
     attend_kernel<LANES, HEADS><<<grid, THREADS, bytes, cuda.stream>>>(arguments);
     CUDA_CHECK_LAUNCH();
@@ -385,7 +387,7 @@ template <int LANES, int HEADS> static void launch(const struct Decode *d) {
 
 /* Query heads side by side as in the group; more than four take turns. */
 template <int LANES> static void launch_heads(const struct Decode *d) {
-    const int group = d->NH / d->cache.NKV;
+    const int group = d->cache.heads.NH / d->cache.heads.NKV;
     if (group == 1) launch<LANES, 1>(d);
     else if (group == 2) launch<LANES, 2>(d);
     else launch<LANES, 4>(d);
@@ -394,9 +396,9 @@ template <int LANES> static void launch_heads(const struct Decode *d) {
 static unsigned blocks_for(size_t n, size_t each) { return (unsigned)((n + each - 1) / each); }
 
 static void attention_decode(floatX *out, const floatX *qkv, const struct KvCache *cache,
-                             const struct DecodeRows *rows, int layer, int R, int NH,
-                             void *workspace) {
-    const int HS = cache->HS, NKV = cache->NKV, chunks = ceil_div(HS, VEC);
+                             const struct DecodeRows *rows, int layer, int R, void *workspace) {
+    const int NH = cache->heads.NH, NKV = cache->heads.NKV, HS = cache->heads.HS;
+    const int chunks = ceil_div(HS, VEC);
     if (R == 0) return;
     if (HS > MAX_HS) cuda_die("attention: head size %d; the kernels stop at %d", HS, MAX_HS);
     const int prompt_pieces = ceil_div(cache->prompt_capacity, PIECE);
@@ -406,8 +408,8 @@ static void attention_decode(floatX *out, const floatX *qkv, const struct KvCach
                        rows_aligned(cache->tail, HS, sizeof(floatX));
     float2 *state = (float2 *)workspace;
     float *partial = (float *)(state + (size_t)R * NH * pieces);
-    struct Decode d = {out, qkv,           *cache, *rows, layer,   R,
-                       NH,  prompt_pieces, pieces, state, partial, whole};
+    struct Decode d = {out, qkv, *cache, *rows, layer, R, prompt_pieces, pieces, state, partial,
+                       whole};
     unsigned stores = blocks_for((size_t)R * 2 * NKV * chunks, THREADS);
     store_kernel<<<stores, THREADS, 0, cuda.stream>>>(d);
     CUDA_CHECK_LAUNCH();
@@ -419,9 +421,11 @@ static void attention_decode(floatX *out, const floatX *qkv, const struct KvCach
 }
 
 /* Prompt and tail are cut separately: up to two pieces more than max_length / PIECE. */
-size_t PER_TYPE(cuda_attention_decode_workspace)(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     size_t pieces = (size_t)shape->max_length / PIECE + 2;
     return (size_t)shape->R * shape->NH * pieces * (sizeof(float2) + shape->HS * sizeof(float));
 }
 
-void PER_TYPE(cuda_attention_decode)(struct Ops *ops) { ops->attention_decode = attention_decode; }
+static void fill(struct Ops *ops) { ops->attention_decode = attention_decode; }
+
+extern const struct KernelFile PER_TYPE(cuda_attention_decode) = {"attention_decode", fill, workspace_bytes};

@@ -1,5 +1,5 @@
 /* What the CPU kernels share: the storage type, one-thread matrix products, the split of work over
-   threads, and the list of the files that fill struct Ops.
+   threads.
 
    Every product is a ONE-THREAD OpenBLAS call on a block, made inside our own parallel region (the
    OpenMP flavour of OpenBLAS is serial there by itself). So bias, GELU and the like run on a block
@@ -18,29 +18,6 @@
 #include "../base/check.h"
 #include "../ops.h"
 #include "vmath.h"
-
-/* Each puts its functions into their slots. */
-void cpu_memory(struct Ops *ops);
-void cpu_comm(struct Ops *ops);
-void cpu_embedding(struct Ops *ops);
-void cpu_norm(struct Ops *ops);
-void cpu_matmul(struct Ops *ops);
-void cpu_mlp(struct Ops *ops);
-void cpu_attention(struct Ops *ops);
-void cpu_head(struct Ops *ops);
-void cpu_matmul_decode(struct Ops *ops);
-void cpu_sample(struct Ops *ops);
-void cpu_adamw(struct Ops *ops);
-
-/* Scratch bytes that serve a file's slots at every size up to `shape`; memory.c takes the most. */
-size_t cpu_embedding_workspace(const struct OpsShape *shape);
-size_t cpu_norm_workspace(const struct OpsShape *shape);
-size_t cpu_matmul_workspace(const struct OpsShape *shape);
-size_t cpu_mlp_workspace(const struct OpsShape *shape);
-size_t cpu_attention_workspace(const struct OpsShape *shape);
-size_t cpu_head_workspace(const struct OpsShape *shape);
-size_t cpu_sample_workspace(const struct OpsShape *shape);
-size_t cpu_adamw_workspace(const struct OpsShape *shape);
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int max_int(int a, int b) { return a > b ? a : b; }

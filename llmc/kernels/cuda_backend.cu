@@ -52,20 +52,32 @@ bool PER_TYPE(cuda_has_code)(void) {
     return there;
 }
 
+extern const struct KernelFile PER_TYPE(cuda_embedding), PER_TYPE(cuda_norm),
+    PER_TYPE(cuda_matmul), PER_TYPE(cuda_mlp), PER_TYPE(cuda_attention),
+    PER_TYPE(cuda_attention_decode), PER_TYPE(cuda_head), PER_TYPE(cuda_head_forward),
+    PER_TYPE(cuda_matmul_decode), PER_TYPE(cuda_sample), PER_TYPE(cuda_adamw);
+
+/* THE LIST. A file that is not here fills no slot, and a file that is here has its workspace
+   counted. */
+static const struct KernelFile *const files[] = {
+    &cuda_memory,
+    &cuda_comm,
+    &PER_TYPE(cuda_embedding),
+    &PER_TYPE(cuda_norm),
+    &PER_TYPE(cuda_matmul),
+    &PER_TYPE(cuda_mlp),
+    &PER_TYPE(cuda_attention),
+    &PER_TYPE(cuda_attention_decode),
+    &PER_TYPE(cuda_head),
+    &PER_TYPE(cuda_head_forward),
+    &PER_TYPE(cuda_matmul_decode),
+    &PER_TYPE(cuda_sample),
+    &PER_TYPE(cuda_adamw),
+};
+enum { NUM_FILES = sizeof files / sizeof *files };
+
 static size_t workspace_size(const struct OpsShape *shape) {
-    size_t (*const needs[])(const struct OpsShape *) = {
-        PER_TYPE(cuda_embedding_workspace), PER_TYPE(cuda_norm_workspace),
-        PER_TYPE(cuda_matmul_workspace), PER_TYPE(cuda_mlp_workspace),
-        PER_TYPE(cuda_attention_workspace), PER_TYPE(cuda_attention_decode_workspace),
-        PER_TYPE(cuda_head_workspace), PER_TYPE(cuda_head_forward_workspace),
-        PER_TYPE(cuda_sample_workspace),
-        PER_TYPE(cuda_adamw_workspace)};
-    size_t largest = 0;
-    for (size_t i = 0; i < sizeof needs / sizeof *needs; i++) {
-        size_t bytes = needs[i](shape);
-        if (bytes > largest) largest = bytes;
-    }
-    return largest;
+    return kernel_files_workspace(files, NUM_FILES, shape);
 }
 
 #define TEXT_OF(name) #name
@@ -73,22 +85,14 @@ static size_t workspace_size(const struct OpsShape *shape) {
 
 void PER_TYPE(cuda_fill)(struct Ops *ops) {
     ops->name = BACKEND_NAME;
+    ops->device = cuda.name;
     ops->dtype = TEXT(BACKEND_DTYPE);
     ops->element_size = sizeof(floatX);
     ops->vocabulary_multiple = 64;
     ops->decode_multiple = 8;
+    ops->attention_block = 0;
     ops->to_float = to_float;
     ops->from_float = from_float;
     ops->workspace_size = workspace_size;
-    PER_TYPE(cuda_embedding)(ops);
-    PER_TYPE(cuda_norm)(ops);
-    PER_TYPE(cuda_matmul)(ops);
-    PER_TYPE(cuda_mlp)(ops);
-    PER_TYPE(cuda_attention)(ops);
-    PER_TYPE(cuda_attention_decode)(ops);
-    PER_TYPE(cuda_head)(ops);
-    PER_TYPE(cuda_head_forward)(ops);
-    PER_TYPE(cuda_matmul_decode)(ops);
-    PER_TYPE(cuda_sample)(ops);
-    PER_TYPE(cuda_adamw)(ops);
+    kernel_files_fill(ops, files, NUM_FILES);
 }

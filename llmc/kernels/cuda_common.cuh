@@ -4,9 +4,9 @@
    Each X.cu is compiled once per element type, with
        -DBACKEND_FLOATX=float|__nv_bfloat16|__half  -DBACKEND_DTYPE=fp32|bf16|fp16
    and all of them are linked into one plug-in. So everything in an X.cu is static (templates too),
-   but the one function that fills the slots, whose name carries the type:
+   but the file's entry in the list of cuda_backend.cu, whose name carries the type:
 
-       void PER_TYPE(cuda_norm)(struct Ops *ops)      ->  cuda_norm_bf16
+       extern const struct KernelFile PER_TYPE(cuda_norm)      ->  cuda_norm_bf16
 
    Sums have a fixed order everywhere: no float atomics, so every result repeats bit for bit. */
 #pragma once
@@ -27,29 +27,6 @@
 #define PER_TYPE_JOIN(name, dtype) name##_##dtype
 #define PER_TYPE_EXPAND(name, dtype) PER_TYPE_JOIN(name, dtype)
 #define PER_TYPE(name) PER_TYPE_EXPAND(name, BACKEND_DTYPE)
-
-/* The files of the backend. *_workspace: scratch bytes that serve the file's slots up to `shape`. */
-void PER_TYPE(cuda_embedding)(struct Ops *ops);
-void PER_TYPE(cuda_norm)(struct Ops *ops);
-void PER_TYPE(cuda_matmul)(struct Ops *ops);
-void PER_TYPE(cuda_mlp)(struct Ops *ops);
-void PER_TYPE(cuda_attention)(struct Ops *ops);
-void PER_TYPE(cuda_attention_decode)(struct Ops *ops);
-void PER_TYPE(cuda_head)(struct Ops *ops);
-void PER_TYPE(cuda_head_forward)(struct Ops *ops);
-void PER_TYPE(cuda_matmul_decode)(struct Ops *ops);
-void PER_TYPE(cuda_sample)(struct Ops *ops);
-void PER_TYPE(cuda_adamw)(struct Ops *ops);
-size_t PER_TYPE(cuda_embedding_workspace)(const struct OpsShape *shape);
-size_t PER_TYPE(cuda_norm_workspace)(const struct OpsShape *shape);
-size_t PER_TYPE(cuda_matmul_workspace)(const struct OpsShape *shape);
-size_t PER_TYPE(cuda_mlp_workspace)(const struct OpsShape *shape);
-size_t PER_TYPE(cuda_attention_workspace)(const struct OpsShape *shape);
-size_t PER_TYPE(cuda_attention_decode_workspace)(const struct OpsShape *shape);
-size_t PER_TYPE(cuda_head_workspace)(const struct OpsShape *shape);
-size_t PER_TYPE(cuda_head_forward_workspace)(const struct OpsShape *shape);
-size_t PER_TYPE(cuda_sample_workspace)(const struct OpsShape *shape);
-size_t PER_TYPE(cuda_adamw_workspace)(const struct OpsShape *shape);
 
 #define WARP 32
 #define FULL_WARP 0xffffffffu

@@ -180,8 +180,7 @@ static void graph_end(void) {
     recording = NULL;
 }
 
-void cuda_memory(struct Ops *ops) {
-    ops->device = cuda.name;
+static void fill(struct Ops *ops) {
     ops->alloc = device_alloc;
     ops->free = device_free;
     ops->memory_available = memory_available;
@@ -195,6 +194,8 @@ void cuda_memory(struct Ops *ops) {
     ops->graph_begin = graph_begin;
     ops->graph_end = graph_end;
 }
+
+extern const struct KernelFile cuda_memory = {"memory", fill, no_workspace};
 
 /* ---- the entry ---------------------------------------------------------------------------------------- */
 
@@ -268,8 +269,6 @@ backend_open(struct Ops *ops, size_t ops_size, const char *dtype, int device,
         if (strcmp(types[i].dtype, dtype) != 0 || !types[i].fill) continue;
         open_device(device);
         if (!types[i].has_code()) return "the plug-in has no code for this GPU; make clean cuda";
-        cuda_memory(ops);
-        cuda_comm(ops);
         types[i].fill(ops);
         return NULL;
     }

@@ -54,8 +54,7 @@ void cuda_die(const char *format, ...);
             cuda_die("%s:%d: %s: cuBLAS status %d", __FILE__, __LINE__, #call, (int)status_); \
     } while (0)
 
-/* Fills the slots that do not depend on the element type. */
-void cuda_memory(struct Ops *ops);
-void cuda_comm(struct Ops *ops);
+/* The files whose slots do not depend on the element type. */
+extern const struct KernelFile cuda_memory, cuda_comm;
 
 #endif

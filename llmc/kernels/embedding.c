@@ -42,12 +42,9 @@ static void embedding_backward(float *dwte, float *dwpe, const floatX *dx, const
     }
 }
 
-size_t cpu_embedding_workspace(const struct OpsShape *shape) {
-    (void)shape;
-    return 0;
-}
-
-void cpu_embedding(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->embedding_forward = embedding_forward;
     ops->embedding_backward = embedding_backward;
 }
+
+const struct KernelFile cpu_embedding = {"embedding", fill, no_workspace};

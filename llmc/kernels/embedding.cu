@@ -306,11 +306,13 @@ static void embedding_backward(float *dwte, float *dwpe, const floatX *dx, const
     CUDA_CHECK_LAUNCH();
 }
 
-size_t PER_TYPE(cuda_embedding_workspace)(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     return 4 * (sums_of(shape->N, shape->C) * sizeof(float) + (size_t)shape->N * sizeof(Entry));
 }
 
-void PER_TYPE(cuda_embedding)(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->embedding_forward = embedding_forward;
     ops->embedding_backward = embedding_backward;
 }
+
+extern const struct KernelFile PER_TYPE(cuda_embedding) = {"embedding", fill, workspace_bytes};

@@ -1,7 +1,7 @@
 /* The head: per-token log-probability, entropy and their gradients, without the N x V logits.
 
    With z = E W^T / temperature over the V columns and y the target, row_state.h gives lse, H, Q
-   and R of each row; logp = z_y - lse. From the objective's a = dJ/dlogp and b = dJ/dH the gradient
+   and QL of each row; logp = z_y - lse. From the objective's a = dJ/dlogp and b = dJ/dH the gradient
    of J by the logits is
 
        dz = p (k0 + k1 log p) + a 1[y],   k0 = -a - b H,  k1 = -b,  log p = z - m - ln s
@@ -33,11 +33,11 @@ enum {
 
 /* A chunk's sizes and its place in the workspace. */
 struct Chunk {
-    int rows, D, V, tiles, parts, stride;
-    float *hidden;           /* [rows,D] gathered rows of E */
+    int rows, C, V, tiles, parts, stride;
+    float *hidden;           /* [rows,C] gathered rows of E */
     float *logits;           /* [tiles][rows][stride], or [BLOCK][stride] for each thread */
     struct RowState *states; /* [tiles][rows] */
-    float *dhidden;          /* [parts][rows,D] */
+    float *dhidden;          /* [parts][rows,C] */
     struct HeadStats stats;  /* [rows] each, and so the following */
     float *target_logit, *maximum, *log_s, *dlogp, *dentropy;
     const int *target;
@@ -59,19 +59,19 @@ static void *take(char *workspace, size_t *offset, size_t count, size_t size) {
 
 /* Lays a chunk out in the workspace (NULL: only measures); returns its bytes. backward: every tile
    of logits is kept. */
-static size_t chunk_open(struct Chunk *c, char *workspace, int rows, int D, int V, bool backward) {
+static size_t chunk_open(struct Chunk *c, char *workspace, int rows, int C, int V, bool backward) {
     size_t offset = 0, tiles = count_tiles(V);
-    *c = (struct Chunk){.rows = rows, .D = D, .V = V, .tiles = tiles};
+    *c = (struct Chunk){.rows = rows, .C = C, .V = V, .tiles = tiles};
     c->parts = min_int(PARTS, tiles);
     /* whole vectors; not a power of two, or the rows of a tile would share cache sets */
     c->stride = min_int(TILE, (V + 15) / 16 * 16) + 16;
     size_t kept = backward ? tiles * rows : (size_t)BLOCK * omp_get_max_threads();
     size_t parts = backward ? c->parts : 0;
-    c->hidden = take(workspace, &offset, (size_t)rows * D, sizeof(float));
+    c->hidden = take(workspace, &offset, (size_t)rows * C, sizeof(float));
     c->logits = take(workspace, &offset, kept * c->stride, sizeof(float));
     c->states = take(workspace, &offset, tiles * rows, sizeof *c->states);
-    c->dhidden = take(workspace, &offset, parts * rows * D, sizeof(float));
-    float **arrays[] = {&c->stats.logp, &c->stats.entropy, &c->stats.q, &c->stats.r,
+    c->dhidden = take(workspace, &offset, parts * rows * C, sizeof(float));
+    float **arrays[] = {&c->stats.logp, &c->stats.entropy, &c->stats.q, &c->stats.qlog,
                         &c->target_logit, &c->maximum, &c->log_s, &c->dlogp, &c->dentropy};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         *arrays[i] = take(workspace, &offset, rows, sizeof(float));
@@ -89,10 +89,10 @@ static float *tile_row(const struct Chunk *c, int tile, int row) {
 /* Logits and states of rows [first, first + rows) in one tile; z is where the first row goes. */
 static void tile_forward(struct Chunk *c, float *z, const float *W, int tile, int first, int rows,
                          float inv_temperature) {
-    int D = c->D, column = tile * TILE, columns = tile_columns(c, tile);
+    int C = c->C, column = tile * TILE, columns = tile_columns(c, tile);
     float weight[TILE];
-    gemm_nt(z, c->stride, c->hidden + (size_t)first * D, D, W + (size_t)column * D, D, rows,
-            columns, D, inv_temperature, 0);
+    gemm_nt(z, c->stride, c->hidden + (size_t)first * C, C, W + (size_t)column * C, C, rows,
+            columns, C, inv_temperature, 0);
     for (int i = first; i < first + rows; i++, z += c->stride) {
         c->states[(size_t)tile * c->rows + i] = row_state(weight, z, columns);
         int y = c->target[i] - column;
@@ -111,7 +111,7 @@ static void finish_row(struct Chunk *c, int i) {
     c->stats.logp[i] = (c->target_logit[i] - state.m) - log_s;
     c->stats.entropy[i] = log_s - state.w * inverse;
     c->stats.q[i] = state.q * inverse * inverse;
-    c->stats.r[i] = (state.r - state.q * log_s) * inverse * inverse;
+    c->stats.qlog[i] = (state.r - state.q * log_s) * inverse * inverse;
 }
 
 /* Statistics of a chunk. keep: every tile of logits stays; otherwise each thread has one. */
@@ -122,7 +122,7 @@ static void chunk_forward(struct Chunk *c, const float *E, const float *W, const
     {
         #pragma omp for schedule(static)
         for (int i = 0; i < c->rows; i++)
-            memcpy(c->hidden + (size_t)i * c->D, E + (size_t)row[i] * c->D, c->D * sizeof *E);
+            memcpy(c->hidden + (size_t)i * c->C, E + (size_t)row[i] * c->C, c->C * sizeof *E);
         #pragma omp for collapse(2) schedule(dynamic)
         for (int t = 0; t < c->tiles; t++)
             for (int b = 0; b < blocks; b++) {
@@ -160,20 +160,20 @@ static void tile_dlogits(struct Chunk *c, int tile, int first, int rows, float i
 /* dz of a block of rows over one part of the vocabulary, and this part's sum of dE. */
 static void part_backward(struct Chunk *c, const float *W, int block, int part,
                           float inv_temperature) {
-    int D = c->D, first = block * BLOCK, rows = min_int(BLOCK, c->rows - first), begin, end;
-    float *dhidden = c->dhidden + ((size_t)part * c->rows + first) * D;
+    int C = c->C, first = block * BLOCK, rows = min_int(BLOCK, c->rows - first), begin, end;
+    float *dhidden = c->dhidden + ((size_t)part * c->rows + first) * C;
     split_range(&begin, &end, c->tiles, 1, part, c->parts);
     for (int t = begin; t < end; t++) {
         tile_dlogits(c, t, first, rows, inv_temperature);
-        gemm_nn(dhidden, D, tile_row(c, t, first), c->stride, W + (size_t)t * TILE * D, D, rows,
-                D, tile_columns(c, t), 1, t > begin);
+        gemm_nn(dhidden, C, tile_row(c, t, first), c->stride, W + (size_t)t * TILE * C, C, rows,
+                C, tile_columns(c, t), 1, t > begin);
     }
 }
 
 /* dE and dW of a chunk whose coefficients are known. dE was zero; no token is listed twice. */
 static void chunk_backward(struct Chunk *c, float *dE, float *dW, const float *W, const int *row,
                            float inv_temperature) {
-    int D = c->D, blocks = (c->rows + BLOCK - 1) / BLOCK;
+    int C = c->C, blocks = (c->rows + BLOCK - 1) / BLOCK;
     #pragma omp parallel
     {
         #pragma omp for collapse(2) schedule(dynamic)
@@ -182,14 +182,14 @@ static void chunk_backward(struct Chunk *c, float *dE, float *dW, const float *W
                 part_backward(c, W, b, part, inv_temperature);
         #pragma omp for schedule(dynamic) nowait
         for (int t = 0; t < c->tiles; t++)
-            gemm_tn(dW + (size_t)t * TILE * D, D, tile_row(c, t, 0), c->stride, c->hidden, D,
-                    tile_columns(c, t), D, c->rows, 1, 1);
+            gemm_tn(dW + (size_t)t * TILE * C, C, tile_row(c, t, 0), c->stride, c->hidden, C,
+                    tile_columns(c, t), C, c->rows, 1, 1);
         #pragma omp for schedule(static)
         for (int i = 0; i < c->rows; i++) {
-            float *to = dE + (size_t)row[i] * D;
+            float *to = dE + (size_t)row[i] * C;
             for (int part = 0; part < c->parts; part++)
-                for (int k = 0; k < D; k++)
-                    to[k] += c->dhidden[((size_t)part * c->rows + i) * D + k];
+                for (int k = 0; k < C; k++)
+                    to[k] += c->dhidden[((size_t)part * c->rows + i) * C + k];
         }
     }
 }
@@ -200,46 +200,44 @@ static void store_stats(const struct HeadStats *stats, const struct Chunk *c, in
     if (stats->logp) memcpy(stats->logp + first, c->stats.logp, bytes);
     if (stats->entropy) memcpy(stats->entropy + first, c->stats.entropy, bytes);
     if (stats->q) memcpy(stats->q + first, c->stats.q, bytes);
-    if (stats->r) memcpy(stats->r + first, c->stats.r, bytes);
+    if (stats->qlog) memcpy(stats->qlog + first, c->stats.qlog, bytes);
 }
 
 static void head_forward(const struct HeadStats *stats, const floatX *E, const floatX *W,
-                         const int *row, const int *target, int n, int D, int V, int Vp,
-                         float inv_temperature, void *workspace) {
-    (void)Vp;
-    int most = chunk_rows(n, V);
+                         const struct HeadTokens *tokens, const struct Head *head,
+                         void *workspace) {
+    int n = tokens->n, most = chunk_rows(n, head->V);
     for (int first = 0; first < n; first += most) {
         struct Chunk c;
-        chunk_open(&c, workspace, min_int(most, n - first), D, V, false);
-        c.target = target + first;
-        chunk_forward(&c, E, W, row + first, inv_temperature, false);
+        chunk_open(&c, workspace, min_int(most, n - first), head->C, head->V, false);
+        c.target = tokens->target + first;
+        chunk_forward(&c, E, W, tokens->row + first, head->inv_temperature, false);
         store_stats(stats, &c, first);
     }
 }
 
 static void head_forward_backward(const struct HeadStats *stats, floatX *dE, float *dW,
-                                  const floatX *E, const floatX *W, const int *row,
-                                  const int *target, int N, int n, int D, int V, int Vp,
-                                  float inv_temperature, HeadUpstream upstream, void *context,
-                                  void *workspace) {
-    (void)Vp;
-    int most = chunk_rows(n, V);
-    memset(dE, 0, (size_t)N * D * sizeof *dE);
+                                  const floatX *E, const floatX *W,
+                                  const struct HeadTokens *tokens, const struct Head *head,
+                                  HeadUpstream upstream, void *context, void *workspace) {
+    int n = tokens->n, most = chunk_rows(n, head->V);
+    memset(dE, 0, (size_t)tokens->N * head->C * sizeof *dE);
     for (int first = 0; first < n; first += most) {
         struct Chunk c;
-        chunk_open(&c, workspace, min_int(most, n - first), D, V, true);
-        c.target = target + first;
-        chunk_forward(&c, E, W, row + first, inv_temperature, true);
+        const int *row = tokens->row + first;
+        chunk_open(&c, workspace, min_int(most, n - first), head->C, head->V, true);
+        c.target = tokens->target + first;
+        chunk_forward(&c, E, W, row, head->inv_temperature, true);
         store_stats(stats, &c, first);
         upstream(context, first, c.rows, &c.stats, c.dlogp, c.dentropy);
-        chunk_backward(&c, dE, dW, W, row + first, inv_temperature);
+        chunk_backward(&c, dE, dW, W, row, head->inv_temperature);
     }
 }
 
 /* A smaller vocabulary may need more, because its chunks are longer; beyond CHUNK_LOGITS / CHUNK
    columns they no longer shrink, and only the largest counts. Serves as many threads as there are
    now. */
-size_t cpu_head_workspace(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     size_t most = 0;
     for (int V = shape->V; V > 0; V = min_int(V - 1, CHUNK_LOGITS / CHUNK)) {
         struct Chunk c;
@@ -252,7 +250,9 @@ size_t cpu_head_workspace(const struct OpsShape *shape) {
     return most;
 }
 
-void cpu_head(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->head_forward = head_forward;
     ops->head_forward_backward = head_forward_backward;
 }
+
+const struct KernelFile cpu_head = {"head", fill, workspace_bytes};

@@ -10,12 +10,12 @@
    A chunk is 2048 rows: then each product does 2 * 2048 flop for every element of W, enough to hide
    the 8 bytes that dW is read and written with. What is done to a chunk:
 
-       E rows --gather--> hidden [rows,D]
-       hidden W^T  -----> logits [rows,stride], float32                   2 rows V D flop
-       a block per row -> logp, H, Q, R -> host, objective -> a, b        reads logits
+       E rows --gather--> hidden [rows,C]
+       hidden W^T  -----> logits [rows,stride], float32                   2 rows V C flop
+       a block per row -> logp, H, Q, QL -> host, objective -> a, b        reads logits
        a block per row -> dz, in place                                    reads logits, writes dz
-       dz W        -----> dhidden, float32 --scatter--> rows of dE        2 rows V D flop
-       dz^T hidden -----> dW +=                                           2 rows V D flop
+       dz W        -----> dhidden, float32 --scatter--> rows of dE        2 rows V C flop
+       dz^T hidden -----> dW +=                                           2 rows V C flop
 
    Logits are float32: rounding z to bf16 would cost its log-probability up to 2^-8 |z|, 0.06 nats
    at z = 30. dz is only multiplied once more, so it is floatX. It lies at the front of its own row:
@@ -45,17 +45,17 @@ enum {
 /* What is known of each row of a chunk, device arrays [rows]. The first four lie together, and so
    do the last two: one copy to the host, one back. */
 struct RowValues {
-    float *logp, *entropy, *q, *r, *maximum, *log_s, *dlogp, *dentropy;
+    float *logp, *entropy, *q, *qlog, *maximum, *log_s, *dlogp, *dentropy;
 };
 
 /* A chunk's sizes and its place in the workspace. */
 struct Chunk {
-    int rows, D, V, Vp;
+    int rows, C, V, Vp;
     int words;      /* of the products; V - words <= TAIL are left */
     size_t stride;  /* of logits, floats */
-    floatX *hidden; /* [rows,D] gathered rows of E */
+    floatX *hidden; /* [rows,C] gathered rows of E */
     float *logits;  /* [rows,stride], then dz */
-    float *dhidden; /* [rows,D] */
+    float *dhidden; /* [rows,C] */
     struct RowValues row;
 };
 
@@ -69,16 +69,16 @@ static void *take(char *workspace, size_t *offset, size_t count, size_t size) {
 }
 
 /* Lays a chunk out in the workspace (NULL: only measures); returns its bytes. */
-static size_t chunk_open(struct Chunk *c, char *workspace, int rows, int D, int V, int Vp) {
+static size_t chunk_open(struct Chunk *c, char *workspace, int rows, int C, int V, int Vp) {
     size_t offset = 0, count = rows;
-    c->rows = rows, c->D = D, c->V = V, c->Vp = Vp;
+    c->rows = rows, c->C = C, c->V = V, c->Vp = Vp;
     c->words = V < 8 ? V : V / 8 * 8; /* fewer than 8: a product like any other, if a slow one */
     c->stride = align_up(Vp, 8);
-    c->hidden = (floatX *)take(workspace, &offset, count * D, sizeof(floatX));
+    c->hidden = (floatX *)take(workspace, &offset, count * C, sizeof(floatX));
     c->logits = (float *)take(workspace, &offset, count * c->stride, sizeof(float));
-    c->dhidden = (float *)take(workspace, &offset, count * D, sizeof(float));
+    c->dhidden = (float *)take(workspace, &offset, count * C, sizeof(float));
     float *values = (float *)take(workspace, &offset, 8 * count, sizeof(float));
-    float **arrays[] = {&c->row.logp, &c->row.entropy, &c->row.q, &c->row.r, &c->row.maximum,
+    float **arrays[] = {&c->row.logp, &c->row.entropy, &c->row.q, &c->row.qlog, &c->row.maximum,
                         &c->row.log_s, &c->row.dlogp, &c->row.dentropy};
     for (size_t i = 0; i < 8; i++) *arrays[i] = values ? values + i * count : NULL;
     return offset;
@@ -91,15 +91,15 @@ static size_t chunk_dz_stride(const struct Chunk *c) {
 
 /* ---- kernels: a block per row ---------------------------------------------------------------- */
 
-/* hidden [rows,D] = the listed rows of E */
+/* hidden [rows,C] = the listed rows of E */
 static __global__ void __launch_bounds__(COPIERS)
-gather_kernel(floatX *hidden, const floatX *E, const int *row, int D, bool whole) {
-    const floatX *from = E + (size_t)row[blockIdx.x] * D;
-    floatX *to = hidden + (size_t)blockIdx.x * D;
-    for (int d = threadIdx.x * VEC; d < D; d += COPIERS * VEC) {
+gather_kernel(floatX *hidden, const floatX *E, const int *row, int C, bool whole) {
+    const floatX *from = E + (size_t)row[blockIdx.x] * C;
+    floatX *to = hidden + (size_t)blockIdx.x * C;
+    for (int d = threadIdx.x * VEC; d < C; d += COPIERS * VEC) {
         float x[VEC];
-        load_some(x, from + d, D - d, whole);
-        store_some(to + d, x, D - d, whole);
+        load_some(x, from + d, C - d, whole);
+        store_some(to + d, x, C - d, whole);
     }
 }
 
@@ -139,7 +139,7 @@ stats_kernel(struct RowValues row, const float *logits, const int *target, int V
     row.logp[i] = (z[target[i]] - state.m) - log_s;
     row.entropy[i] = row_state_entropy(state);
     row.q[i] = row_state_q(state);
-    row.r[i] = row_state_r(state);
+    row.qlog[i] = row_state_qlog(state);
     row.maximum[i] = state.m;
     row.log_s[i] = log_s;
 }
@@ -177,34 +177,34 @@ dlogits_kernel(float *logits, struct RowValues row, const int *target, int V, si
 /* dE [row[i]] = dhidden [i] + the words outside the product, where dz_tail and W_tail begin. */
 static __global__ void __launch_bounds__(COPIERS)
 scatter_kernel(floatX *dE, const float *dhidden, const floatX *dz_tail, size_t dz_stride,
-               const floatX *W_tail, int tail, const int *row, int D, bool whole) {
+               const floatX *W_tail, int tail, const int *row, int C, bool whole) {
     int i = blockIdx.x;
-    for (int d = threadIdx.x * VEC; d < D; d += COPIERS * VEC) {
+    for (int d = threadIdx.x * VEC; d < C; d += COPIERS * VEC) {
         float sum[VEC], w[VEC];
 #pragma unroll
         for (int j = 0; j < VEC; j += 4)
-            load_some(sum + j, dhidden + (size_t)i * D + d + j, D - d - j, whole);
+            load_some(sum + j, dhidden + (size_t)i * C + d + j, C - d - j, whole);
         for (int t = 0; t < tail; t++) {
             float slope = to_f(dz_tail[i * dz_stride + t]);
-            load_some(w, W_tail + (size_t)t * D + d, D - d, whole);
+            load_some(w, W_tail + (size_t)t * C + d, C - d, whole);
 #pragma unroll
             for (int j = 0; j < VEC; j++) sum[j] += slope * w[j];
         }
-        store_some(dE + (size_t)row[i] * D + d, sum, D - d, whole);
+        store_some(dE + (size_t)row[i] * C + d, sum, C - d, whole);
     }
 }
 
-/* dW_tail [tail,D] += dz_tail^T hidden: a lane has a column, a warp each 16th row, and the warps'
+/* dW_tail [tail,C] += dz_tail^T hidden: a lane has a column, a warp each 16th row, and the warps'
    sums are added in order. */
 static __global__ void __launch_bounds__(TAIL_WARPS * WARP)
 tail_weight_kernel(float *dW_tail, const floatX *dz_tail, size_t dz_stride, int tail,
-                   const floatX *hidden, int rows, int D) {
+                   const floatX *hidden, int rows, int C) {
     __shared__ float sums[TAIL_WARPS][TAIL][WARP];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, d = blockIdx.x * WARP + lane;
     float sum[TAIL] = {0};
 #pragma unroll 4
     for (int i = warp; i < rows; i += TAIL_WARPS) {
-        float h = d < D ? to_f(hidden[(size_t)i * D + d]) : 0.0f;
+        float h = d < C ? to_f(hidden[(size_t)i * C + d]) : 0.0f;
 #pragma unroll
         for (int t = 0; t < TAIL; t++)
             if (t < tail) sum[t] += to_f(dz_tail[i * dz_stride + t]) * h;
@@ -212,10 +212,10 @@ tail_weight_kernel(float *dW_tail, const floatX *dz_tail, size_t dz_stride, int 
 #pragma unroll
     for (int t = 0; t < TAIL; t++) sums[warp][t][lane] = sum[t];
     __syncthreads();
-    if (warp >= tail || d >= D) return;
+    if (warp >= tail || d >= C) return;
     float total = 0; /* warp t has word t */
     for (int w = 0; w < TAIL_WARPS; w++) total += sums[w][warp][lane];
-    dW_tail[(size_t)warp * D + d] += total;
+    dW_tail[(size_t)warp * C + d] += total;
 }
 
 /* ---- a chunk --------------------------------------------------------------------------------- */
@@ -223,12 +223,12 @@ tail_weight_kernel(float *dW_tail, const floatX *dz_tail, size_t dz_stride, int 
 /* Gathers the listed rows of E, forms their logits and statistics. */
 static void chunk_forward(const struct Chunk *c, const floatX *E, const floatX *W, const int *row,
                           const int *target, float inv_temperature) {
-    int D = c->D;
-    gather_kernel<<<c->rows, COPIERS, 0, cuda.stream>>>(c->hidden, E, row, D,
-                                                        rows_aligned(E, D, sizeof *E));
+    int C = c->C;
+    gather_kernel<<<c->rows, COPIERS, 0, cuda.stream>>>(c->hidden, E, row, C,
+                                                        rows_aligned(E, C, sizeof *E));
     CUDA_CHECK_LAUNCH();
-    gemm(GEMM_NT, matrix(c->logits, c->stride), matrix(c->hidden, D), matrix(W, D), c->rows, c->Vp,
-         D, inv_temperature, 0.0f);
+    gemm(GEMM_NT, matrix(c->logits, c->stride), matrix(c->hidden, C), matrix(W, C), c->rows, c->Vp,
+         C, inv_temperature, 0.0f);
     stats_kernel<<<c->rows, THREADS, 0, cuda.stream>>>(c->row, c->logits, target, c->V, c->stride);
     CUDA_CHECK_LAUNCH();
 }
@@ -236,22 +236,22 @@ static void chunk_forward(const struct Chunk *c, const floatX *E, const floatX *
 /* dE and dW of a chunk whose coefficients are known. */
 static void chunk_backward(const struct Chunk *c, floatX *dE, float *dW, const floatX *W,
                            const int *row, const int *target, float inv_temperature) {
-    int D = c->D, words = c->words, tail = c->V - words;
-    size_t dz_stride = chunk_dz_stride(c), first_left = (size_t)words * D;
+    int C = c->C, words = c->words, tail = c->V - words;
+    size_t dz_stride = chunk_dz_stride(c), first_left = (size_t)words * C;
     struct Matrix dz = matrix(chunk_dz(c), dz_stride);
     dlogits_kernel<<<c->rows, THREADS, 0, cuda.stream>>>(c->logits, c->row, target, c->V, c->stride,
                                                          inv_temperature);
     CUDA_CHECK_LAUNCH();
-    gemm(GEMM_NN, matrix(c->dhidden, D), dz, matrix(W, D), c->rows, D, words, 1.0f, 0.0f);
-    gemm(GEMM_TN, matrix(dW, D), dz, matrix(c->hidden, D), words, D, c->rows, 1.0f, 1.0f);
-    bool whole = rows_aligned(dE, D, sizeof *dE) && rows_aligned(W + first_left, D, sizeof *W);
+    gemm(GEMM_NN, matrix(c->dhidden, C), dz, matrix(W, C), c->rows, C, words, 1.0f, 0.0f);
+    gemm(GEMM_TN, matrix(dW, C), dz, matrix(c->hidden, C), words, C, c->rows, 1.0f, 1.0f);
+    bool whole = rows_aligned(dE, C, sizeof *dE) && rows_aligned(W + first_left, C, sizeof *W);
     scatter_kernel<<<c->rows, COPIERS, 0, cuda.stream>>>(dE, c->dhidden, chunk_dz(c) + words,
-                                                         dz_stride, W + first_left, tail, row, D,
+                                                         dz_stride, W + first_left, tail, row, C,
                                                          whole);
     CUDA_CHECK_LAUNCH();
     if (tail == 0) return;
-    tail_weight_kernel<<<ceil_div(D, WARP), TAIL_WARPS * WARP, 0, cuda.stream>>>(
-        dW + first_left, chunk_dz(c) + words, dz_stride, tail, c->hidden, c->rows, D);
+    tail_weight_kernel<<<ceil_div(C, WARP), TAIL_WARPS * WARP, 0, cuda.stream>>>(
+        dW + first_left, chunk_dz(c) + words, dz_stride, tail, c->hidden, c->rows, C);
     CUDA_CHECK_LAUNCH();
 }
 
@@ -266,32 +266,35 @@ static void chunk_ask(const struct Chunk *c, int first, const struct HeadStats *
     if (stats->logp) memcpy(stats->logp + first, seen.logp, bytes);
     if (stats->entropy) memcpy(stats->entropy + first, seen.entropy, bytes);
     if (stats->q) memcpy(stats->q + first, seen.q, bytes);
-    if (stats->r) memcpy(stats->r + first, seen.r, bytes);
+    if (stats->qlog) memcpy(stats->qlog + first, seen.qlog, bytes);
     upstream(context, first, rows, &seen, coefficients, coefficients + rows);
     slots->upload(c->row.dlogp, coefficients, 2 * bytes);
 }
 
 static void head_forward_backward(const struct HeadStats *stats, floatX *dE, float *dW,
-                                  const floatX *E, const floatX *W, const int *row,
-                                  const int *target, int N, int n, int D, int V, int Vp,
-                                  float inv_temperature, HeadUpstream upstream, void *context,
-                                  void *workspace) {
-    slots->fill_zero(dE, (size_t)N * D * sizeof *dE);
+                                  const floatX *E, const floatX *W,
+                                  const struct HeadTokens *tokens, const struct Head *head,
+                                  HeadUpstream upstream, void *context, void *workspace) {
+    const int n = tokens->n;
+    slots->fill_zero(dE, (size_t)tokens->N * head->C * sizeof *dE);
     for (int first = 0; first < n; first += CHUNK) {
         struct Chunk c;
-        chunk_open(&c, (char *)workspace, min_int(CHUNK, n - first), D, V, Vp);
-        chunk_forward(&c, E, W, row + first, target + first, inv_temperature);
+        const int *row = tokens->row + first, *target = tokens->target + first;
+        chunk_open(&c, (char *)workspace, min_int(CHUNK, n - first), head->C, head->V, head->Vp);
+        chunk_forward(&c, E, W, row, target, head->inv_temperature);
         chunk_ask(&c, first, stats, upstream, context);
-        chunk_backward(&c, dE, dW, W, row + first, target + first, inv_temperature);
+        chunk_backward(&c, dE, dW, W, row, target, head->inv_temperature);
     }
 }
 
-size_t PER_TYPE(cuda_head_workspace)(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     struct Chunk c;
     return chunk_open(&c, NULL, min_int(CHUNK, shape->N), shape->C, shape->V, shape->Vp);
 }
 
-void PER_TYPE(cuda_head)(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     slots = ops;
     ops->head_forward_backward = head_forward_backward;
 }
+
+extern const struct KernelFile PER_TYPE(cuda_head) = {"head", fill, workspace_bytes};

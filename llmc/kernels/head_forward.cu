@@ -1,12 +1,12 @@
-/* Scoring: log-probability, entropy, Q and R of n tokens, without the n x V logits.
+/* Scoring: log-probability, entropy, Q and QL of n tokens, without the n x V logits.
 
-       z = E W^T / temperature,     logp = (z_y - m) - ln s,     H, Q, R: row_state.cuh
+       z = E W^T / temperature,     logp = (z_y - m) - ln s,     H, Q, QL: row_state.cuh
 
    Rows are gathered on the way into shared memory. A block takes 128 rows and walks a fixed part of
    the vocabulary, tile by tile. Each lane keeps the states of its own 8 rows in registers all the
    way, so what leaves the multiprocessor is one state per row, part and warp across:
 
-                     W [V,D], cut into at most 16 parts (blockIdx.y)
+                     W [V,C], cut into at most 16 parts (blockIdx.y)
                      | part 0               | part 1 ..
                      | 256 | 256 | 256 | .. |
           rows  128  | --- block (0,0) ---> | --- block (0,1) --->      a block: 2 x 4 warps, each
@@ -16,7 +16,7 @@
    merges a row's 64 states in a fixed order. The number of parts depends on V only, so neither the
    device nor other rows change a row's bits.
 
-   Flop: 2 n V D. Bytes: W once from memory, since the blocks of one part run side by side; from L2,
+   Flop: 2 n V C. Bytes: W once from memory, since the blocks of one part run side by side; from L2,
    384 rows for each tile of 128 x 256 logits, which is why it is that large. doc/head.md has the
    numbers. */
 #include "tile_product.cuh"
@@ -33,7 +33,7 @@ struct Scoring {
     const int *row, *target;
     RowState *states;      /* [n][parts of all warps] */
     float *target_logit;   /* [n] */
-    int n, D, V;
+    int n, C, V;
     float inv_temperature;
 };
 
@@ -100,7 +100,7 @@ static __global__ void __launch_bounds__(T::THREADS) head_forward_kernel(Scoring
     int first_row = blockIdx.x * T::ROWS, part = blockIdx.y, parts = gridDim.y;
     int tiles = ceil_div(s.V, T::COLUMNS);
     int first = tiles * part / parts * T::COLUMNS, end = tiles * (part + 1) / parts * T::COLUMNS;
-    TileProduct product = {s.E, s.W, s.row, first_row, first, s.D, shared};
+    TileProduct product = {s.E, s.W, s.row, first_row, first, s.C, shared};
     RowState state[T::LANE_ROWS];
 #pragma unroll
     for (int r = 0; r < T::LANE_ROWS; r++) state[r] = row_state_empty();
@@ -136,7 +136,7 @@ static __global__ void merge_kernel(float *results, const RowState *states,
     results[row] = (target_logit[row] - x.m) - logf(x.s);
     results[row + stride] = row_state_entropy(x);
     results[row + 2 * stride] = row_state_q(x);
-    results[row + 3 * stride] = row_state_r(x);
+    results[row + 3 * stride] = row_state_qlog(x);
 }
 
 template <class T> static void launch(const Scoring &s) {
@@ -153,22 +153,22 @@ static size_t states_bytes(int n, int V) {
 static size_t logits_bytes(int n) { return align_up((size_t)n * sizeof(float), 256); }
 
 static void head_forward(const struct HeadStats *stats, const floatX *E, const floatX *W,
-                         const int *row, const int *target, int n, int D, int V, int Vp,
-                         float inv_temperature, void *workspace) {
-    (void)Vp;
+                         const struct HeadTokens *tokens, const struct Head *head,
+                         void *workspace) {
+    const int n = tokens->n, C = head->C, V = head->V;
     if (n == 0) return;
     char *place = (char *)workspace;
     RowState *states = (RowState *)place;
     float *target_logit = (float *)(place + states_bytes(n, V));
     float *results = (float *)(place + states_bytes(n, V) + logits_bytes(n));
-    Scoring s = {tile_rows(E, (size_t)D, n), tile_rows(W, (size_t)D, V), row, target, states,
-                 target_logit, n, D, V, inv_temperature};
+    Scoring s = {tile_rows(E, (size_t)C, n), tile_rows(W, (size_t)C, V), tokens->row,
+                 tokens->target, states, target_logit, n, C, V, head->inv_temperature};
     if (cuda.shared_limit >= Deep::SHARED) launch<Deep>(s);
     else launch<Shallow>(s);
     merge_kernel<<<ceil_div(n, MERGE_WARPS), MERGE_WARPS * WARP, 0, cuda.stream>>>(
         results, states, target_logit, n, count_states(V));
     CUDA_CHECK_LAUNCH();
-    float *const host[] = {stats->logp, stats->entropy, stats->q, stats->r};
+    float *const host[] = {stats->logp, stats->entropy, stats->q, stats->qlog};
     for (int k = 0; k < 4; k++)
         if (host[k])
             CUDA_CHECK(cudaMemcpyAsync(host[k], results + (size_t)k * n, n * sizeof(float),
@@ -176,9 +176,11 @@ static void head_forward(const struct HeadStats *stats, const floatX *E, const f
     CUDA_CHECK(cudaStreamSynchronize(cuda.stream));
 }
 
-size_t PER_TYPE(cuda_head_forward_workspace)(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     int n = shape->N;
     return states_bytes(n, shape->V) + logits_bytes(n) + (size_t)n * 4 * sizeof(float);
 }
 
-void PER_TYPE(cuda_head_forward)(struct Ops *ops) { ops->head_forward = head_forward; }
+static void fill(struct Ops *ops) { ops->head_forward = head_forward; }
+
+extern const struct KernelFile PER_TYPE(cuda_head_forward) = {"head_forward", fill, workspace_bytes};

@@ -68,12 +68,9 @@ static void matmul_backward(floatX *dx, float *dw, float *dbias, const floatX *d
     }
 }
 
-size_t cpu_matmul_workspace(const struct OpsShape *shape) {
-    (void)shape;
-    return 0;
-}
-
-void cpu_matmul(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->matmul_forward = matmul_forward;
     ops->matmul_backward = matmul_backward;
 }
+
+const struct KernelFile cpu_matmul = {"matmul", fill, no_workspace};

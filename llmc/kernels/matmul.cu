@@ -14,12 +14,14 @@ static void matmul_backward(floatX *dx, float *dw, float *dbias, const floatX *d
 }
 
 /* The widest layer is the one into q, k and v, or the feed-forward block's. */
-size_t PER_TYPE(cuda_matmul_workspace)(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     int qkv = (shape->NH + 2 * shape->NKV) * shape->HS;
     return linear_workspace(shape->N, max_int(qkv, max_int(shape->C, shape->F)));
 }
 
-void PER_TYPE(cuda_matmul)(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->matmul_forward = matmul_forward;
     ops->matmul_backward = matmul_backward;
 }
+
+extern const struct KernelFile PER_TYPE(cuda_matmul) = {"matmul", fill, workspace_bytes};

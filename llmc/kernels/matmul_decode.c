@@ -102,8 +102,10 @@ static void matmul_decode(floatX *out, const floatX *x, const void *packed, cons
     }
 }
 
-void cpu_matmul_decode(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->matmul_packed_size = matmul_packed_size;
     ops->matmul_pack = matmul_pack;
     ops->matmul_decode = matmul_decode;
 }
+
+const struct KernelFile cpu_matmul_decode = {"matmul_decode", fill, no_workspace};

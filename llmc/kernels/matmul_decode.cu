@@ -151,8 +151,10 @@ static void matmul_decode(floatX *out, const floatX *x, const void *packed, cons
     else launch<Wide>(e, rows, weight, C);
 }
 
-void PER_TYPE(cuda_matmul_decode)(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->matmul_packed_size = matmul_packed_size;
     ops->matmul_pack = matmul_pack;
     ops->matmul_decode = matmul_decode;
 }
+
+extern const struct KernelFile PER_TYPE(cuda_matmul_decode) = {"matmul_decode", fill, no_workspace};

@@ -1,4 +1,4 @@
-/* What the CPU backend is, and its memory, order and conversion. Backend memory is host memory and
+/* The CPU backend's memory, order and conversion. Backend memory is host memory and
    every slot is done when it returns, so order needs nothing; floatX is float, so conversion is a
    copy. */
 #include "cpu.h"
@@ -63,25 +63,7 @@ static void graph_end(void) {}
 static void to_float(float *out, const floatX *in, size_t n) { copy(out, in, n * sizeof *out); }
 static void from_float(floatX *out, const float *in, size_t n) { copy(out, in, n * sizeof *out); }
 
-static size_t workspace_size(const struct OpsShape *shape) {
-    size_t (*const needs[])(const struct OpsShape *) = {
-        cpu_embedding_workspace, cpu_norm_workspace, cpu_matmul_workspace, cpu_mlp_workspace,
-        cpu_attention_workspace, cpu_head_workspace, cpu_sample_workspace, cpu_adamw_workspace};
-    size_t largest = 0;
-    for (size_t i = 0; i < sizeof needs / sizeof *needs; i++) {
-        size_t bytes = needs[i](shape);
-        if (bytes > largest) largest = bytes;
-    }
-    return largest;
-}
-
-void cpu_memory(struct Ops *ops) {
-    ops->name = "cpu";
-    ops->device = "";
-    ops->dtype = "fp32";
-    ops->element_size = sizeof(floatX);
-    ops->vocabulary_multiple = 1;
-    ops->decode_multiple = 1;
+static void fill(struct Ops *ops) {
     ops->alloc = alloc;
     ops->free = free;
     ops->memory_available = memory_available;
@@ -96,5 +78,6 @@ void cpu_memory(struct Ops *ops) {
     ops->event_wait = event_wait;
     ops->to_float = to_float;
     ops->from_float = from_float;
-    ops->workspace_size = workspace_size;
 }
+
+const struct KernelFile cpu_memory = {"memory", fill, no_workspace};

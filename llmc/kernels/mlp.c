@@ -6,11 +6,12 @@
    A thread applies GELU, or its derivative, to the tile it has just made. */
 #include "cpu.h"
 
-static void mlp_forward(floatX *out, floatX *pre, floatX *act, const floatX *x, const floatX *w1,
-                        const floatX *b1, const floatX *w2, const floatX *b2, int N, int C, int F) {
+static void mlp_forward(floatX *out, floatX *pre, floatX *act, const floatX *x,
+                        const struct Mlp *mlp, int N) {
+    int C = mlp->C, F = mlp->F;
     #pragma omp parallel
     {
-        struct Tile t = cpu_linear_forward(pre, x, w1, b1, N, C, F);
+        struct Tile t = cpu_linear_forward(pre, x, mlp->w1, mlp->b1, N, C, F);
         for (int n = t.row; n < t.row + t.rows; n++) {
             const floatX *in = pre + (size_t)n * F + t.column;
             floatX *activated = act + (size_t)n * F + t.column;
@@ -18,7 +19,7 @@ static void mlp_forward(floatX *out, floatX *pre, floatX *act, const floatX *x, 
             for (int f = 0; f < t.columns; f++) activated[f] = vm_gelu(in[f]);
         }
         #pragma omp barrier
-        cpu_linear_forward(out, act, w2, b2, N, F, C);
+        cpu_linear_forward(out, act, mlp->w2, mlp->b2, N, F, C);
     }
 }
 
@@ -27,33 +28,32 @@ static void gelu_forward(floatX *act, const floatX *pre, size_t n) {
     for (size_t i = 0; i < n; i++) act[i] = vm_gelu(pre[i]);
 }
 
-static void mlp_backward(floatX *dx, float *dw1, float *db1, float *dw2, float *db2, floatX *dpre,
+static void mlp_backward(floatX *dx, const struct MlpGradients *gradients, floatX *dpre,
                          const floatX *dout, const floatX *x, const floatX *pre, const floatX *act,
-                         const floatX *w1, const floatX *w2, int N, int C, int F, void *workspace) {
+                         const struct Mlp *mlp, int N, void *workspace) {
     (void)workspace;
+    const struct MlpGradients d = *gradients;
+    int C = mlp->C, F = mlp->F;
     #pragma omp parallel
     {
-        struct Tile t = cpu_linear_backward_input(dpre, dout, w2, N, F, C);
+        struct Tile t = cpu_linear_backward_input(dpre, dout, mlp->w2, N, F, C);
         for (int n = t.row; n < t.row + t.rows; n++) {
             const floatX *in = pre + (size_t)n * F + t.column;
             floatX *gradient = dpre + (size_t)n * F + t.column;
             #pragma omp simd
             for (int f = 0; f < t.columns; f++) gradient[f] *= vm_gelu_gradient(in[f]);
         }
-        cpu_linear_backward_weight(dw2, db2, dout, act, N, F, C);
+        cpu_linear_backward_weight(d.dw2, d.db2, dout, act, N, F, C);
         #pragma omp barrier
-        cpu_linear_backward_input(dx, dpre, w1, N, C, F);
-        cpu_linear_backward_weight(dw1, db1, dpre, x, N, C, F);
+        cpu_linear_backward_input(dx, dpre, mlp->w1, N, C, F);
+        cpu_linear_backward_weight(d.dw1, d.db1, dpre, x, N, C, F);
     }
 }
 
-size_t cpu_mlp_workspace(const struct OpsShape *shape) {
-    (void)shape;
-    return 0;
-}
-
-void cpu_mlp(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->mlp_forward = mlp_forward;
     ops->gelu_forward = gelu_forward;
     ops->mlp_backward = mlp_backward;
 }
+
+const struct KernelFile cpu_mlp = {"mlp", fill, no_workspace};

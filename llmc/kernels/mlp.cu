@@ -94,32 +94,37 @@ static void gelu_backward(floatX *dpre, const floatX *pre, size_t n) {
     CUDA_CHECK_LAUNCH();
 }
 
-static void mlp_forward(floatX *out, floatX *pre, floatX *act, const floatX *x, const floatX *w1,
-                        const floatX *b1, const floatX *w2, const floatX *b2, int N, int C, int F) {
-    linear_forward(pre, x, w1, b1, N, C, F);
+static void mlp_forward(floatX *out, floatX *pre, floatX *act, const floatX *x,
+                        const struct Mlp *mlp, int N) {
+    int C = mlp->C, F = mlp->F;
+    linear_forward(pre, x, mlp->w1, mlp->b1, N, C, F);
     gelu_forward(act, pre, (size_t)N * F);
-    linear_forward(out, act, w2, b2, N, F, C);
+    linear_forward(out, act, mlp->w2, mlp->b2, N, F, C);
 }
 
-static void mlp_backward(floatX *dx, float *dw1, float *db1, float *dw2, float *db2, floatX *dpre,
+static void mlp_backward(floatX *dx, const struct MlpGradients *gradients, floatX *dpre,
                          const floatX *dout, const floatX *x, const floatX *pre, const floatX *act,
-                         const floatX *w1, const floatX *w2, int N, int C, int F, void *workspace) {
-    struct Matrix to = matrix(dpre, F), a = matrix(dout, C), b = matrix(w2, F);
+                         const struct Mlp *mlp, int N, void *workspace) {
+    const struct MlpGradients d = *gradients;
+    int C = mlp->C, F = mlp->F;
+    struct Matrix to = matrix(dpre, F), a = matrix(dout, C), b = matrix(mlp->w2, F);
     bool narrow = sizeof(floatX) < sizeof(float);
     if (!narrow || !gemm_with(GEMM_DGELU, pre, GEMM_NN, to, a, b, N, F, C)) {
         gemm(GEMM_NN, to, a, b, N, F, C, 1.0f, 0.0f);
         gelu_backward(dpre, pre, (size_t)N * F);
     }
-    linear_backward(NULL, dw2, db2, dout, act, w2, N, F, C, workspace);
-    linear_backward(dx, dw1, db1, dpre, x, w1, N, C, F, workspace);
+    linear_backward(NULL, d.dw2, d.db2, dout, act, mlp->w2, N, F, C, workspace);
+    linear_backward(dx, d.dw1, d.db1, dpre, x, mlp->w1, N, C, F, workspace);
 }
 
-size_t PER_TYPE(cuda_mlp_workspace)(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     return linear_workspace(shape->N, max_int(shape->C, shape->F));
 }
 
-void PER_TYPE(cuda_mlp)(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->mlp_forward = mlp_forward;
     ops->gelu_forward = gelu_forward;
     ops->mlp_backward = mlp_backward;
 }
+
+extern const struct KernelFile PER_TYPE(cuda_mlp) = {"mlp", fill, workspace_bytes};

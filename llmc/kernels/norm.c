@@ -1,43 +1,42 @@
 /* Layer norm (1607.06450) of each row over its C channels.
 
-       mean = 1/C sum x,  rstd = 1 / sqrt(1/C sum (x - mean)^2 + 1e-5)
+       mean = 1/C sum x,  rstd = 1 / sqrt(1/C sum (x - mean)^2 + epsilon)
        h = (x - mean) rstd,  out = h weight + bias
 
    Backward, with g = dout weight (elementwise) and averages over the row:
        dx += rstd (g - <g> - h <g h>),  dweight += sum_n dout h,  dbias += sum_n dout             */
 #include "cpu.h"
 
-#define EPSILON 1e-5f
-
 /* One row, which stays in the first cache level for its four passes. The sums have a fixed order:
    decoding uses this slot too, and a row's bits must be its own. */
 static void normalise_row(floatX *out, float *mean, float *rstd, const floatX *x,
-                          const floatX *weight, const floatX *bias, int C) {
+                          const struct Norm *norm, int C) {
+    const floatX *weight = norm->weight, *bias = norm->bias;
     float m = vm_sum(x, C) / (float)C;
     for (int c = 0; c < C; c++) out[c] = x[c] - m;
-    float r = 1.0f / sqrtf(vm_dot(out, out, C) / (float)C + EPSILON);
+    float r = 1.0f / sqrtf(vm_dot(out, out, C) / (float)C + norm->epsilon);
     for (int c = 0; c < C; c++) out[c] = out[c] * r * weight[c] + bias[c];
     *mean = m;
     *rstd = r;
 }
 
-static void norm_forward(floatX *out, float *mean, float *rstd, const floatX *x,
-                         const floatX *weight, const floatX *bias, int N, int C) {
+static void norm_forward(floatX *out, const struct NormStats *stats, const floatX *x,
+                         const struct Norm *norm, int N, int C) {
     #pragma omp parallel for schedule(static)
     for (int n = 0; n < N; n++) {
         size_t row = (size_t)n * C;
-        normalise_row(out + row, &mean[n], &rstd[n], x + row, weight, bias, C);
+        normalise_row(out + row, &stats->mean[n], &stats->rstd[n], x + row, norm, C);
     }
 }
 
-static void norm_residual_forward(floatX *sum, floatX *out, float *mean, float *rstd,
-                                  const floatX *x, const floatX *delta, const floatX *weight,
-                                  const floatX *bias, int N, int C) {
+static void norm_residual_forward(floatX *sum, floatX *out, const struct NormStats *stats,
+                                  const floatX *x, const floatX *delta, const struct Norm *norm,
+                                  int N, int C) {
     #pragma omp parallel for schedule(static)
     for (int n = 0; n < N; n++) {
         size_t row = (size_t)n * C;
         for (int c = 0; c < C; c++) sum[row + c] = x[row + c] + delta[row + c];
-        normalise_row(out + row, &mean[n], &rstd[n], sum + row, weight, bias, C);
+        normalise_row(out + row, &stats->mean[n], &stats->rstd[n], sum + row, norm, C);
     }
 }
 
@@ -69,8 +68,8 @@ static void backward_row(floatX *dx, float *dweight, float *dbias, const floatX 
 }
 
 static void norm_backward(floatX *dx, float *dweight, float *dbias, const floatX *dout,
-                          const floatX *x, const floatX *weight, const float *mean,
-                          const float *rstd, int N, int C, void *workspace) {
+                          const floatX *x, const struct Norm *norm, const struct NormStats *stats,
+                          int N, int C, void *workspace) {
     float *sums = workspace; /* [parts][2][C] */
     int parts = part_count(N);
     #pragma omp parallel
@@ -83,8 +82,8 @@ static void norm_backward(floatX *dx, float *dweight, float *dbias, const floatX
             memset(sum, 0, 2 * (size_t)C * sizeof *sum);
             for (int n = begin; n < end; n++) {
                 size_t row = (size_t)n * C;
-                backward_row(dx + row, sum, sum + C, dout + row, x + row, weight, mean[n], rstd[n],
-                             C);
+                backward_row(dx + row, sum, sum + C, dout + row, x + row, norm->weight,
+                             stats->mean[n], stats->rstd[n], C);
             }
         }
         int begin, end;
@@ -99,12 +98,14 @@ static void norm_backward(floatX *dx, float *dweight, float *dbias, const floatX
     }
 }
 
-size_t cpu_norm_workspace(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     return (size_t)part_count(shape->N) * 2 * shape->C * sizeof(float);
 }
 
-void cpu_norm(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->norm_forward = norm_forward;
     ops->norm_residual_forward = norm_residual_forward;
     ops->norm_backward = norm_backward;
 }
+
+const struct KernelFile cpu_norm = {"norm", fill, workspace_bytes};

@@ -1,6 +1,6 @@
 /* Layer norm (1607.06450) of each row over its C channels: norm.c in CUDA.
 
-       mean = 1/C sum x,  rstd = 1 / sqrt(1/C sum (x - mean)^2 + 1e-5)
+       mean = 1/C sum x,  rstd = 1 / sqrt(1/C sum (x - mean)^2 + epsilon)
        h = (x - mean) rstd,  out = h weight + bias
 
    Backward, with g = dout weight (elementwise) and averages over the row:
@@ -29,8 +29,6 @@
    forward pass reads 2 and writes 2, with the residual sum 4 and 4; backward reads 6 and writes 2.
    The partial sums are 8 bytes per column and slice, written and read: 4 MB, in the L2 cache. */
 #include "cuda_common.cuh"
-
-#define EPSILON 1e-5f
 
 enum {
     ROWS = 4,           /* forward: rows of a block, a warp each */
@@ -74,6 +72,7 @@ struct Forward {
     floatX *sum, *out;
     float *mean, *rstd;
     const floatX *x, *delta, *weight, *bias; /* sum, delta: with RESIDUAL only */
+    float epsilon;
     int N, C;
 };
 
@@ -144,7 +143,7 @@ static __global__ void __launch_bounds__(ROWS * WARP) forward_kernel(struct Forw
 #pragma unroll
     for (int v = 0; v < VECTORS; v++)
         squares += centre(held[v], mean, a.C - (v * WARP + lane) * VEC);
-    float rstd = 1.0f / sqrtf(warp_sum(squares) / (float)a.C + EPSILON);
+    float rstd = 1.0f / sqrtf(warp_sum(squares) / (float)a.C + a.epsilon);
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         int c = (v * WARP + lane) * VEC;
@@ -174,7 +173,7 @@ static __global__ void __launch_bounds__(LONG_THREADS) long_forward_kernel(struc
         squares += centre(held, mean, a.C - c);
     }
     float variance = block_sum<LONG_THREADS>(squares, scratch) / (float)a.C;
-    float rstd = 1.0f / sqrtf(variance + EPSILON);
+    float rstd = 1.0f / sqrtf(variance + a.epsilon);
     for (int c = first; c < a.C; c += STRIDE) {
         load_columns<WHOLE>(held, x + row + c, a.C - c);
         centre(held, mean, a.C - c);
@@ -200,22 +199,28 @@ template <bool RESIDUAL, bool WHOLE> static void launch_forward(const struct For
     CUDA_CHECK_LAUNCH();
 }
 
-static void norm_forward(floatX *out, float *mean, float *rstd, const floatX *x,
-                         const floatX *weight, const floatX *bias, int N, int C) {
+static bool is_whole(const struct Norm *norm, int C) {
+    return is_whole(norm->weight, C) && is_whole(norm->bias, C);
+}
+
+static void norm_forward(floatX *out, const struct NormStats *stats, const floatX *x,
+                         const struct Norm *norm, int N, int C) {
     if (N == 0) return;
-    struct Forward a = {NULL, out, mean, rstd, x, NULL, weight, bias, N, C};
-    if (is_whole(out, C) && is_whole(x, C) && is_whole(weight, C) && is_whole(bias, C))
+    struct Forward a = {NULL, out, stats->mean, stats->rstd, x, NULL, norm->weight, norm->bias,
+                        norm->epsilon, N, C};
+    if (is_whole(out, C) && is_whole(x, C) && is_whole(norm, C))
         launch_forward<false, true>(a);
     else launch_forward<false, false>(a);
 }
 
-static void norm_residual_forward(floatX *sum, floatX *out, float *mean, float *rstd,
-                                  const floatX *x, const floatX *delta, const floatX *weight,
-                                  const floatX *bias, int N, int C) {
+static void norm_residual_forward(floatX *sum, floatX *out, const struct NormStats *stats,
+                                  const floatX *x, const floatX *delta, const struct Norm *norm,
+                                  int N, int C) {
     if (N == 0) return;
-    struct Forward a = {sum, out, mean, rstd, x, delta, weight, bias, N, C};
+    struct Forward a = {sum, out, stats->mean, stats->rstd, x, delta, norm->weight, norm->bias,
+                        norm->epsilon, N, C};
     if (is_whole(sum, C) && is_whole(out, C) && is_whole(x, C) && is_whole(delta, C) &&
-        is_whole(weight, C) && is_whole(bias, C))
+        is_whole(norm, C))
         launch_forward<true, true>(a);
     else launch_forward<true, false>(a);
 }
@@ -403,12 +408,13 @@ template <bool WHOLE> static void launch_backward(const struct Backward &a) {
 }
 
 static void norm_backward(floatX *dx, float *dweight, float *dbias, const floatX *dout,
-                          const floatX *x, const floatX *weight, const float *mean,
-                          const float *rstd, int N, int C, void *workspace) {
+                          const floatX *x, const struct Norm *norm, const struct NormStats *stats,
+                          int N, int C, void *workspace) {
     if (N == 0) return;
     float *partial = (float *)workspace;
-    struct Backward a = {dx, dout, x, weight, mean, rstd, partial, N, C, slice_rows(N, C)};
-    if (is_whole(dx, C) && is_whole(dout, C) && is_whole(x, C) && is_whole(weight, C))
+    struct Backward a = {dx, dout, x, norm->weight, stats->mean, stats->rstd, partial, N, C,
+                         slice_rows(N, C)};
+    if (is_whole(dx, C) && is_whole(dout, C) && is_whole(x, C) && is_whole(norm->weight, C))
         launch_backward<true>(a);
     else launch_backward<false>(a);
     fold_kernel<<<ceil_div(2 * C, WARP), FOLD_WARPS * WARP, 0, cuda.stream>>>(
@@ -419,15 +425,17 @@ static void norm_backward(floatX *dx, float *dweight, float *dbias, const floatX
 /* The most that 2 * slices * C floats can be at any C up to the shape's. By the device, slices are
    RESIDENT / threads per multiprocessor, which with C <= threads VEC makes slices * C at most
    RESIDENT VEC; or RESIDENT / LONG_THREADS C in the long kernel. By rows, N / MIN_SLICE C. */
-size_t PER_TYPE(cuda_norm_workspace)(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     size_t resident = max_int(RESIDENT * VEC, RESIDENT / LONG_THREADS * shape->C);
     size_t by_device = cuda.multiprocessors * resident;
     size_t by_rows = (size_t)ceil_div(shape->N, MIN_SLICE) * shape->C;
     return (by_device < by_rows ? by_device : by_rows) * 2 * sizeof(float);
 }
 
-void PER_TYPE(cuda_norm)(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->norm_forward = norm_forward;
     ops->norm_residual_forward = norm_residual_forward;
     ops->norm_backward = norm_backward;
 }
+
+extern const struct KernelFile PER_TYPE(cuda_norm) = {"norm", fill, workspace_bytes};

@@ -3,7 +3,7 @@
        m = max z,  s = sum e^(z-m),  w = sum e^(z-m) (z-m)       lse = m + ln s
        q = sum e^2(z-m),  r = sum e^2(z-m) (z-m)                 H   = ln s - w / s
                                                                  Q   = q / s^2
-                                                                 R   = (r - q ln s) / s^2
+                                                                 QL  = (r - q ln s) / s^2
 
    w is centred at the maximum: see row_state.h for what that is worth. m starts at -inf, never 0. */
 #pragma once
@@ -56,6 +56,6 @@ static __device__ __forceinline__ float row_state_entropy(RowState x) {
     return logf(x.s) - x.w / x.s;
 }
 static __device__ __forceinline__ float row_state_q(RowState x) { return x.q / x.s / x.s; }
-static __device__ __forceinline__ float row_state_r(RowState x) {
+static __device__ __forceinline__ float row_state_qlog(RowState x) {
     return (x.r - x.q * logf(x.s)) / x.s / x.s;
 }

@@ -3,7 +3,7 @@
        m = max z,  s = sum e^(z-m),  w = sum e^(z-m) (z-m)       lse = m + ln s
        q = sum e^2(z-m),  r = sum e^2(z-m) (z-m)                 H   = ln s - w / s
                                                                  Q   = q / s^2
-                                                                 R   = (r - q ln s) / s^2
+                                                                 QL  = (r - q ln s) / s^2
 
    w is centred at the maximum. In float32 over 50k columns that H errs by at most 2e-6, two of its
    ulps; a running sum of p log p by up to 4e-3. */

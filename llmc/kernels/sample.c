@@ -94,8 +94,9 @@ static struct Draw draw_from_tile(const float *z, int n, int first, const uint32
 /* Partial draws of one tile for the rows of group `group`; draws [R][tiles]. */
 static void draw_tile(struct Draw *draws, const float *E, const float *packed,
                       const struct DecodeRows *rows, const uint32_t key[2], int tile, int group,
-                      int R, int D, int V, float inv_temperature) {
+                      const struct Head *head, int R) {
     _Alignas(64) float z[GROUP * TILE];
+    int C = head->C, V = head->V;
     int tiles = (V + TILE - 1) / TILE, first = tile * TILE, columns = min_int(TILE, V - first);
     int part = group * GROUP_PARTS, end = min_int(part + GROUP_PARTS, packed_row_parts(R));
     int row_begin = packed_first_row(R, part), row_end = packed_first_row(R, end);
@@ -103,14 +104,14 @@ static void draw_tile(struct Draw *draws, const float *E, const float *packed,
         for (int p = part; p < end; p++) {
             int row = packed_first_row(R, p), count = packed_first_row(R, p + 1) - row;
             packed_product(z + (row - row_begin) * TILE + b * PACKED_COLUMNS, TILE,
-                           E + (size_t)row * D, D,
-                           packed + ((size_t)first + b * PACKED_COLUMNS) * D, count, D);
+                           E + (size_t)row * C, C,
+                           packed + ((size_t)first + b * PACKED_COLUMNS) * C, count, C);
         }
-    bool greedy = inv_temperature == 0;
+    bool greedy = head->inv_temperature == 0;
     for (int i = row_begin; i < row_end; i++) {
         float *row = z + (i - row_begin) * TILE;
         uint32_t counter[3] = {(uint32_t)rows->position[i] + 1, rows->sample[i], rows->ordinal[i]};
-        for (int j = 0; j < columns; j++) row[j] *= greedy ? 1 : inv_temperature;
+        for (int j = 0; j < columns; j++) row[j] *= greedy ? 1 : head->inv_temperature;
         draws[(size_t)i * tiles + tile] = draw_from_tile(row, columns, first, counter, key, greedy);
     }
 }
@@ -128,17 +129,16 @@ static struct Draw merge_draws(const struct Draw *draws, int tiles) {
 
 static void head_sample(int *token, float *logp, float *entropy, const floatX *E,
                         const void *packed, const struct DecodeRows *rows, const uint32_t key[2],
-                        int R, int D, int V, int Vp, float inv_temperature, void *workspace) {
-    (void)Vp;
+                        const struct Head *head, int R, void *workspace) {
     struct Draw *draws = workspace;
-    int tiles = (V + TILE - 1) / TILE, parts = packed_row_parts(R);
+    int tiles = (head->V + TILE - 1) / TILE, parts = packed_row_parts(R);
     int groups = (parts + GROUP_PARTS - 1) / GROUP_PARTS;
     #pragma omp parallel
     {
         #pragma omp for collapse(2) schedule(dynamic)
         for (int tile = 0; tile < tiles; tile++)
             for (int group = 0; group < groups; group++)
-                draw_tile(draws, E, packed, rows, key, tile, group, R, D, V, inv_temperature);
+                draw_tile(draws, E, packed, rows, key, tile, group, head, R);
         #pragma omp for schedule(static)
         for (int i = 0; i < R; i++) {
             struct Draw draw = merge_draws(draws + (size_t)i * tiles, tiles);
@@ -159,11 +159,13 @@ static void decode_advance(const struct DecodeRows *rows, const int *token, int 
     }
 }
 
-size_t cpu_sample_workspace(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     return (size_t)shape->R * ((shape->V + TILE - 1) / TILE) * sizeof(struct Draw);
 }
 
-void cpu_sample(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->head_sample = head_sample;
     ops->decode_advance = decode_advance;
 }
+
+const struct KernelFile cpu_sample = {"sample", fill, workspace_bytes};

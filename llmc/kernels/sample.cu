@@ -4,7 +4,7 @@
    softmax(z) (Gumbel-max). Its log-probability is (z_v - m) - ln s, the row's entropy ln s - w / s
    (row_state.cuh). The maximum and the sums are taken piece by piece:
 
-             packed W [Vp,D]: tiles of 128 words
+             packed W [Vp,C]: tiles of 128 words
                 | tile 0 | tile 1 | ..     a row of a tile belongs to 4 warps, 32 words each, and in
            E    +--------+--------+        a warp to 4 lanes, 8 words each. Merged over lanes, then
         16, 64  | Draw   | Draw   |        warps: one Draw per (row, tile), 24 bytes for 128 logits,
@@ -25,7 +25,7 @@
 
    All heights cut a row of the vocabulary in the same way and add in the same order, so a row's
    bits do not depend on the other rows. Bytes: W once from memory, again from L2 for each further
-   row tile. Flop: 2 R D V, and about 60 instructions of statistics and noise per logit. */
+   row tile. Flop: 2 R C V, and about 60 instructions of statistics and noise per logit. */
 #include "tile_product.cuh"
 #include "row_state.cuh"
 #include <limits.h>
@@ -164,11 +164,11 @@ static __device__ __forceinline__ void draw_tile(Draw *part, TileSums<T> *sum, i
 
 template <class T>
 static __global__ void __launch_bounds__(T::THREADS, 2)
-    sample_kernel(Draw *draws, TileRows E, TileRows W, Sampling sampling, int D, int row_tiles) {
+    sample_kernel(Draw *draws, TileRows E, TileRows W, Sampling sampling, int C, int row_tiles) {
     extern __shared__ __align__(128) unsigned char shared[];
     int first_row = blockIdx.x % row_tiles * T::ROWS;
     int tile = blockIdx.x / row_tiles, tiles = ceil_div(sampling.V, WORDS);
-    TileProduct product = {E, W, NULL, first_row, tile * WORDS, D, shared};
+    TileProduct product = {E, W, NULL, first_row, tile * WORDS, C, shared};
     TileSums<T> sum;
     tile_product_begin<T>(product);
     tile_product(&sum, product);
@@ -207,29 +207,29 @@ static __global__ void merge_kernel(int *token, float *logp, float *entropy, con
 
 template <class T>
 static void launch(Draw *draws, const TileRows &E, const TileRows &W, const Sampling &sampling,
-                   int D) {
+                   int C) {
     int row_tiles = ceil_div(sampling.R, T::ROWS);
     int blocks = row_tiles * ceil_div(sampling.V, WORDS);
     ALLOW_SHARED(T::SHARED, sample_kernel<T>);
     sample_kernel<T>
-        <<<blocks, T::THREADS, T::SHARED, cuda.stream>>>(draws, E, W, sampling, D, row_tiles);
+        <<<blocks, T::THREADS, T::SHARED, cuda.stream>>>(draws, E, W, sampling, C, row_tiles);
     CUDA_CHECK_LAUNCH();
 }
 
 static void head_sample(int *token, float *logp, float *entropy, const floatX *E,
                         const void *packed, const struct DecodeRows *rows, const uint32_t key[2],
-                        int R, int D, int V, int Vp, float inv_temperature, void *workspace) {
-    (void)Vp;
+                        const struct Head *head, int R, void *workspace) {
+    const int C = head->C, V = head->V;
     if (R == 0) return;
     Draw *draws = (Draw *)workspace;
-    bool greedy = inv_temperature == 0;
+    bool greedy = head->inv_temperature == 0;
     Sampling sampling = {rows->position, rows->sample, rows->ordinal, {key[0], key[1]}, R, V,
-                         greedy ? 1 : inv_temperature, greedy};
-    TileRows hidden = tile_rows(E, (size_t)D, R);
-    TileRows weight = tile_rows((const floatX *)packed, packed_stride(D), V);
-    if (R <= FewRows::ROWS) launch<FewRows>(draws, hidden, weight, sampling, D);
-    else if (R <= SomeRows::ROWS) launch<SomeRows>(draws, hidden, weight, sampling, D);
-    else launch<ManyRows>(draws, hidden, weight, sampling, D);
+                         greedy ? 1 : head->inv_temperature, greedy};
+    TileRows hidden = tile_rows(E, (size_t)C, R);
+    TileRows weight = tile_rows((const floatX *)packed, packed_stride(C), V);
+    if (R <= FewRows::ROWS) launch<FewRows>(draws, hidden, weight, sampling, C);
+    else if (R <= SomeRows::ROWS) launch<SomeRows>(draws, hidden, weight, sampling, C);
+    else launch<ManyRows>(draws, hidden, weight, sampling, C);
     merge_kernel<<<ceil_div(R, MERGE_WARPS), MERGE_WARPS * WARP, 0, cuda.stream>>>(
         token, logp, entropy, draws, R, ceil_div(V, WORDS));
     CUDA_CHECK_LAUNCH();
@@ -251,11 +251,13 @@ static void decode_advance(const struct DecodeRows *rows, const int *token, int 
     CUDA_CHECK_LAUNCH();
 }
 
-size_t PER_TYPE(cuda_sample_workspace)(const struct OpsShape *shape) {
+static size_t workspace_bytes(const struct OpsShape *shape) {
     return (size_t)shape->R * ceil_div(shape->V, WORDS) * sizeof(Draw);
 }
 
-void PER_TYPE(cuda_sample)(struct Ops *ops) {
+static void fill(struct Ops *ops) {
     ops->head_sample = head_sample;
     ops->decode_advance = decode_advance;
 }
+
+extern const struct KernelFile PER_TYPE(cuda_sample) = {"sample", fill, workspace_bytes};

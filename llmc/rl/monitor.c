@@ -19,7 +19,7 @@ double monitor_repo_d(struct Trainer *trainer, const struct Experience *e, float
             advantage[t] = e->active[i] ? e->advantage[i] : 0;
     }
     trainer_score(trainer, trainer_weights(trainer), &set, pick, e->count, temperature, &stats);
-    double sum = entropy_repo_d_sum(n, advantage, stats.logp, stats.entropy, stats.q, stats.r);
+    double sum = entropy_repo_d_sum(n, advantage, stats.logp, stats.entropy, stats.q, stats.qlog);
     *tokens = n;
     free(pick), free(all);
     return sum;

@@ -257,13 +257,13 @@ struct StepKey {
 static void enqueue_step(struct Generation *g, const struct StepKey *step,
                          const struct Weights *weights, int sampled, void *workspace) {
     struct Sampler *s = g->sampler;
-    const struct ModelConfig *config = &s->model->config;
     const struct Ops *ops = s->model->ops;
+    struct Head head = model_head(s->model, 1);
+    head.inv_temperature = step->inv_temperature;
     const floatX *E = model_decode(s->model, weights, s->decode, &s->device, step->R, workspace);
     float *logp = (float *)s->device_drawn + sampled, *entropy = logp + sampled;
     ops->head_sample(s->device_drawn, logp, entropy, E, decode_head_weight(s->decode), &s->device,
-                     step->key, sampled, config->C, config->V, config->Vp, step->inv_temperature,
-                     workspace);
+                     step->key, &head, sampled, workspace);
     ops->decode_advance(&s->device, s->device_drawn, sampled);
 }
 

@@ -38,6 +38,7 @@ struct Trainer {
     uint64_t seed;
     struct Batch batch;        /* backend arrays */
     int *token, *position, *row_start, *row, *target;   /* their host images */
+    struct QueryBlock *block;
     double *norm_squared;      /* backend, one number */
     float *attention;          /* backend [L,NH,N] when attention entropy is wanted */
     float *attention_host;
@@ -105,15 +106,19 @@ struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena,
     arena->section = ARENA_TRAINING;
     arena_reserve(arena, &t->batch.token, ints, "batch", "token [%d]", N);
     arena_reserve(arena, &t->batch.position, ints, "batch", "position [%d]", N);
-    arena_reserve(arena, &t->batch.row_start, ints, "batch", "row_start [%d]", N + 1);
-    arena_reserve(arena, &t->batch.row, ints, "batch", "row [%d]", N);
-    arena_reserve(arena, &t->batch.target, ints, "batch", "target [%d]", N);
+    arena_reserve(arena, &t->batch.rows.start, ints, "batch", "row_start [%d]", N + 1);
+    arena_reserve(arena, &t->batch.loss.row, ints, "batch", "row [%d]", N);
+    arena_reserve(arena, &t->batch.loss.target, ints, "batch", "target [%d]", N);
+    int block = t->ops->attention_block, blocks = block ? N / block + N : 0;
+    arena_reserve(arena, &t->batch.rows.block, (size_t)blocks * sizeof *t->block, "batch",
+                  "blocks of queries [%d]", blocks);
     t->activations = activations_reserve(model, arena, N, N, shape->max_T,
                                          optimizer ? recompute : RECOMPUTE_LAYER);
     arena->section = ARENA_ALWAYS;
     t->token = check_alloc(5 * (size_t)(N + 1), sizeof(int), "the batch");
     t->position = t->token + (N + 1), t->row_start = t->position + (N + 1);
     t->row = t->row_start + (N + 1), t->target = t->row + (N + 1);
+    t->block = check_alloc((size_t)blocks + 1, sizeof *t->block, "the batch");
     return t;
 }
 
@@ -123,7 +128,7 @@ void trainer_free(struct Trainer *t) {
     void *owned[] = {m->pick,   m->length,         m->sequence_start, m->sequence_of, m->active,
                      m->selected, m->advantage,    m->weight,         m->sequence_ratio,
                      m->logp_old, m->logp_ref,     m->logp_now,       t->token,       t->ranges,
-                     t->attention_host, t->attention_mean};
+                     t->attention_host, t->attention_mean, t->block};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     activations_free(t->activations);
     free(t);
@@ -199,6 +204,20 @@ static void minibatch_gather(struct Minibatch *m, const struct TrainingSet *set,
 
 /* ---- micro-batches ------------------------------------------------------------------------------ */
 
+static void micro_batch_upload(struct Trainer *t) {
+    const struct Ops *ops = t->ops;
+    struct Rows *rows = &t->batch.rows;
+    struct HeadTokens *loss = &t->batch.loss;
+    ops->upload(t->batch.token, t->token, (size_t)rows->N * sizeof(int));
+    ops->upload(t->batch.position, t->position, (size_t)rows->N * sizeof(int));
+    ops->upload(rows->start, t->row_start, (size_t)(rows->B + 1) * sizeof(int));
+    ops->upload(loss->row, t->row, (size_t)loss->n * sizeof(int));
+    ops->upload(loss->target, t->target, (size_t)loss->n * sizeof(int));
+    if (ops->attention_block == 0) return;
+    rows->blocks = rows_cut_blocks(t->block, t->row_start, rows->B, ops->attention_block);
+    ops->upload(rows->block, t->block, (size_t)rows->blocks * sizeof *t->block);
+}
+
 /* Packs sequences from `first` on, as many as fit, into the backend's batch arrays. A sequence of T
    tokens gives T - 1 inputs: the last token is only ever predicted.
 
@@ -208,54 +227,51 @@ static void minibatch_gather(struct Minibatch *m, const struct TrainingSet *set,
    Returns the sequence after the last one packed. */
 static int micro_batch_pack(struct Trainer *t, const struct TrainingSet *set, const int *pick,
                             int num_pick, int first) {
-    struct Batch *batch = &t->batch;
-    batch->N = batch->B = batch->n = batch->max_T = 0;
+    struct Rows *rows = &t->batch.rows;
+    struct HeadTokens *loss = &t->batch.loss;
+    rows->N = rows->B = rows->max_T = loss->n = 0;
     int s = first;
     for (; s < num_pick; s++) {
         int begin = set->start[pick[s]], inputs = set->start[pick[s] + 1] - begin - 1;
         if (inputs < 1) continue;
-        if (batch->N + inputs > t->micro_tokens) break;
-        t->row_start[batch->B++] = batch->N;
+        if (rows->N + inputs > t->micro_tokens) break;
+        t->row_start[rows->B++] = rows->N;
         for (int k = 0; k < inputs; k++) {
-            t->token[batch->N] = set->token[begin + k];
-            t->position[batch->N] = k;
+            t->token[rows->N] = set->token[begin + k];
+            t->position[rows->N] = k;
             if (set->loss_mask[begin + k + 1]) {
-                t->row[batch->n] = batch->N;
-                t->target[batch->n++] = set->token[begin + k + 1];
+                t->row[loss->n] = rows->N;
+                t->target[loss->n++] = set->token[begin + k + 1];
             }
-            batch->N++;
+            rows->N++;
         }
-        if (inputs > batch->max_T) batch->max_T = inputs;
+        if (inputs > rows->max_T) rows->max_T = inputs;
     }
     if (s == first)
         die_machine("a sequence of %d tokens does not fit into a micro-batch of %d",
                     set->start[pick[s] + 1] - set->start[pick[s]], t->micro_tokens);
-    t->row_start[batch->B] = batch->N;
-    const struct Ops *ops = t->ops;
-    ops->upload(batch->token, t->token, (size_t)batch->N * sizeof(int));
-    ops->upload(batch->position, t->position, (size_t)batch->N * sizeof(int));
-    ops->upload(batch->row_start, t->row_start, (size_t)(batch->B + 1) * sizeof(int));
-    ops->upload(batch->row, t->row, (size_t)batch->n * sizeof(int));
-    ops->upload(batch->target, t->target, (size_t)batch->n * sizeof(int));
+    t->row_start[rows->B] = rows->N;
+    loss->N = rows->N;
+    micro_batch_upload(t);
     return s;
 }
 
 static struct HeadStats stats_at(const struct HeadStats *stats, int i) {
     struct HeadStats moved = {stats->logp ? stats->logp + i : NULL,
                               stats->entropy ? stats->entropy + i : NULL,
-                              stats->q ? stats->q + i : NULL, stats->r ? stats->r + i : NULL};
+                              stats->q ? stats->q + i : NULL,
+                              stats->qlog ? stats->qlog + i : NULL};
     return moved;
 }
 
 void trainer_score(struct Trainer *t, const struct Weights *weights, const struct TrainingSet *set,
                    const int *pick, int num_pick, float temperature, const struct HeadStats *out) {
-    const struct ModelConfig *c = &t->model->config;
-    for (int next = 0, scored = 0; next < num_pick; scored += t->batch.n) {
+    const struct Head head = model_head(t->model, temperature);
+    for (int next = 0, scored = 0; next < num_pick; scored += t->batch.loss.n) {
         next = micro_batch_pack(t, set, pick, num_pick, next);
         floatX *E = model_forward(t->model, weights, t->activations, &t->batch, NULL, t->workspace);
         struct HeadStats here = stats_at(out, scored);
-        t->ops->head_forward(&here, E, model_head_weight(t->model, weights), t->batch.row,
-                             t->batch.target, t->batch.n, c->C, c->V, c->Vp, 1 / temperature,
+        t->ops->head_forward(&here, E, model_head_weight(t->model, weights), &t->batch.loss, &head,
                              t->workspace);
     }
 }
@@ -273,7 +289,7 @@ static void upstream(void *context, int first_row, int rows, const struct HeadSt
                      float *dlogp, float *dentropy) {
     struct Upstream *u = context;
     objective_coefficients(u->objective, u->batch, u->micro_first + first_row, rows, head->logp,
-                           head->entropy, head->q, head->r, dlogp, dentropy, u->stats);
+                           head->entropy, head->q, head->qlog, dlogp, dentropy, u->stats);
     for (int i = 0; i < rows && u->loss_scale != 1; i++)
         dlogp[i] *= u->loss_scale, dentropy[i] *= u->loss_scale;
 }
@@ -300,24 +316,23 @@ const double *trainer_attention_entropy(const struct Trainer *t) {
 
 static void attention_read(struct Trainer *t) {
     const struct ModelConfig *c = &t->model->config;
-    size_t n = (size_t)c->L * (size_t)c->NH * (size_t)t->batch.N;
+    size_t n = (size_t)c->L * (size_t)c->NH * (size_t)t->batch.rows.N;
     t->ops->download(t->attention_host, t->attention, n * sizeof(float));
     entropy_attention_means(t->attention_mean, t->attention_host, t->position, c->L * c->NH,
-                            t->batch.N);
+                            t->batch.rows.N);
     t->watch = false, t->watched = true;
 }
 
 static void micro_batch_learn(struct Trainer *t, struct Upstream *u, float temperature) {
-    const struct ModelConfig *c = &t->model->config;
+    const struct Head head = model_head(t->model, temperature);
     const struct HeadStats unwanted = {0};
     floatX *E = model_forward(t->model, &t->weights, t->activations, &t->batch,
                               t->watch ? t->attention : NULL, t->workspace);
     if (t->watch) attention_read(t);
     t->ops->head_forward_backward(&unwanted, model_hidden_gradient(t->activations),
                                   model_head_gradient(t->model, t->grads), E,
-                                  model_head_weight(t->model, &t->weights), t->batch.row,
-                                  t->batch.target, t->batch.N, t->batch.n, c->C, c->V, c->Vp,
-                                  1 / temperature, upstream, u, t->workspace);
+                                  model_head_weight(t->model, &t->weights), &t->batch.loss, &head,
+                                  upstream, u, t->workspace);
     model_backward(t->model, &t->weights, t->activations, &t->batch, t->grads, t->workspace);
 }
 
@@ -392,10 +407,10 @@ static void gradients(struct Trainer *t, const struct Objective *objective,
     result->micro_batches = 0, result->tokens = 0;
     t->ops->fill_zero(t->grads, count * sizeof(float));
     struct Upstream u = {objective, view, stats, (float)t->progress.loss_scale, 0};
-    for (int next = 0; next < m->sequences; u.micro_first += t->batch.n) {
+    for (int next = 0; next < m->sequences; u.micro_first += t->batch.loss.n) {
         next = micro_batch_pack(t, set, m->pick, m->sequences, next);
         micro_batch_learn(t, &u, temperature);
-        result->micro_batches++, result->tokens += t->batch.N;
+        result->micro_batches++, result->tokens += t->batch.rows.N;
     }
     t->watch = false;
     t->ops->all_reduce(t->grads, count);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include "../base/check.h"
 #include "../base/console.h"
+#include "../kernels/backends.h"
 #include "launch.h"
 
 /* ---- the model ------------------------------------------------------------------------------- */

@@ -1,0 +1,84 @@
+/* The choice of a backend: the CPU's, which is linked in, or a plug-in. */
+#include "backends.h"
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#include "../base/check.h"
+#include "../base/console.h"
+#include "backend.h"
+
+/* ---- plug-ins -------------------------------------------------------------------------------- */
+
+/* Where backend_NAME.so may lie, seen from the program's own folder: a program beside the Makefile,
+   its build folder, a test program in build/test. */
+static const char *const plugin_folders[] = {".", "build", "..", "../.."};
+
+/* Opens the plug-in's library; NULL with one sentence in `why`, or with nothing in it: there is no
+   such file. */
+static void *plugin_load(const char *name, char *why, size_t capacity) {
+    char program[3072], path[4096];
+    why[0] = '\0';
+    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
+    program[length > 0 ? length : 0] = '\0';
+    char *slash = strrchr(program, '/');
+    if (slash) *slash = '\0';
+    for (size_t i = 0; i < sizeof plugin_folders / sizeof *plugin_folders; i++) {
+        snprintf(path, sizeof path, "%s/%s/backend_%s.so", program, plugin_folders[i], name);
+        if (access(path, F_OK) != 0) continue;
+        void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        if (!library) snprintf(why, capacity, "%s", dlerror());
+        return library;
+    }
+    return NULL;
+}
+
+/* Fills ops from a plug-in; false with one sentence in `why`. */
+static bool plugin_open(struct Ops *ops, const char *name, const char *dtype, char *why,
+                        size_t capacity) {
+    static const struct BackendHost host = {die_machine, warn};
+    void *library = plugin_load(name, why, capacity);
+    if (!library) return false;
+    BackendOpen *open = NULL;
+    *(void **)&open = dlsym(library, BACKEND_OPEN); /* the cast POSIX recommends */
+    if (strcmp(dtype, "auto") == 0) dtype = "bf16";
+    const char *problem = open ? open(ops, sizeof *ops, dtype, 0, &host)
+                               : "it exports no " BACKEND_OPEN;
+    if (problem) snprintf(why, capacity, "%s", problem);
+    return problem == NULL;
+}
+
+/* ---- the choice ------------------------------------------------------------------------------- */
+
+static bool is_one_of(const char *word, const char *const *words) {
+    while (*words && strcmp(word, *words) != 0) words++;
+    return *words != NULL;
+}
+
+const struct Ops *ops_open(const char *name, const char *dtype) {
+    static const char *const names[] = {"auto", "cpu", "cuda", "sim", "sim-asan", "sim-race", NULL};
+    static const char *const dtypes[] = {"auto", "fp32", "bf16", "fp16", NULL};
+    static struct Ops ops;
+    char text[1024];
+    if (!is_one_of(name, names))
+        die_input("there is no backend \"%s\"; known are auto, cpu, cuda, sim, sim-asan, sim-race",
+                  name);
+    if (!is_one_of(dtype, dtypes))
+        die_input("there is no dtype \"%s\"; known are auto, fp32, bf16, fp16", dtype);
+    bool named = strcmp(name, "auto") != 0, cpu = strcmp(name, "cpu") == 0;
+    if (!cpu && !plugin_open(&ops, named ? name : "cuda", dtype, text, sizeof text)) {
+        if (named && !text[0])
+            die_machine("backend %s: there is no backend_%s.so beside the program; `make %s` builds it",
+                        name, name, strcmp(name, "cuda") == 0 ? "cuda" : "sim-backends");
+        if (named) die_machine("backend %s: %s", name, text);
+        if (text[0]) say("backend   cpu; not cuda: %s", text);
+        cpu = true;
+    }
+    if (cpu && strcmp(dtype, "auto") != 0 && strcmp(dtype, "fp32") != 0)
+        die_input("the CPU backend computes in fp32, not %s; leave --dtype out, or use --backend "
+                  "cuda", dtype);
+    if (cpu) cpu_fill(&ops);
+    if (ops_missing(&ops, text, sizeof text))
+        die_machine("backend %s is incomplete: nothing fills %s", ops.name, text);
+    return &ops;
+}

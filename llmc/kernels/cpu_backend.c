@@ -1,0 +1,40 @@
+/* What the CPU backend is: the files beside this one, and what they say of themselves. */
+#include "cpu.h"
+#include "backend.h"
+#include "backends.h"
+
+extern const struct KernelFile cpu_memory, cpu_comm, cpu_embedding, cpu_norm, cpu_matmul, cpu_mlp,
+    cpu_attention, cpu_head, cpu_matmul_decode, cpu_sample, cpu_adamw;
+
+/* THE LIST. A file that is not here fills no slot, and a file that is here has its workspace
+   counted. */
+static const struct KernelFile *const files[] = {
+    &cpu_memory,
+    &cpu_comm,
+    &cpu_embedding,
+    &cpu_norm,
+    &cpu_matmul,
+    &cpu_mlp,
+    &cpu_attention,
+    &cpu_head,
+    &cpu_matmul_decode,
+    &cpu_sample,
+    &cpu_adamw,
+};
+enum { NUM_FILES = sizeof files / sizeof *files };
+
+static size_t workspace_size(const struct OpsShape *shape) {
+    return kernel_files_workspace(files, NUM_FILES, shape);
+}
+
+void cpu_fill(struct Ops *ops) {
+    ops->name = "cpu";
+    ops->device = "";
+    ops->dtype = "fp32";
+    ops->element_size = sizeof(floatX);
+    ops->vocabulary_multiple = 1;
+    ops->decode_multiple = 1;
+    ops->attention_block = 0;
+    ops->workspace_size = workspace_size;
+    kernel_files_fill(ops, files, NUM_FILES);
+}
