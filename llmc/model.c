@@ -129,6 +129,11 @@ __attribute__((format(printf, 1, 2))) static const char *sentence(const char *fo
     return text;
 }
 
+/* As a float it is still a number above 0. */
+static bool norm_epsilon_is_good(const struct ModelConfig *config) {
+    return (float)config->norm_epsilon > 0 && config->norm_epsilon < 1;
+}
+
 /* The upper bounds keep every product of two sizes inside 63 bits and every size times 4 inside an
    int, whatever a file claims. */
 const char *model_config_problem(const struct ModelConfig *config) {
@@ -155,7 +160,7 @@ const char *model_config_problem(const struct ModelConfig *config) {
     if (config->NKV != config->NH)
         return sentence("GPT-2 has as many key-value heads as heads, not %d and %d", config->NKV,
                         config->NH);
-    if (!(config->norm_epsilon > 0 && config->norm_epsilon < 1))
+    if (!norm_epsilon_is_good(config))
         return sentence("the norm's epsilon is %g, not in (0, 1)", config->norm_epsilon);
     if (config->Vp < config->V)
         return sentence("the padded vocabulary %d is smaller than the vocabulary %d", config->Vp,
@@ -231,8 +236,9 @@ static const char *gpt2_read_config(struct ModelConfig *config, const cJSON *jso
     if (tied != NULL && !cJSON_IsBool(tied)) return "\"tie_word_embeddings\" must be true or false";
     config->tied = tied == NULL || cJSON_IsTrue(tied);
     const cJSON *epsilon = cJSON_GetObjectItemCaseSensitive(json, "layer_norm_epsilon");
-    if (epsilon != NULL && !cJSON_IsNumber(epsilon)) return "\"layer_norm_epsilon\" must be a number";
-    config->norm_epsilon = epsilon != NULL ? epsilon->valuedouble : 1e-5;
+    config->norm_epsilon = 1e-5;
+    if (epsilon != NULL) config->norm_epsilon = cJSON_IsNumber(epsilon) ? epsilon->valuedouble : 0;
+    if (!norm_epsilon_is_good(config)) return "\"layer_norm_epsilon\" must be a number in (0, 1)";
     config->NKV = config->NH;
     config->HS = config->C / config->NH;
     config->Vp = config->V;

@@ -463,7 +463,11 @@ static void test_configs(void **state) {
         {START ",\"n_head\":5}", "5 heads"},
         {START ",\"n_head\":3,\"n_inner\":1e7}", "feed-forward"},
         {START ",\"n_head\":3,\"activation_function\":\"relu\"}", "activation_function"},
-        {START ",\"n_head\":3,\"layer_norm_epsilon\":1e-6}", "layer_norm_epsilon"},
+        {START ",\"n_head\":3,\"layer_norm_epsilon\":1e-6}", NULL},
+        {START ",\"n_head\":3,\"layer_norm_epsilon\":0}", "layer_norm_epsilon"},
+        {START ",\"n_head\":3,\"layer_norm_epsilon\":1e-60}", "layer_norm_epsilon"},
+        {START ",\"n_head\":3,\"layer_norm_epsilon\":1}", "layer_norm_epsilon"},
+        {START ",\"n_head\":3,\"layer_norm_epsilon\":\"1e-5\"}", "layer_norm_epsilon"},
         {START ",\"n_head\":3,\"scale_attn_by_inverse_layer_idx\":true}", "inverse_layer_idx"},
         {START ",\"n_head\":3,\"tie_word_embeddings\":1}", "tie_word_embeddings"},
     };
@@ -472,7 +476,10 @@ static void test_configs(void **state) {
         const char *problem = checkpoint_config(directory, &config);
         if ((problem == NULL) != (rows[i].problem == NULL))
             fail_msg("%s: %s", rows[i].text, problem ? problem : "accepted");
-        if (problem == NULL) continue;
+        if (problem == NULL) {
+            assert_true(config.norm_epsilon == (strstr(rows[i].text, "1e-6") ? 1e-6 : 1e-5));
+            continue;
+        }
         if (strstr(problem, rows[i].problem) == NULL) fail_msg("%s: %s", rows[i].text, problem);
     }
     assert_non_null(strstr(checkpoint_config(path_of("nowhere"), &config), "No such file"));
