@@ -1,6 +1,6 @@
-/* What may be chosen together: axes of an objective, numbers of a clip, options of an entropy control.
-   A combination does what it says, or is refused, or something is said of it at the start. The tables
-   are the decisions, each made by hand. */
+/* What may be chosen together: axes of an objective, numbers of a clip, options of an entropy
+   control. A combination does what it says, or is refused, or something is said of it at the start.
+   The tables are the decisions, each made by hand. */
 #include "test.h"
 #include "../llmc/rl/entropy.h"
 #include "../llmc/rl/objectives.h"

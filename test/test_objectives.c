@@ -72,7 +72,8 @@ static void test_presets(void **state) {
 
 static void test_axes(void **state) {
     (void)state;
-    const char *controls = "none bonus adaptive_bonus repo_r repo_d repo_beta adapo clip_cov kl_cov";
+    const char *controls =
+        "none bonus adaptive_bonus repo_r repo_d repo_beta adapo clip_cov kl_cov";
     assert_memory_equal(objective_axis_names("entropy-control"), controls, strlen(controls));
     assert_string_equal(objective_axis_word("surrogate", SURROGATE_CISPO), "cispo");
     assert_int_equal(objective_axis_value("entropy-control", "none"), CONTROL_NONE);
@@ -496,8 +497,8 @@ static bool naive_candidate(const struct Fixture *f, int t) {
     return naive_covariance[t] > 1 && naive_covariance[t] < 5 && alive;
 }
 
-/* |l - l_old| within the noise of sampling against scoring is none: the gradient is, bit for bit, that
-   of no control; above it the penalty acts. */
+/* |l - l_old| within the noise of sampling against scoring is none: the gradient is, bit for bit,
+   that of no control; above it the penalty acts. */
 static void test_kl_cov_noise(void **state) {
     (void)state;
     static float plain[MAX_TOKENS];

@@ -1,12 +1,12 @@
-/* Options that say how to learn, as a user meets them: each acts, or the program says that it does not.
-   What may be chosen together is decided in test_choices.c. */
+/* Options that say how to learn, as a user meets them: each acts, or the program says that it does
+   not. What may be chosen together is decided in test_choices.c. */
 #include "program_rig.h"
 
 #define SMALL "--quiet --warm-start 6 --warm-batch 32 --prompts 4 --group 4 --minibatches 2 " \
               "--eval-every 0 --save-every 2 --threads 2 --rollouts-every 0 "
 
-/* With one update per rollout there is nothing to penalise: the run is that without a control, though
-   sampling and learning round l differently. With more updates it is not. */
+/* With one update per rollout there is nothing to penalise: the run is that without a control,
+   though sampling and learning round l differently. With more updates it is not. */
 static void test_kl_cov_waits_for_a_second_update(void **state) {
     (void)state;
     static const char *const old[] = {"sampled", "scored"};

@@ -222,7 +222,8 @@ void entropy_open(struct EntropyState *state, const struct EntropyOptions *optio
     if (row->variable) *(float *)((char *)&state->control + row->value) = start;
 }
 
-/* Names in trainer_state.json are older than the struct's. Bounds: no option can lead further out. */
+/* Names in trainer_state.json are older than the struct's. Bounds: no option can lead further out.
+   */
 #define SAVED(type, member, name) FIELD(type, struct EntropyState, member, name)
 static const struct Field saved_fields[] = {
     {SAVED(FIELD_REAL, initial, "entropy_initial"), 0, 1e6, .or_nan = true},
@@ -246,7 +247,8 @@ const struct FieldTable entropy_fields = {saved_fields,
 static const char *watch_saturation(struct EntropyState *state, double entropy) {
     const struct Control *row = &entropy_controls[state->options.control];
     double error = fabs(entropy - state->target);
-    if (!row->is_at_bound || !row->is_at_bound(state) || error <= TARGET_TOLERANCE * state->target) {
+    bool off_target = error > TARGET_TOLERANCE * state->target;
+    if (!row->is_at_bound || !row->is_at_bound(state) || !off_target) {
         state->steps_at_bound = 0;
         return NULL;
     }

@@ -1,5 +1,5 @@
-/* Entropy: what can be done about it, a row per control, and its monitors (doc/objectives.md). Knows
-   only C and arrays.
+/* Entropy: what can be done about it, a row per control, and its monitors (doc/objectives.md).
+   Knows only C and arrays.
 
    Once per rollout batch, before its updates, a controller sees the exact mean entropy H of the
    rollout and turns the variable of its control toward the target H*. */
@@ -81,7 +81,7 @@ bool entropy_options_preset(struct EntropyOptions *options, enum EntropyControl 
                             const char *scale);
 /* NULL, or what is wrong with these options (an error; static storage). */
 const char *entropy_options_problem(const struct EntropyOptions *options);
-/* One line for the start, "target 0.5 x the first rollout's entropy; ..."; false: nothing to say. */
+/* One line for the start, "target 0.5 x the first rollout's entropy; ..."; false: none. */
 bool entropy_describe(const struct EntropyOptions *options, char *out, size_t capacity);
 
 struct EntropyState {
@@ -112,10 +112,10 @@ double entropy_repo_d_sum(int n, const float *advantage, const float *logp, cons
                           const float *q, const float *r);
 void entropy_set_repo_d(struct EntropyState *state, double sum, double tokens);
 
-/* Attention entropy (2303.06296) per head: mean[h] = the mean over tokens of H / log(i + 1), where i is
-   the token's position and log(i + 1) the largest entropy over its i + 1 keys, so 0 is one key and 1
-   is all of them evenly. Tokens at position 0 have no choice and are left out; a head without any
-   token is NaN. entropy [heads, n] in nats; position [n]; mean [heads]. */
+/* Attention entropy (2303.06296) per head: mean[h] = the mean over tokens of H / log(i + 1), where
+   i is the token's position and log(i + 1) the largest entropy over its i + 1 keys, so 0 is one key
+   and 1 is all of them evenly. Tokens at position 0 have no choice and are left out; a head without
+   any token is NaN. entropy [heads, n] in nats; position [n]; mean [heads]. */
 void entropy_attention_means(double *mean, const float *entropy, const int *position, int heads,
                              int n);
 

@@ -39,8 +39,9 @@ static const struct Objective presets[] = {
 };
 enum { NUM_PRESETS = sizeof presets / sizeof *presets };
 
-/* The values of an axis are the rows of a list that ends with one without a name; a row's index is its
-   enum, its first member its name. Surrogates and entropy controls have rows of their own kind. */
+/* The values of an axis are the rows of a list that ends with one without a name; a row's index is
+   its enum, its first member its name. Surrogates and entropy controls have rows of their own kind.
+   */
 static const char *const advantages[] = {
     [ADVANTAGE_NONE] = "none", [ADVANTAGE_MEAN] = "mean", [ADVANTAGE_ZSCORE] = "zscore",
     [ADVANTAGE_LOO] = "loo", NULL};
@@ -155,7 +156,8 @@ bool objective_ignores(const struct Objective *objective, const char *option) {
     if (strcmp(option, "kl") == 0) return objective->kl_coef == 0;
     if (strcmp(option, "filter-rounds") == 0) return !objective->filter;
     if (strcmp(option, "overlong") == 0)   /* the soft penalty is of the reward */
-        return objective->overlong == OVERLONG_SOFT && !surrogates[objective->surrogate].has_advantage;
+        return objective->overlong == OVERLONG_SOFT &&
+               !surrogates[objective->surrogate].has_advantage;
     const struct Control *control = &entropy_controls[objective->control];
     if (control_reads(control, option) || has_word(surrogates[objective->surrogate].reads, option))
         return false;
@@ -246,8 +248,8 @@ const char *objective_check_updates(const struct Objective *objective, int updat
                "measured and not learnt from";
     if (updates_per_rollout > 1 && !surrogate->has_ratio)
         return "this surrogate has no ratio: from the second update of a rollout on it learns from "
-               "samples of an older policy as if they were its own; use --minibatches 1 --epochs 1, "
-               "or --surrogate clip --ratio token with a clip range";
+               "samples of an older policy as if they were its own; use --minibatches 1 --epochs "
+               "1, or --surrogate clip --ratio token with a clip range";
     if (updates_per_rollout > 1 || !(surrogate->has_ratio || penalises)) return NULL;
     return "with one update per rollout every ratio is 1 when its gradient is taken: the clip "
            "range (and adapo, which moves it) and kl_cov are inert; use --minibatches or --epochs";

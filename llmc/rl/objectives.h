@@ -60,8 +60,9 @@ enum Scope objective_scope(const struct Objective *objective);
 void objective_describe(const struct Objective *objective, char *out, int capacity);
 
 /* Values of an axis by name, for options. axis: "advantage", "ratio", "surrogate", "aggregation",
-   "entropy-control", "kl", "overlong". value: its enum, or -1. names: space-separated, for messages;
-   NULL for an unknown axis. word: the name of a value. choose: sets that axis; false: unknown. */
+   "entropy-control", "kl", "overlong". value: its enum, or -1. names: space-separated, for
+   messages; NULL for an unknown axis. word: the name of a value. choose: sets that axis; false:
+   unknown. */
 int objective_axis_value(const char *axis, const char *name);
 const char *objective_axis_names(const char *axis);
 const char *objective_axis_word(const char *axis, int value);
@@ -71,8 +72,8 @@ bool objective_ignores(const struct Objective *objective, const char *option);
 
 /* NULL, or what is wrong with this group size (an error: every advantage but `none` needs two). */
 const char *objective_check_group(const struct Objective *objective, int group_size);
-/* NULL, or why this combination of axes and numbers would do nothing, make no sense, or do something
-   else than it says (an error). */
+/* NULL, or why this combination of axes and numbers would do nothing, make no sense, or do
+   something else than it says (an error). */
 const char *objective_check_axes(const struct Objective *objective);
 /* NULL, or what to know about learning with this many updates per rollout (a warning at start). */
 const char *objective_check_updates(const struct Objective *objective, int updates_per_rollout);
@@ -142,7 +143,7 @@ struct ObjectiveStats {
     double tokens;
     double loss;                    /* sum w_t f_t: the minimised J, KL and entropy included */
     double policy_loss;             /* without them */
-    double kl;                      /* sum of the k3 estimate, unclamped, when there is a reference */
+    double kl;                      /* sum of the k3 estimate, not clamped, of a reference */
     double ratio, logp, entropy;    /* sums */
     double clipped_low, clipped_high;                /* r < 1-low & A < 0; r > 1+high & A > 0 */
     double bucket_tokens[CLIP_BUCKETS], bucket_clipped_low[CLIP_BUCKETS],

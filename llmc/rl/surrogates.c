@@ -124,8 +124,8 @@ static struct Term term_reinforce(const struct Objective *objective, const struc
     return (struct Term){-token->advantage * token->logp, -token->advantage};
 }
 
-/* -min(r A, clip(r) A), where dr/dl = r at either ratio level (for the sequence's, GSPO-token: s_t =
-   sg(s) e^(l - sg(l))). */
+/* -min(r A, clip(r) A), where dr/dl = r at either ratio level (for the sequence's, GSPO-token: s_t
+   = sg(s) e^(l - sg(l))). */
 static struct Term term_clip(const struct Objective *objective, const struct Token *token) {
     double A = token->advantage, r = token->ratio, bounded = clamp(r, token->lower, token->upper);
     if (clipped_dual(objective, token)) return (struct Term){-objective->dual_clip * A, 0};
@@ -330,8 +330,9 @@ static void stats_add_clips(struct ObjectiveStats *stats, const struct Objective
     stats->bucket_clipped_high[bucket] += clipped_high(token);
 }
 
-/* k3 without the limits of the loss, so that what is logged is the estimate: a mean of clamped values
-   would hide exactly the tokens that drift. Where e^d does not fit, a number stands in whose sums do. */
+/* k3 without the limits of the loss, so that what is logged is the estimate: a mean of clamped
+   values would hide exactly the tokens that drift. Where e^d does not fit, a number stands in whose
+   sums do. */
 static double kl_estimate(double d) { return fmin(expm1(d) - d, 1e290); }
 
 static void stats_add_token(struct ObjectiveStats *stats, const struct Objective *objective,

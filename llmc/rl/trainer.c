@@ -48,7 +48,7 @@ struct Trainer {
     struct Minibatch mini;
 };
 
-/* ---- the loss scale of fp16 -------------------------------------------------------------------- */
+/* ---- the loss scale of fp16 ------------------------------------------------------------------ */
 
 enum { SCALE_PATIENCE = 500 };   /* good updates before a larger scale is tried */
 static const double LARGEST_SCALE = 0x1p24, FIRST_SCALE = 0x1p16;
@@ -57,8 +57,8 @@ static double first_loss_scale(const struct Ops *ops) {
     return strcmp(ops->dtype, "fp16") == 0 ? FIRST_SCALE : 1;
 }
 
-/* A gradient that overflowed at this scale may not at a smaller one; false: there is none. (A scale of
-   1 means that none is used: fp16's ends at 2.) */
+/* A gradient that overflowed at this scale may not at a smaller one; false: there is none. (A scale
+   of 1 means that none is used: fp16's ends at 2.) */
 static bool loss_scale_shrink(struct TrainerProgress *progress) {
     if (progress->loss_scale <= 2) return false;
     progress->loss_scale = progress->loss_scale > 8 ? progress->loss_scale / 4 : 2;
@@ -72,7 +72,7 @@ static void loss_scale_grow(struct TrainerProgress *progress, const struct Ops *
     if (progress->loss_scale < LARGEST_SCALE) progress->loss_scale *= 2;
 }
 
-/* ---- reserve and free ---------------------------------------------------------------------------- */
+/* ---- reserve and free ------------------------------------------------------------------------ */
 
 static void optimizer_reserve(struct Trainer *t, struct Arena *arena,
                               const struct OptimizerOptions *optimizer) {
@@ -152,7 +152,7 @@ void trainer_reset_optimizer(struct Trainer *t) {
     t->progress.step = 0;
 }
 
-/* ---- the minibatch: picked sequences as flat arrays ------------------------------------------- */
+/* ---- the minibatch: picked sequences as flat arrays ------------------------------------------ */
 
 static void minibatch_grow(struct Minibatch *m, int sequences, int tokens) {
     if (sequences >= m->capacity_sequences) {
@@ -202,7 +202,7 @@ static void minibatch_gather(struct Minibatch *m, const struct TrainingSet *set,
     m->sequence_start[m->sequences] = m->tokens;
 }
 
-/* ---- micro-batches ------------------------------------------------------------------------------ */
+/* ---- micro-batches --------------------------------------------------------------------------- */
 
 static void micro_batch_upload(struct Trainer *t) {
     const struct Ops *ops = t->ops;
@@ -298,8 +298,8 @@ void trainer_reserve_attention(struct Trainer *t, struct Arena *arena) {
     const struct ModelConfig *c = &t->model->config;
     size_t heads = (size_t)c->L * (size_t)c->NH, n = heads * (size_t)t->micro_tokens;
     arena->section = ARENA_TRAINING;
-    arena_reserve(arena, &t->attention, n * sizeof(float), "batch", "attention entropy [%d, %d, %d]",
-                  c->L, c->NH, t->micro_tokens);
+    arena_reserve(arena, &t->attention, n * sizeof(float), "batch",
+                  "attention entropy [%d, %d, %d]", c->L, c->NH, t->micro_tokens);
     arena->section = ARENA_ALWAYS;
     t->attention_host = check_alloc(n, sizeof(float), "attention entropy");
     t->attention_mean = check_alloc(heads, sizeof(double), "attention entropy");
@@ -336,7 +336,7 @@ static void micro_batch_learn(struct Trainer *t, struct Upstream *u, float tempe
     model_backward(t->model, &t->weights, t->activations, &t->batch, t->grads, t->workspace);
 }
 
-/* ---- the optimizer step --------------------------------------------------------------------------- */
+/* ---- the optimizer step ---------------------------------------------------------------------- */
 
 static double squared_norm(struct Trainer *t, const float *x, size_t n) {
     double result;

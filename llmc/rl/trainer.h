@@ -1,6 +1,6 @@
-/* One optimizer step on one minibatch: pack sequences into micro-batches, forward, the head with the
-   objective in its middle, backward, sum over ranks, clip, AdamW. Warm start, language-model loss
-   and every RL objective take this one path. */
+/* One optimizer step on one minibatch: pack sequences into micro-batches, forward, the head with
+   the objective in its middle, backward, sum over ranks, clip, AdamW. Warm start, language-model
+   loss and every RL objective take this one path. */
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 
@@ -8,8 +8,8 @@
 #include "objectives.h"
 
 /* Sequences to learn from. Host arrays. A sequence is prompt + completion; loss_mask[t] = 1 where
-   token t is predicted with loss (t >= 1 within its sequence). logp_old etc. are per token with loss
-   of the WHOLE set, in order; per-sequence arrays are [count]. */
+   token t is predicted with loss (t >= 1 within its sequence). logp_old etc. are per token with
+   loss of the WHOLE set, in order; per-sequence arrays are [count]. */
 struct TrainingSet {
     int count;
     const int *start;               /* [count + 1] into token, loss_mask */
@@ -67,8 +67,8 @@ struct UpdateResult {
     long tokens;              /* that entered the network, once */
 };
 
-/* The minibatch is the sequences of `set` listed in pick[0..num_pick). `batch_template` carries what
-   does not depend on the pick (control, logp_dtype, seed, ordinal); max_tokens is for the
+/* The minibatch is the sequences of `set` listed in pick[0..num_pick). `batch_template` carries
+   what does not depend on the pick (control, logp_dtype, seed, ordinal); max_tokens is for the
    aggregation `constant`. stats are added to. */
 struct UpdateResult trainer_update(struct Trainer *trainer, const struct Objective *objective,
                                    const struct TrainingSet *set, const int *pick, int num_pick,
@@ -82,10 +82,10 @@ void trainer_score(struct Trainer *trainer, const struct Weights *weights,
                    const struct TrainingSet *set, const int *pick, int num_pick, float temperature,
                    const struct HeadStats *out);
 
-/* Attention entropy (2303.06296) of the next micro-batch that is learnt from, out of attention's own
-   forward pass. Reserve before arena_commit; watch arms it for the next update; then the means over
-   that micro-batch's tokens, normalised as entropy.h says, are host memory [L*NH] of the trainer
-   (NULL: that update had nothing to learn from). */
+/* Attention entropy (2303.06296) of the next micro-batch that is learnt from, out of attention's
+   own forward pass. Reserve before arena_commit; watch arms it for the next update; then the means
+   over that micro-batch's tokens, normalised as entropy.h says, are host memory [L*NH] of the
+   trainer (NULL: that update had nothing to learn from). */
 void trainer_reserve_attention(struct Trainer *trainer, struct Arena *arena);
 void trainer_watch_attention(struct Trainer *trainer);
 const double *trainer_attention_entropy(const struct Trainer *trainer);

@@ -136,6 +136,6 @@ void choose_warn(const struct Options *o, const struct Objective *objective) {
     if (options_given(o, "lr-min-ratio") && strcmp(o->lr_schedule, "constant") == 0)
         warn("--lr-min-ratio does nothing here: --lr-schedule constant does not fall");
     if (o->minibatches > o->prompts * o->group)
-        warn("--minibatches %lld: a rollout has %lld completions, and a minibatch without one makes "
-             "no update", (long long)o->minibatches, (long long)(o->prompts * o->group));
+        warn("--minibatches %lld: a rollout has %lld completions, and a minibatch without one "
+             "makes no update", (long long)o->minibatches, (long long)(o->prompts * o->group));
 }
