@@ -33,6 +33,7 @@ static const struct {
     {"repo_r", "loo", "token", "clip", .2, .28, "token_mean", "repo_r", 0, "none", SCOPE_TOKEN},
     {"repo_d", "loo", "token", "clip", .2, .28, "token_mean", "repo_d", 0, "none", SCOPE_TOKEN},
     {"adapo", "loo", "token", "clip", .2, .28, "token_mean", "adapo", 0, "none", SCOPE_TOKEN},
+    {"verl_grpo", "zscore", "token", "clip", .2, .2, "token_mean", "none", 0, "none", SCOPE_TOKEN},
     {"ce", "none", "none", "ce", 0, 0, "token_mean", "none", 0, "none", SCOPE_TOKEN},
 };
 
@@ -59,7 +60,9 @@ static void test_presets(void **state) {
         assert_int_equal(objective_scope(row), published[i].scope);
         ASSERT_NEAR(row->clip_low, published[i].low, 1e-7);
         ASSERT_NEAR(row->clip_high, published[i].high, 1e-7);
-        assert_true(row->kl_coef == 0 && row->dual_clip == 0);
+        bool verl = strcmp(row->name, "verl_grpo") == 0;
+        assert_true(row->kl_coef == 0 && row->dual_clip == (verl ? 3 : 0));
+        assert_true(row->std_epsilon == (verl ? 1e-6 : 1e-4));
         assert_non_null(strstr(objective_names(), published[i].name));
         objective_describe(row, line, sizeof line);
         assert_non_null(strstr(line, published[i].name));

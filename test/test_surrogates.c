@@ -107,7 +107,7 @@ static double reference_advantage(const struct Fixture *f, int t) {
     case ADVANTAGE_NONE: A = mine; break;
     case ADVANTAGE_MEAN: A = (mine - other) / 2; break;
     case ADVANTAGE_LOO: A = mine - other; break;
-    default: A = (mine - other) / 2 / (fabs(mine - other) / sqrt(2) + 1e-4); break;
+    default: A = (mine - other) / 2 / (fabs(mine - other) / sqrt(2) + o->std_epsilon); break;
     }
     double l = f->logp[t], L = l + f->entropy[t], zeta = control->zeta;
     if (f->batch.logp_ref && o->kl == KL_K1) {

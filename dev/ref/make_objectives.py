@@ -31,10 +31,10 @@ def make_batch():
                 old=old.astype(F), ref=ref.astype(F), mask=mask.astype(F))
 
 
-def advantage_grpo(reward):
+def advantage_grpo(reward, epsilon="1e-4"):
     """Shao et al. 2024, section 4.1.2: (r - mean) / std within the group."""
     r = reward.astype(F).reshape(GROUPS, GROUP)
-    out = (r - r.mean(1, keepdims=True)) / (r.std(1, ddof=1, keepdims=True) + F("1e-4"))
+    out = (r - r.mean(1, keepdims=True)) / (r.std(1, ddof=1, keepdims=True) + F(epsilon))
     out[np.ptp(r, axis=1) == 0] = 0
     return out.reshape(-1, 1)
 
@@ -97,6 +97,15 @@ def loss_grpo_kl(b, now, frozen):
     return loss_grpo(b, now, frozen, kl=0.04)
 
 
+def loss_verl_grpo(b, now, frozen):
+    """verl 0.9.1 with its defaults: dual clip (Ye et al. 2020, eq. 5) at 3, mean over tokens."""
+    ratio = np.exp(now - b["old"])
+    advantage = advantage_grpo(b["reward"], "1e-6")
+    objective = clipped(ratio, advantage, f32(0.2), f32(0.2))
+    objective = np.where(advantage < 0, np.maximum(objective, 3 * advantage), objective)
+    return -over_tokens(objective, b["mask"])
+
+
 def loss_dr_grpo(b, now, frozen):
     ratio = np.exp(now - b["old"])
     objective = clipped(ratio, advantage_dr_grpo(b["reward"]), f32(0.2), f32(0.2))
@@ -143,6 +152,7 @@ def loss_ce(b, now, frozen):
 
 LOSSES = [("reinforce", 0, loss_reinforce), ("rloo", 0, loss_rloo), ("loop", 0, loss_loop),
           ("grpo", 0, loss_grpo), ("grpo", 0.04, loss_grpo_kl), ("dr_grpo", 0, loss_dr_grpo),
+          ("verl_grpo", 0, loss_verl_grpo),
           ("dapo", 0, loss_dapo), ("gspo", 0, loss_gspo), ("cispo", 0, loss_cispo),
           ("ce", 0, loss_ce)]
 

@@ -7,17 +7,16 @@
 #include <stdio.h>
 #include <string.h>
 
-#define ZSCORE_EPSILON 1e-4
 #define OVERLONG_SHARE 0.2     /* the soft penalty starts this share of max_tokens before its end */
 
 /* ---- presets and axes ----------------------------------------------------------------------- */
 
 /* One row per preset; the last two columns are the group filter and the overlong rule. Not named in
-   a row: no dual clip, and reference KL k3 with coefficient 0. */
+   a row: no dual clip, zscore's 1e-4 (TRL's), and reference KL k3 with coefficient 0. */
 #define ROW(name_, advantage_, ratio_, surrogate_, low_, high_, aggregation_, control_, filter_, \
             overlong_)                                                                           \
-    {.name = name_, .advantage = ADVANTAGE_##advantage_, .ratio = RATIO_##ratio_,                \
-     .surrogate = SURROGATE_##surrogate_, .clip_low = low_, .clip_high = high_,                  \
+    {.name = name_, .advantage = ADVANTAGE_##advantage_, .std_epsilon = 1e-4,                    \
+     .ratio = RATIO_##ratio_, .surrogate = SURROGATE_##surrogate_, .clip_low = low_, .clip_high = high_,      \
      .aggregation = AGGREGATE_##aggregation_, .control = CONTROL_##control_, .filter = filter_,  \
      .overlong = OVERLONG_##overlong_, .kl = KL_K3}
 
@@ -35,6 +34,9 @@ static const struct Objective presets[] = {
     ROW("repo_r",    LOO,    TOKEN,    CLIP,      .2f,    .28f,  TOKEN_MEAN,    REPO_R, 0,   NONE),
     ROW("repo_d",    LOO,    TOKEN,    CLIP,      .2f,    .28f,  TOKEN_MEAN,    REPO_D, 0,   NONE),
     ROW("adapo",     LOO,    TOKEN,    CLIP,      .2f,    .28f,  TOKEN_MEAN,    ADAPO,  0,   NONE),
+    {.name = "verl_grpo", .advantage = ADVANTAGE_ZSCORE, .std_epsilon = 1e-6, .ratio = RATIO_TOKEN,
+     .surrogate = SURROGATE_CLIP, .clip_low = .2f, .clip_high = .2f, .dual_clip = 3,
+     .aggregation = AGGREGATE_TOKEN_MEAN, .kl = KL_K3},
     ROW("ce",        NONE,   NONE,     CE,        0,      0,     TOKEN_MEAN,    NONE,   0,   NONE),
 };
 enum { NUM_PRESETS = sizeof presets / sizeof *presets };
@@ -313,12 +315,13 @@ static struct GroupStats group_measure(const struct Objective *objective,
 }
 
 /* Equal rewards give exactly 0 by `equal`, not by subtraction: the mean of three .1 is not .1. */
-static double advantage_of(enum AdvantageRule rule, double reward, const struct GroupStats *group) {
+static double advantage_of(const struct Objective *objective, double reward,
+                           const struct GroupStats *group) {
     double n = group->scored, centred = group->equal ? 0 : reward - group->mean;
-    switch (rule) {
+    switch (objective->advantage) {
     case ADVANTAGE_NONE: return reward;
     case ADVANTAGE_MEAN: return centred;
-    case ADVANTAGE_ZSCORE: return centred / (group->std + ZSCORE_EPSILON);
+    case ADVANTAGE_ZSCORE: return centred / (group->std + objective->std_epsilon);
     case ADVANTAGE_LOO: return n / (n - 1) * centred;   /* = reward - mean of the others */
     }
     return 0;
@@ -333,7 +336,7 @@ void objective_advantages(const struct Objective *objective, const struct Reward
             double reward = final_reward(objective, batch, i);
             bool scored = !isnan(reward) && group.scored >= enough;
             bool masked = objective->overlong == OVERLONG_MASK && !batch->ended[i];
-            double value = scored ? advantage_of(objective->advantage, reward, &group) : 0;
+            double value = scored ? advantage_of(objective, reward, &group) : 0;
             advantage[i] = (float)fmin(fmax(value, -FLT_MAX), FLT_MAX);
             active[i] = scored && !masked;
         }

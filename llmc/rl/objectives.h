@@ -27,6 +27,7 @@ enum Scope { SCOPE_TOKEN, SCOPE_SEQUENCE, SCOPE_BATCH };
 struct Objective {
     const char *name;
     enum AdvantageRule advantage;
+    double std_epsilon;             /* zscore divides by the standard deviation plus this */
     enum RatioLevel ratio;
     enum Surrogate surrogate;
     float clip_low, clip_high;      /* the ratio's bounds are 1 - clip_low and 1 + clip_high */
