@@ -24,9 +24,8 @@
        dz       |d0 d1|d2 d3| ...                  floatX: never behind the logit it is made from
 
    Tensor cores want the contiguous side of a matrix in multiples of 8. Of dz that is the
-   vocabulary, and V is often odd (50257). Padding dz would not do, because padding rows of W may
-   hold anything, and 0 * NaN is NaN. So the products take the first V / 8 * 8 words; the last 7 or
-   fewer are added by kernels of our own, to dE where it is scattered, before its one rounding.
+   vocabulary, and V is often odd (50257). So dz has zeros for the first few padding rows of W, which
+   are finite, and the products take words up to the next multiple of 8.
 
    Besides the products, 10 bytes of traffic per logit in the narrow types and 12 in float32: read,
    read, dz written. doc/head.md has the sums. */
@@ -37,9 +36,7 @@ enum {
     CHUNK = 2048,
     THREADS = 256,   /* of a block that goes through a row of logits */
     COPIERS = 128,   /* ... through a row of hidden states */
-    COLUMNS = 8,     /* of a thread's step through a row: two loads of 16 bytes */
-    TAIL = 7,        /* most words outside the products */
-    TAIL_WARPS = 16
+    COLUMNS = 8      /* of a thread's step through a row: two loads of 16 bytes */
 };
 
 /* What is known of each row of a chunk, device arrays [rows]. The first four lie together, and so
@@ -51,7 +48,7 @@ struct RowValues {
 /* A chunk's sizes and its place in the workspace. */
 struct Chunk {
     int rows, C, V, Vp;
-    int words;      /* of the products; V - words <= TAIL are left */
+    int words;      /* of the gradient's products: V, and padding up to a multiple of 8 */
     size_t stride;  /* of logits, floats */
     floatX *hidden; /* [rows,C] gathered rows of E */
     float *logits;  /* [rows,stride], then dz */
@@ -72,7 +69,7 @@ static void *take(char *workspace, size_t *offset, size_t count, size_t size) {
 static size_t chunk_open(struct Chunk *c, char *workspace, int rows, int C, int V, int Vp) {
     size_t offset = 0, count = rows;
     c->rows = rows, c->C = C, c->V = V, c->Vp = Vp;
-    c->words = V < 8 ? V : V / 8 * 8; /* fewer than 8: a product like any other, if a slow one */
+    c->words = min_int(Vp, ceil_div(V, 8) * 8);
     c->stride = align_up(Vp, 8);
     c->hidden = (floatX *)take(workspace, &offset, count * C, sizeof(floatX));
     c->logits = (float *)take(workspace, &offset, count * c->stride, sizeof(float));
@@ -144,20 +141,20 @@ stats_kernel(struct RowValues row, const float *logits, const int *target, int V
     row.log_s[i] = log_s;
 }
 
-/* dz over the V words of a row, in place of its logits. The block goes through the row in tiles:
+/* dz over the words of a row, in place of its logits; 0 from V on. The block goes through the row in tiles:
    all threads read, then all write. What is written lies in this tile or before it, where all has
    been read; so one barrier between the two is enough, and none is needed between a tile's writing
-   and the next one's reading. Columns from V on are not written, and nobody reads them. */
+   and the next one's reading. */
 static __global__ void __launch_bounds__(THREADS)
-dlogits_kernel(float *logits, struct RowValues row, const int *target, int V, size_t stride,
-               float inv_temperature) {
+dlogits_kernel(float *logits, struct RowValues row, const int *target, int V, int words,
+               size_t stride, float inv_temperature) {
     int i = blockIdx.x, y = target[i];
     float *z = logits + i * stride, a = row.dlogp[i], b = row.dentropy[i];
     floatX *dz = (floatX *)z;
     float m = row.maximum[i], log_s = row.log_s[i], at_target = a * inv_temperature;
     float k0 = (-a - b * row.entropy[i]) * inv_temperature, k1 = -b * inv_temperature;
     bool nothing = a == 0 && b == 0; /* exactly 0, also where p is not finite */
-    for (int tile = 0; tile < V; tile += THREADS * VEC) {
+    for (int tile = 0; tile < words; tile += THREADS * VEC) {
         int column = tile + threadIdx.x * VEC, count = V - column;
         float x[VEC] = {0};
 #pragma unroll
@@ -167,55 +164,24 @@ dlogits_kernel(float *logits, struct RowValues row, const int *target, int V, si
 #pragma unroll
         for (int j = 0; j < VEC; j++) {
             float logp = (x[j] - m) - log_s;
-            x[j] = nothing ? 0.0f : expf(logp) * (k0 + k1 * logp);
+            x[j] = nothing || j >= count ? 0.0f : expf(logp) * (k0 + k1 * logp);
             if (column + j == y) x[j] += at_target;
         }
-        store_some(dz + column, x, count, true);
+        store_some(dz + column, x, words - column, true);
     }
 }
 
-/* dE [row[i]] = dhidden [i] + the words outside the product, where dz_tail and W_tail begin. */
+/* dE [row[i]] = dhidden [i] */
 static __global__ void __launch_bounds__(COPIERS)
-scatter_kernel(floatX *dE, const float *dhidden, const floatX *dz_tail, size_t dz_stride,
-               const floatX *W_tail, int tail, const int *row, int C, bool whole) {
+scatter_kernel(floatX *dE, const float *dhidden, const int *row, int C, bool whole) {
     int i = blockIdx.x;
     for (int d = threadIdx.x * VEC; d < C; d += COPIERS * VEC) {
-        float sum[VEC], w[VEC];
+        float sum[VEC];
 #pragma unroll
         for (int j = 0; j < VEC; j += 4)
             load_some(sum + j, dhidden + (size_t)i * C + d + j, C - d - j, whole);
-        for (int t = 0; t < tail; t++) {
-            float slope = to_f(dz_tail[i * dz_stride + t]);
-            load_some(w, W_tail + (size_t)t * C + d, C - d, whole);
-#pragma unroll
-            for (int j = 0; j < VEC; j++) sum[j] += slope * w[j];
-        }
         store_some(dE + (size_t)row[i] * C + d, sum, C - d, whole);
     }
-}
-
-/* dW_tail [tail,C] += dz_tail^T hidden: a lane has a column, a warp each 16th row, and the warps'
-   sums are added in order. */
-static __global__ void __launch_bounds__(TAIL_WARPS * WARP)
-tail_weight_kernel(float *dW_tail, const floatX *dz_tail, size_t dz_stride, int tail,
-                   const floatX *hidden, int rows, int C) {
-    __shared__ float sums[TAIL_WARPS][TAIL][WARP];
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, d = blockIdx.x * WARP + lane;
-    float sum[TAIL] = {0};
-#pragma unroll 4
-    for (int i = warp; i < rows; i += TAIL_WARPS) {
-        float h = d < C ? to_f(hidden[(size_t)i * C + d]) : 0.0f;
-#pragma unroll
-        for (int t = 0; t < TAIL; t++)
-            if (t < tail) sum[t] += to_f(dz_tail[i * dz_stride + t]) * h;
-    }
-#pragma unroll
-    for (int t = 0; t < TAIL; t++) sums[warp][t][lane] = sum[t];
-    __syncthreads();
-    if (warp >= tail || d >= C) return;
-    float total = 0; /* warp t has word t */
-    for (int w = 0; w < TAIL_WARPS; w++) total += sums[w][warp][lane];
-    dW_tail[(size_t)warp * C + d] += total;
 }
 
 /* ---- a chunk --------------------------------------------------------------------------------- */
@@ -236,22 +202,15 @@ static void chunk_forward(const struct Chunk *c, const floatX *E, const floatX *
 /* dE and dW of a chunk whose coefficients are known. */
 static void chunk_backward(const struct Chunk *c, floatX *dE, float *dW, const floatX *W,
                            const int *row, const int *target, float inv_temperature) {
-    int C = c->C, words = c->words, tail = c->V - words;
-    size_t dz_stride = chunk_dz_stride(c), first_left = (size_t)words * C;
-    struct Matrix dz = matrix(chunk_dz(c), dz_stride);
-    dlogits_kernel<<<c->rows, THREADS, 0, cuda.stream>>>(c->logits, c->row, target, c->V, c->stride,
-                                                         inv_temperature);
+    int C = c->C, words = c->words;
+    struct Matrix dz = matrix(chunk_dz(c), chunk_dz_stride(c));
+    dlogits_kernel<<<c->rows, THREADS, 0, cuda.stream>>>(c->logits, c->row, target, c->V, words,
+                                                         c->stride, inv_temperature);
     CUDA_CHECK_LAUNCH();
     gemm(GEMM_NN, matrix(c->dhidden, C), dz, matrix(W, C), c->rows, C, words, 1.0f, 0.0f);
     gemm(GEMM_TN, matrix(dW, C), dz, matrix(c->hidden, C), words, C, c->rows, 1.0f, 1.0f);
-    bool whole = rows_aligned(dE, C, sizeof *dE) && rows_aligned(W + first_left, C, sizeof *W);
-    scatter_kernel<<<c->rows, COPIERS, 0, cuda.stream>>>(dE, c->dhidden, chunk_dz(c) + words,
-                                                         dz_stride, W + first_left, tail, row, C,
-                                                         whole);
-    CUDA_CHECK_LAUNCH();
-    if (tail == 0) return;
-    tail_weight_kernel<<<ceil_div(C, WARP), TAIL_WARPS * WARP, 0, cuda.stream>>>(
-        dW + first_left, chunk_dz(c) + words, dz_stride, tail, c->hidden, c->rows, C);
+    scatter_kernel<<<c->rows, COPIERS, 0, cuda.stream>>>(dE, c->dhidden, row, C,
+                                                         rows_aligned(dE, C, sizeof *dE));
     CUDA_CHECK_LAUNCH();
 }
 
