@@ -10,7 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/check.h"
-#include "io/json.h"
+#include "base/files.h"
+#include "base/json.h"
 #include "io/safetensors.h"
 
 #define PATH_SIZE 4096

@@ -9,8 +9,10 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include "../llmc/base/check.h"
+#include "../llmc/base/files.h"
 #include "../llmc/base/console.h"
 #include "../llmc/base/fields.h"
+#include "../llmc/base/text.h"
 #include "../llmc/run/launch.h"
 #include "../llmc/base/time.h"
 #include "child.h"
@@ -202,6 +204,7 @@ static void test_errors(void **state) {
     } cases[] = {
         {dies_of_input, "apple", 2, "train: error: bad apple\n"},
         {dies_of_input, "a\nb\033[2J", 2, "train: error: bad a?b?[2J\n"},
+        {dies_of_input, "\xC3\xA4\xFF\xC2\x9B\xE2\x82", 2, "train: error: bad \xC3\xA4?" "????\n"},
         {dies_of_machine, "disk", 1, "train: error: broken disk\n"},
         {only_warns, "sock", 0, "train: warning: odd sock\n"},
         {warns_quietly, "sock", 0, ""},
@@ -283,6 +286,20 @@ static void test_atomic_file_failures(void **state) {
     assert_int_equal(mkdir(path, 0700), 0);
     assert_int_equal(run_in_child(writes_a_word, path, output, sizeof output), 2);
     assert_int_not_equal(access(temporary, F_OK), 0);
+}
+
+static void test_quotes(void **state) {
+    (void)state;
+    char longest[200];
+    memset(longest, 'x', sizeof longest - 1);
+    longest[199] = 0;
+    assert_string_equal(quote("a\"b c"), "a\"b c");
+    assert_string_equal(quote("\xC3\xA4\x01\x7F"), "\\xc3\\xa4\\x01\\x7f");
+    assert_string_equal(quote(NULL), "");
+    assert_int_equal(strlen(quote(longest)), 63);
+    assert_string_equal(quote(longest) + 60, "...");
+    memset(longest, 0xFF, sizeof longest - 1);
+    assert_int_equal(strlen(quote(longest)), 63);
 }
 
 /* ---- fields ---------------------------------------------------------------------------------- */
@@ -457,6 +474,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_allocations),
         cmocka_unit_test(test_atomic_file),
         cmocka_unit_test(test_atomic_file_failures),
+        cmocka_unit_test(test_quotes),
         cmocka_unit_test(test_fields),
         cmocka_unit_test(test_seconds),
         cmocka_unit_test(test_console_time),

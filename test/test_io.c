@@ -2,8 +2,11 @@
 #include "test.h"
 
 #include <cjson/cJSON.h>
+#include <dlfcn.h>
+#include <errno.h>
 #include <sys/stat.h>
 #include "../llmc/io/jsonl.h"
+#include "../llmc/io/lines.h"
 #include "../llmc/io/safetensors.h"
 #include "../llmc/io/tokenizer.h"
 #include "child.h"
@@ -47,6 +50,88 @@ static char *read_bytes(const char *path, size_t *length) {
     bytes[n] = 0;
     if (length) *length = n;
     return bytes;
+}
+
+/* ---- a disk that fails in the middle of a file ----------------------------------------------- */
+
+static const char *bad_path;   /* of the file; NULL: all is well */
+static size_t bad_after;       /* bytes that can be read */
+static bool bad_once;          /* the disk recovers: the next read goes on */
+static FILE *bad_file;
+
+static ssize_t read_until_bad(void *position, char *out, size_t bytes) {
+    size_t *at = position;
+    if (*at == bad_after) {
+        *at += bad_once;
+        errno = EIO;
+        return -1;
+    }
+    if (*at < bad_after && bytes > bad_after - *at) bytes = bad_after - *at;
+    size_t n = fread(out, 1, bytes, bad_file);
+    *at += n;
+    return (ssize_t)n;
+}
+
+/* This stands before the C library's. */
+FILE *fopen(const char *path, const char *mode) {
+    static FILE *(*real)(const char *, const char *);
+    static size_t position;
+    if (!real) real = (FILE *(*)(const char *, const char *))dlsym(RTLD_NEXT, "fopen");
+    if (!bad_path || mode[0] != 'r' || strcmp(path, bad_path) != 0) return real(path, mode);
+    bad_file = real(path, mode);
+    position = 0;
+    return fopencookie(&position, "r", (cookie_io_functions_t){.read = read_until_bad});
+}
+
+/* ---- lines ----------------------------------------------------------------------------------- */
+
+/* Every line of the file, its number and length, and whether it has a zero byte. */
+static void reads_lines(void *path) {
+    struct Lines lines;
+    lines_open(&lines, path, "--score");
+    while (lines_next(&lines))
+        printf("%ld:%zu%s ", lines.number, lines.length, lines_has_zero(&lines) ? "z" : "");
+    lines_close(&lines);
+}
+
+static void test_lines(void **state) {
+    (void)state;
+    static const struct { const char *bytes; size_t length; const char *said; } cases[] = {
+        {"", 0, ""}, {"\n", 1, "1:1 "}, {"ab\n\nc", 5, "1:3 2:1 3:1 "},
+        {"\0ab\nc\0\n", 7, "1:4z 2:3z "}, {"a\r\nb\0", 5, "1:3 2:2z "},
+    };
+    char path[128];
+    snprintf(path, sizeof path, "%s", in_folder("lines"));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        write_bytes(path, cases[i].bytes, cases[i].length);
+        assert_int_equal(run_in_child(reads_lines, path, output, sizeof output), 0);
+        assert_string_equal(output, cases[i].said);
+    }
+    assert_int_equal(run_in_child(reads_lines, folder, output, sizeof output), 2);
+    assert_non_null(strstr(output, "cannot read --score"));
+    assert_non_null(strstr(output, "Is a directory"));
+    assert_int_equal(run_in_child(reads_lines, "/no/such", output, sizeof output), 2);
+    assert_non_null(strstr(output, "No such file"));
+    assert_int_equal(run_in_child(reads_lines, "/proc/self/mem", output, sizeof output), 1);
+    assert_non_null(strstr(output, "Input/output error"));
+}
+
+/* Wherever the disk fails, the lines before are given and then the program ends. */
+static void test_lines_of_a_failing_disk(void **state) {
+    (void)state;
+    char path[128];
+    snprintf(path, sizeof path, "%s", in_folder("failing"));
+    write_bytes(path, "one\ntwo\nthree\n", 14);
+    bad_path = path;
+    for (bad_after = 0; bad_after <= 14; bad_after++)
+        for (int once = 0; once < 2; once++) {
+            bad_once = once;
+            assert_int_equal(run_in_child(reads_lines, path, output, sizeof output), 1);
+            assert_non_null(strstr(output, "Input/output error"));
+            assert_int_equal(strstr(output, "1:4 ") != NULL, bad_after >= 4);
+            assert_int_equal(strstr(output, "2:4 ") != NULL, bad_after >= 8);
+        }
+    bad_path = NULL;
 }
 
 /* ---- jsonl ----------------------------------------------------------------------------------- */
@@ -169,6 +254,43 @@ static void test_jsonl_failures(void **state) {
     assert_int_equal(run_in_child(logs_a_line, folder, output, sizeof output), 2);
     assert_int_equal(run_in_child(cuts, folder, output, sizeof output), 2);
     assert_int_equal(run_in_child(cuts, "/no/such/log", output, sizeof output), 0);
+}
+
+/* A log that cannot be read to its end is not replaced by what could be read. */
+static void test_jsonl_cut_on_a_failing_disk(void **state) {
+    (void)state;
+    static char log[8192];
+    char path[128], temporary[160];
+    size_t length = 0, after;
+    for (int i = 0; i < 256; i++)
+        length += (size_t)sprintf(log + length, "{\"step\": %d, \"x\": 1}\n", i % 3);
+    snprintf(path, sizeof path, "%s", in_folder("long"));
+    snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    write_bytes(path, log, length);
+    bad_path = path;
+    for (bad_after = 0; bad_after <= length; bad_after += length / 16)
+        for (int once = 0; once < 2; once++) {
+            bad_once = once;
+            assert_int_equal(run_in_child(cuts, path, output, sizeof output), 1);
+            assert_non_null(strstr(output, "Input/output error"));
+            const char *bad = bad_path;
+            bad_path = NULL;
+            assert_memory_equal(read_bytes(path, &after), log, length);
+            bad_path = bad;
+            assert_int_equal(after, length);
+            assert_int_not_equal(access(temporary, F_OK), 0);
+        }
+    bad_path = NULL;
+}
+
+/* What a power failure leaves: zeros at the end of the file, or in the middle of a line. */
+static void test_jsonl_cut_drops_zero_bytes(void **state) {
+    (void)state;
+    const char *path = in_folder("zeros");
+    static const char before[] = "{\"step\": 1}\n{\"step\0: 2}\n\0\0\0\0\n{\"step\": 3}\n\0\0\0";
+    write_bytes(path, before, sizeof before - 1);
+    jsonl_cut(path, "step", 3);
+    assert_string_equal(read_bytes(path, NULL), "{\"step\": 1}\n{\"step\": 3}\n");
 }
 
 static void test_jsonl_cut(void **state) {
@@ -560,11 +682,15 @@ static void test_tokenizer_bad_files(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_lines),
+        cmocka_unit_test(test_lines_of_a_failing_disk),
         cmocka_unit_test(test_jsonl_line),
         cmocka_unit_test(test_jsonl_numbers_come_back),
         cmocka_unit_test(test_jsonl_utf8),
         cmocka_unit_test(test_jsonl_failures),
         cmocka_unit_test(test_jsonl_cut),
+        cmocka_unit_test(test_jsonl_cut_on_a_failing_disk),
+        cmocka_unit_test(test_jsonl_cut_drops_zero_bytes),
         cmocka_unit_test(test_safetensors_types),
         cmocka_unit_test(test_safetensors_every_half),
         cmocka_unit_test(test_safetensors_written),

@@ -129,8 +129,8 @@ static void test_line_errors(void **state) {
         {"steps 3", "unexpected \"steps\": options begin with -- (see --help)"},
         {"-h", "unexpected \"-h\": options begin with -- (see --help)"},
         {"--", "unexpected \"--\": options begin with -- (see --help)"},
-        {"--config /no/such/file", "cannot read --config /no/such/file: No such file or directory"},
-        {"--config /", "cannot read --config /: Is a directory"},
+        {"--config /no/such/file", "/no/such/file: cannot be read: No such file or directory"},
+        {"--config /", "/: cannot be read: Is a directory"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char expected[256];
@@ -168,12 +168,12 @@ static void test_config(void **state) {
 static void test_config_errors(void **state) {
     (void)state;
     static const struct { const char *text, *message; } cases[] = {
-        {"", "not JSON, at byte 0"},
-        {"{\"steps\": 5", "not JSON, at byte 11"},
-        {"{\"steps\": 5} x", "not JSON, at byte 13"},
-        {"{\"steps\": NaN}", "not JSON, at byte 10"},
-        {"[1]", "wants a JSON object of options"},
-        {"3", "wants a JSON object of options"},
+        {"", "is not JSON, at byte 0; the file may be cut short"},
+        {"{\"steps\": 5", "is not JSON, at byte 11; the file may be cut short"},
+        {"{\"steps\": 5} x", "is not JSON, at byte 13; the file may be cut short"},
+        {"{\"steps\": NaN}", "is not JSON, at byte 10; the file may be cut short"},
+        {"[1]", "is not one JSON object"},
+        {"3", "is not one JSON object"},
         {"{\"stps\": 5}", "unknown option --stps; did you mean --steps? (--help lists all)"},
         {"{\"\": 5}", "unknown option --; did you mean --kl? (--help lists all)"},
         {"{\"max_steps\": 5}", "unknown option --max_steps; here it is --steps (--help lists all)"},

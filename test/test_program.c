@@ -225,6 +225,21 @@ static void test_score(void **state) {
     assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(first, "entropy")), 3);
     cJSON_ArrayForEach(value, logp) assert_true(value->valuedouble < 0);
     cJSON_Delete(out);
+    /* what cannot be read, or holds more than is seen, is an error and not the end of the file */
+    static const struct { const char *line; int code; const char *said; } cases[] = {
+        {"$T --score . --model scored", 2, "Is a directory"},
+        {"$T --score /proc/self/mem --model scored", 1, "Input/output error"},
+        {"printf '\\0{\"tokens\":[1,2]}\\n' > bad.jsonl; $T --score bad.jsonl --model scored", 2,
+         "bad.jsonl:1: holds a zero byte"},
+        {"printf '{\"tokens\":[1,2]}\\n{\"tokens\":[1,2]}\\0x\\n' > bad.jsonl; "
+         "$T --score bad.jsonl --model scored", 2, "bad.jsonl:2: holds a zero byte"},
+        {"$T " SMALL "--steps 1 --run zero --replay .", 2, "Is a directory"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int code = run("%s", cases[i].line);
+        if (code != cases[i].code || !strstr(output, cases[i].said))
+            fail_msg("%s: %d %s", cases[i].line, code, output);
+    }
     assert_int_equal(run("echo '{\"tokens\":[1,99]}' > bad.jsonl; $T --score bad.jsonl --model "
                          "scored"), 2);
     assert_non_null(strstr(output, "bad.jsonl:1"));

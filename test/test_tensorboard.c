@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/time.h>
+#include "../llmc/base/files.h"
 #include "../llmc/io/tensorboard.h"
 #include "child.h"
 
@@ -170,11 +171,24 @@ static void test_crc_known_answers(void **state) {
         block[3][i] = (unsigned char)(31 - i);
     static const uint32_t answer[] = {0x8A9136AA, 0x62A8AB43, 0x46DD794E, 0x113FDB5C};
     for (int i = 0; i < 4; i++) {
-        assert_int_equal(crc32c(block[i], 32), answer[i]);
+        assert_int_equal(crc32c(0, block[i], 32), answer[i]);
         assert_int_equal(reference_crc(block[i], 32), answer[i]);
     }
-    assert_int_equal(crc32c("123456789", 9), 0xE3069283);
-    assert_int_equal(crc32c("", 0), 0);
+    assert_int_equal(crc32c(0, "123456789", 9), 0xE3069283);
+    assert_int_equal(crc32c(0, "", 0), 0);
+}
+
+/* In pieces of every length, aligned or not, it is the CRC of the whole. */
+static void test_crc_in_pieces(void **state) {
+    (void)state;
+    unsigned char data[67];
+    for (int i = 0; i < 67; i++) data[i] = (unsigned char)(i * 37 + 11);
+    for (size_t begin = 0; begin < 9; begin++)
+        for (size_t cut = begin; cut <= sizeof data; cut++) {
+            uint32_t crc = crc32c(0, data + begin, cut - begin);
+            crc = crc32c(crc, data + cut, sizeof data - cut);
+            assert_int_equal(crc, reference_crc(data + begin, sizeof data - begin));
+        }
 }
 
 /* Written by the Python package tensorboard 2.21 (its RecordWriter and event_pb2), wall times 1.5,
@@ -387,6 +401,7 @@ static void test_errors(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_crc_known_answers),
+        cmocka_unit_test(test_crc_in_pieces),
         IN_FOLDER(test_golden_bytes),
         IN_FOLDER(test_reads_back),
         IN_FOLDER(test_values_that_are_not_finite),

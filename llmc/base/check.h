@@ -14,7 +14,6 @@
 
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdio.h>
 
 _Noreturn void die_input(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void die_machine(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -37,16 +36,5 @@ char *check_strdup(const char *text);
 /* snprintf into a path buffer; die_input if it does not fit. */
 void check_path(char *out, size_t capacity, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-
-/* A file that replaces `path` whole or not at all: open a temporary name beside it, write, then
-   commit = flush + fsync + rename + fsync of the directory. Write errors (disk full, quota) end in
-   die_machine after the temporary file was removed; an unwritable place ends in die_input. */
-struct AtomicFile {
-    FILE *stream;
-    char path[4096], temporary[4096];
-};
-void atomic_open(struct AtomicFile *file, const char *path);
-void atomic_write(struct AtomicFile *file, const void *data, size_t bytes);
-void atomic_commit(struct AtomicFile *file);
 
 #endif

@@ -1,11 +1,11 @@
 #include "options.h"
 
-#include <cjson/cJSON.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include "check.h"
+#include "json.h"
 
 /* ---- names ----------------------------------------------------------------------------------- */
 
@@ -214,28 +214,13 @@ static void set_from_json(void *fields, const struct Option *o, const cJSON *ite
     }
 }
 
-/* The whole file as text (malloc), or die_input. */
-static char *read_text(const char *path) {
-    enum { LIMIT = 1 << 20 };
-    FILE *file = fopen(path, "rb");
-    if (!file) die_errno("read --config", path);
-    char *text = check_alloc(LIMIT + 1, 1, "the --config file");
-    size_t length = fread(text, 1, LIMIT + 1, file);
-    if (ferror(file)) die_errno("read --config", path);
-    fclose(file);
-    if (length > LIMIT) die_input("--config %s is larger than 1 MB: not an options file", path);
-    text[length] = 0;
-    if (strlen(text) != length) die_input("--config %s holds a zero byte: not JSON", path);
-    return text;
-}
-
 static void set_from_config(const struct OptionTable *table, void *fields, const char *path) {
-    char source[OPTION_TEXT], *text = read_text(path);
+    enum { LIMIT = 1 << 20 };
+    char source[OPTION_TEXT];
+    const char *problem;
     check_path(source, sizeof source, "%s: ", path);
-    const char *stopped = text;
-    cJSON *root = cJSON_ParseWithOpts(text, &stopped, true);
-    if (!root) die_input("%snot JSON, at byte %td", source, stopped - text);
-    if (!cJSON_IsObject(root)) die_input("%swants a JSON object of options", source);
+    cJSON *root = json_read(path, LIMIT, &problem);
+    if (!root) die_input("%s%s", source, problem);
     bool seen[OPTION_LIMIT] = {false};
     for (const cJSON *item = root->child; item; item = item->next) {
         int row = option_table_find(table, item->string);
@@ -251,7 +236,6 @@ static void set_from_config(const struct OptionTable *table, void *fields, const
             is_default(fields, &table->rows[row]) ? OPTION_NOT_GIVEN : OPTION_IN_FILE;
     }
     cJSON_Delete(root);
-    free(text);
 }
 
 /* A number as digits that come back exactly (cJSON's own would lose the last bit); NaN as null. */
@@ -278,15 +262,7 @@ void option_table_save(const struct OptionTable *table, const void *fields, cons
     cJSON *root = cJSON_CreateObject();
     for (int i = 0; i < table->num_rows; i++)
         if (!(table->rows[i].use & OPTION_ONCE)) add_json(root, fields, &table->rows[i]);
-    char *text = cJSON_Print(root);
-    if (!text) die_machine("out of memory: the options as JSON");
-    struct AtomicFile file;
-    atomic_open(&file, path);
-    atomic_write(&file, text, strlen(text));
-    atomic_write(&file, "\n", 1);
-    atomic_commit(&file);
-    free(text);
-    cJSON_Delete(root);
+    json_write(root, path);
 }
 
 /* ---- the line -------------------------------------------------------------------------------- */

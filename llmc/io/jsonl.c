@@ -8,6 +8,9 @@
 #include <string.h>
 #include <unistd.h>
 #include "../base/check.h"
+#include "../base/files.h"
+#include "../base/text.h"
+#include "lines.h"
 
 /* ---- building a line ------------------------------------------------------------------------- */
 
@@ -31,33 +34,16 @@ static void append_format(struct Jsonl *out, const char *format, ...) {
     append(out, text, (size_t)length);
 }
 
-/* Bytes of the UTF-8 character at the start of text, or 0: none begins there (Unicode 15, table
-   3-7: no overlong forms, no surrogates, nothing past U+10FFFF). */
-static size_t utf8_length(const unsigned char *text, size_t available) {
-    unsigned char lead = text[0], low = 0x80, high = 0xBF;
-    size_t length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3
-                    : lead < 0xF5 ? 4 : 0;
-    if (length == 0 || length > available) return 0;
-    if (lead == 0xE0) low = 0xA0;
-    if (lead == 0xED) high = 0x9F;
-    if (lead == 0xF0) low = 0x90;
-    if (lead == 0xF4) high = 0x8F;
-    if (length > 1 && (text[1] < low || text[1] > high)) return 0;
-    for (size_t i = 2; i < length; i++)
-        if (text[i] < 0x80 || text[i] > 0xBF) return 0;
-    return length;
-}
-
 /* A JSON string of any bytes: what is not UTF-8 becomes the replacement character. */
 static void append_string(struct Jsonl *out, const char *value, size_t length) {
-    const unsigned char *text = (const unsigned char *)value;
     append(out, "\"", 1);
     for (size_t i = 0; i < length;) {
-        size_t n = utf8_length(text + i, length - i);
+        size_t n = utf8_length(value + i, length - i);
+        unsigned char c = (unsigned char)value[i];
         if (n == 0) append(out, "\\ufffd", 6);
-        else if (text[i] == '"' || text[i] == '\\') append_format(out, "\\%c", text[i]);
-        else if (text[i] == '\n') append(out, "\\n", 2);
-        else if (text[i] < 32) append_format(out, "\\u%04x", text[i]);
+        else if (c == '"' || c == '\\') append_format(out, "\\%c", c);
+        else if (c == '\n') append(out, "\\n", 2);
+        else if (c < 32) append_format(out, "\\u%04x", c);
         else append(out, value + i, n);
         i += n ? n : 1;
     }
@@ -128,7 +114,7 @@ void jsonl_open(struct Jsonl *out, const char *path) {
     *out = (struct Jsonl){0};
     check_path(out->path, sizeof out->path, "%s", path);
     out->stream = fopen(path, "ab");
-    if (!out->stream) die_input("cannot write %s: %s", path, strerror(errno));
+    if (!out->stream) die_errno("write", path);
 }
 
 /* write(2) and not the stream's buffer: whoever reads the file while it grows sees whole lines. */
@@ -143,6 +129,12 @@ void jsonl_end(struct Jsonl *out) {
     out->length = 0;
 }
 
+void jsonl_sync(struct Jsonl *out) {
+    /* Some places (pipes, some file systems) cannot be synced; what is there is as safe as can be. */
+    if (fsync(fileno(out->stream)) != 0 && errno != EINVAL && errno != EROFS)
+        die_machine("cannot write %s to the disk: %s", out->path, strerror(errno));
+}
+
 void jsonl_close(struct Jsonl *out) {
     if (out->stream && fclose(out->stream) != 0)
         die_machine("cannot write %s: %s", out->path, strerror(errno));
@@ -152,10 +144,11 @@ void jsonl_close(struct Jsonl *out) {
 
 /* ---- cutting --------------------------------------------------------------------------------- */
 
-/* Is it a whole line without `key`, or with key <= last? */
-static bool keep_line(const char *line, size_t length, const char *key, int64_t last) {
-    if (length == 0 || line[length - 1] != '\n') return false;
-    cJSON *object = cJSON_Parse(line);
+/* Is it a whole line without `key`, or with key <= last? Zero bytes, which a power failure can leave at
+   a file's end, are no line of ours. */
+static bool keep_line(const struct Lines *line, const char *key, int64_t last) {
+    if (line->text[line->length - 1] != '\n' || lines_has_zero(line)) return false;
+    cJSON *object = cJSON_Parse(line->text);
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
     bool keep = !cJSON_IsNumber(item) || item->valuedouble <= (double)last;
     cJSON_Delete(object);
@@ -163,21 +156,18 @@ static bool keep_line(const char *line, size_t length, const char *key, int64_t 
 }
 
 void jsonl_cut(const char *path, const char *key, int64_t last) {
-    FILE *in = fopen(path, "rb");
-    if (!in && errno == ENOENT) return;
-    if (!in) die_input("cannot read %s: %s", path, strerror(errno));
+    struct Lines in;
     struct AtomicFile out;
+    int got;
+    if (access(path, F_OK) != 0 && errno == ENOENT) return;
+    lines_open(&in, path, NULL);
     atomic_open(&out, path);
-    char *line = NULL;
-    size_t capacity = 0;
-    for (ssize_t n; errno = 0, (n = getline(&line, &capacity, in)) > 0;)
-        if (keep_line(line, (size_t)n, key, last)) atomic_write(&out, line, (size_t)n);
-    if (errno) {
-        int error = errno;
-        unlink(out.temporary);
-        die_input("cannot read %s: %s", path, strerror(error));
+    while ((got = lines_try(&in)) > 0)
+        if (keep_line(&in, key, last)) atomic_write(&out, in.text, in.length);
+    if (got < 0) {   /* what was not read must not be lost */
+        atomic_cancel(&out);
+        lines_fail(&in);
     }
     atomic_commit(&out);
-    fclose(in);
-    free(line);
+    lines_close(&in);
 }

@@ -27,10 +27,13 @@ void jsonl_integers(struct Jsonl *out, const char *key, const int *values, int c
 void jsonl_numbers(struct Jsonl *out, const char *key, const float *values, int count);
 /* Ends the object and hands the line to the kernel; die_machine if the disk refuses it. */
 void jsonl_end(struct Jsonl *out);
+/* What was written is on the disk when this returns; die_machine if it cannot be. */
+void jsonl_sync(struct Jsonl *out);
 void jsonl_close(struct Jsonl *out);
 
 /* Keeps only the lines of a log whose integer `key` is <= last (and lines without it), atomically:
-   a resumed run must not log a step twice. A torn last line is dropped. Missing file: nothing. */
+   a resumed run must not log a step twice. A torn last line and lines with zero bytes are dropped.
+   Missing file: nothing. A file that cannot be read to its end stays as it is, and the program ends. */
 void jsonl_cut(const char *path, const char *key, int64_t last);
 
 #endif

@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../base/check.h"
+#include "../base/files.h"
 
 /* ---- protocol buffers: a message is a row of (key = field << 3 | wire type, value) ----------- */
 
@@ -71,20 +72,9 @@ static void put_message(struct Message *m, int field, const struct Message *inne
 
 /* ---- records --------------------------------------------------------------------------------- */
 
-/* Bit by bit and without a table: a step logs a few kilobytes. */
-uint32_t crc32c(const void *data, size_t bytes) {
-    const unsigned char *byte = data;
-    uint32_t crc = ~0u;
-    for (size_t i = 0; i < bytes; i++) {
-        crc ^= byte[i];
-        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1 ? 0x82F63B78u : 0);
-    }
-    return ~crc;
-}
-
 /* TFRecord's disguise: the CRC of a string that holds its own CRC would be of little worth. */
 static uint32_t masked_crc(const void *data, size_t bytes) {
-    uint32_t crc = crc32c(data, bytes);
+    uint32_t crc = crc32c(0, data, bytes);
     return (crc >> 15 | crc << 17) + 0xA282EAD8u;
 }
 

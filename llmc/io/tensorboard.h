@@ -32,7 +32,4 @@ void tensorboard_close(struct TensorBoard *board);
 /* Removes the event files of this program in `directory`, for a run that starts anew there. */
 void tensorboard_remove_all(const char *directory);
 
-/* CRC-32C (Castagnoli, RFC 3720): "123456789" gives 0xE3069283. */
-uint32_t crc32c(const void *data, size_t bytes);
-
 #endif

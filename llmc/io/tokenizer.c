@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "../base/check.h"
+#include "../base/files.h"
 
 static const char END_OF_TEXT[] = "<|endoftext|>";
 

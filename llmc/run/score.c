@@ -6,11 +6,11 @@
    The first token is context only. A line that cannot be scored ends the program (exit 2) with its
    number, after the lines before it were written. */
 #include <cjson/cJSON.h>
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include "../base/check.h"
+#include "../io/lines.h"
 #include "session.h"
 
 /* Reads the ids of one line into token; returns how many. Everything else ends the program. */
@@ -51,15 +51,14 @@ void session_score(struct Session *s) {
     unsigned char *mask = check_alloc(room, 1, "tokens to score");
     struct HeadStats stats = {.logp = check_alloc(room, sizeof(float), "scores"),
                               .entropy = check_alloc(room, sizeof(float), "scores")};
-    char *line = NULL;
-    size_t capacity = 0;
-    FILE *in = fopen(path, "r");
-    if (!in) die_input("--score %s: %s", path, strerror(errno));
+    struct Lines in;
+    lines_open(&in, path, "--score");
     struct Jsonl out = {.stream = stdout, .path = "standard output"};   /* others may share it */
     memset(mask + 1, 1, room - 1);
-    for (long number = 1; getline(&line, &capacity, in) >= 0; number++) {
-        if (line[strspn(line, " \t\r\n")] == 0) continue;
-        int n = read_tokens(s, line, path, number, token), pick = 0;
+    while (lines_next(&in)) {
+        if (lines_has_zero(&in)) die_input("%s:%ld: holds a zero byte", path, in.number);
+        if (in.text[strspn(in.text, " \t\r\n")] == 0) continue;
+        int n = read_tokens(s, in.text, path, in.number, token), pick = 0;
         int start[2] = {0, n}, loss_start[2] = {0, n - 1};
         struct TrainingSet one = {.count = 1, .start = start, .token = token, .loss_mask = mask,
                                   .loss_start = loss_start};
@@ -68,6 +67,6 @@ void session_score(struct Session *s) {
         write_scores(&out, n, &stats);
     }
     jsonl_close(&out);
-    fclose(in);
-    free(line), free(token), free(mask), free(stats.logp), free(stats.entropy);
+    lines_close(&in);
+    free(token), free(mask), free(stats.logp), free(stats.entropy);
 }

@@ -5,7 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "../base/check.h"
+#include "check.h"
+#include "files.h"
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
@@ -38,10 +39,10 @@ static const char *sentence(const char *format, ...) {
 /* The user's mistake as a sentence; the machine's ends the program. */
 static const char *read_problem(const char *path) {
     if (is_machine_error(errno)) die_errno("read", path);
-    return sentence("%s", strerror(errno));
+    return sentence("cannot be read: %s", strerror(errno));
 }
 
-/* The file's bytes (free) and their number, or NULL and what is wrong. */
+/* The file as terminated text (free) and its length, or NULL and what is wrong. */
 static char *read_text(const char *path, size_t most_bytes, size_t *length, const char **problem) {
     FILE *stream = fopen(path, "rb");
     if (stream == NULL) {
@@ -53,7 +54,7 @@ static char *read_text(const char *path, size_t most_bytes, size_t *length, cons
     *length = 0;
     *problem = NULL;
     do {
-        text = check_realloc(text, *length + 65536, 1, "a JSON file");
+        text = check_realloc(text, *length + 65537, 1, "a JSON file");
         got = fread(text + *length, 1, 65536, stream);
         *length += got;
     } while (got > 0 && *length <= most_bytes);
@@ -63,6 +64,7 @@ static char *read_text(const char *path, size_t most_bytes, size_t *length, cons
     else if (memchr(text, 0, *length) != NULL)
         *problem = "holds a zero byte: not JSON";
     fclose(stream);
+    text[*length] = '\0';
     if (*problem == NULL) return text;
     free(text);
     return NULL;
@@ -73,7 +75,7 @@ cJSON *json_read(const char *path, size_t most_bytes, const char **problem) {
     char *text = read_text(path, most_bytes, &length, problem);
     if (text == NULL) return NULL;
     const char *end = text;
-    cJSON *json = cJSON_ParseWithLengthOpts(text, length, &end, false);
+    cJSON *json = cJSON_ParseWithOpts(text, &end, false);
     while (json != NULL && end < text + length && strchr(" \t\r\n", *end) != NULL) end++;
     if (json == NULL || end != text + length)
         *problem = sentence("is not JSON, at byte %td; the file may be cut short", end - text);

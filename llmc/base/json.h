@@ -5,7 +5,7 @@
 
 #include <cjson/cJSON.h>
 #include <stddef.h>
-#include "../base/fields.h"
+#include "fields.h"
 
 /* Before anything else: the memory of all of cJSON's objects comes from `allocate` (malloc), and one
    that fails ends the program (die_machine). Else a failed allocation would leave an object out of a
