@@ -13,6 +13,7 @@
 #include <sys/resource.h>
 #include "llmc/base/check.h"
 #include "llmc/base/console.h"
+#include "llmc/base/json.h"
 #include "llmc/run/launch.h"
 #include "llmc/base/time.h"
 #include "llmc/rl/monitor.h"
@@ -282,6 +283,7 @@ static void evaluate_only(struct Session *s) {
 int main(int argc, char **argv) {
     struct Session session;
     launch_with_patient_threads(argv);
+    json_memory(malloc);   /* a library's failed allocation ends the program too */
     session_open(&session, argc, argv);
     if (session.options.score[0]) session_score(&session);
     else if (session.options.eval_only) evaluate_only(&session);

@@ -10,8 +10,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/check.h"
+#include "base/checksums.h"
+#include "base/console.h"
 #include "base/files.h"
 #include "base/json.h"
+#include "base/text.h"
 #include "io/safetensors.h"
 
 #define PATH_SIZE 4096
@@ -19,16 +22,6 @@
 /* Elements on the host at a time; a matrix that is transposed in the file comes whole. */
 #define SLICE ((size_t)1 << 20)
 #define BLOCK 32
-
-const char *checkpoint_config(const char *directory, struct ModelConfig *config) {
-    char path[PATH_SIZE];
-    const char *problem;
-    check_path(path, sizeof path, "%s/config.json", directory);
-    cJSON *json = json_read(path, MOST_JSON_BYTES, &problem);
-    if (json != NULL) problem = model_config_read(config, json);
-    cJSON_Delete(json);
-    return problem;
-}
 
 /* ---- the run's state ------------------------------------------------------------------------ */
 
@@ -42,7 +35,8 @@ static const struct Field progress_fields[] = {
     COUNT(num_tokens, MANY), COUNT(skipped_in_a_row, 1000), COUNT(phases_begun, 1000),
     COUNT(phase_begin, 1e12), TEXT(control),
     /* of fp16; checkpoints of before it have neither */
-    {FIELD(FIELD_REAL, struct Progress, loss_scale, "loss_scale"), 0x1p-30, 0x1p60, .optional = true},
+    {FIELD(FIELD_REAL, struct Progress, loss_scale, "loss_scale"), 0x1p-30, 0x1p60,
+     .optional = true},
     {FIELD(FIELD_INTEGER, struct Progress, loss_scale_updates, "loss_scale_updates"), 0, MANY,
      .optional = true},
     COUNT(seed, FIELD_EXACT), COUNT(threads, 1e6), COUNT(micro_tokens, 1e9), TEXT(dtype),
@@ -52,12 +46,12 @@ static const struct FieldTable progress_table = {
     progress_fields, sizeof progress_fields / sizeof *progress_fields};
 
 static void state_save(const struct Progress *progress, const struct FieldSection *sections,
-                       const char *path) {
+                       const char *path, struct Checksums *sums) {
     cJSON *json = cJSON_CreateObject();
     json_add_fields(json, &progress_table, progress);
     for (; sections && sections->table; sections++)
         json_add_fields(json, sections->table, sections->object);
-    json_write(json, path);
+    json_write(json, path, sums);
 }
 
 static void state_get(const cJSON *json, const char *path, const struct FieldTable *table,
@@ -71,6 +65,7 @@ void checkpoint_load_state(const char *directory, struct Progress *progress,
     char path[PATH_SIZE];
     const char *problem;
     check_path(path, sizeof path, "%s/trainer_state.json", directory);
+    checksums_verify(directory, "trainer_state.json");
     cJSON *json = json_read(path, MOST_JSON_BYTES, &problem);
     if (json == NULL) die_input("%s: %s", path, problem);
     *progress = (struct Progress){.loss_scale = 1};
@@ -124,6 +119,11 @@ static void print_shape(char *out, size_t capacity, int num_dims, const int64_t 
     if (num_dims == 0) snprintf(out, capacity, "%s", "");
 }
 
+static bool is_float(const struct SafetensorsEntry *entry) {
+    return entry->type == ST_F32 || entry->type == ST_F16 || entry->type == ST_BF16 ||
+           entry->type == ST_F64;
+}
+
 /* The entry `prefix + tensor name` (or the short name), checked; die_input if it does not fit. */
 static const struct SafetensorsEntry *find_entry(const struct Safetensors *file, const char *prefix,
                                                  const struct Tensor *tensor, bool transposed) {
@@ -144,8 +144,7 @@ static const struct SafetensorsEntry *find_entry(const struct Safetensors *file,
     print_shape(found, sizeof found, entry->num_dims, entry->shape);
     if (entry->num_dims != num_dims || memcmp(entry->shape, shape, (size_t)num_dims * 8) != 0)
         die_input("%s: tensor %s has shape [%s], expected [%s]", file->path, name, found, expected);
-    if (entry->type != ST_F32 && entry->type != ST_F16 && entry->type != ST_BF16 &&
-        entry->type != ST_F64)
+    if (!is_float(entry))
         die_input("%s: tensor %s has elements of a type that is not read, "
                   "expected F32, F16, BF16 or F64", file->path, name);
     return entry;
@@ -172,15 +171,48 @@ static void refuse_unknown(const struct Safetensors *file, const struct Model *m
             known = strcmp(short_name(model->tensors[i].name), short_name(name)) == 0;
         if (!known)
             die_input("%s: tensor %s has no place in the model that config.json describes "
-                      "(expected %d layers)", file->path, name, model->config.L);
+                      "(expected %d layers)", file->path, quote(name), model->config.L);
+    }
+}
+
+/* A directory without model.safetensors that has the weights in a way which is not read. */
+static void refuse_other_weights(const char *directory) {
+    static const struct { const char *name, *advice; } others[] = {
+        {"model.safetensors.index.json",
+         "weights in several files are not read; save them as one: "
+         "model.save_pretrained(..., max_shard_size=\"1TB\")"},
+        {"pytorch_model.bin",
+         "only safetensors are read; save it again: from_pretrained(...).save_pretrained(...)"},
+        {"pytorch_model.bin.index.json",
+         "only safetensors in one file are read; save it again: from_pretrained(...)"
+         ".save_pretrained(..., max_shard_size=\"1TB\")"},
+    };
+    char path[PATH_SIZE];
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        check_path(path, sizeof path, "%s/%s", directory, others[i].name);
+        if (access(path, F_OK) == 0)
+            die_input("%s has no model.safetensors but %s: %s", directory, others[i].name,
+                      others[i].advice);
     }
 }
 
 static void open_tensors(struct Safetensors *file, const char *directory, const char *name) {
     char path[PATH_SIZE];
     check_path(path, sizeof path, "%s/%s", directory, name);
+    if (access(path, F_OK) != 0) refuse_other_weights(directory);
+    checksums_verify(directory, name);
     const char *problem = safetensors_open(file, path);
     if (problem != NULL) die_input("%s: %s", path, problem);
+}
+
+/* Elements [first, first + n), every one of them a number. */
+static void read_finite(const struct Safetensors *file, const struct SafetensorsEntry *entry,
+                        float *out, size_t first, size_t n) {
+    safetensors_read(file, entry, out, first, n);
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(out[i]))
+            die_input("%s: tensor %s is damaged: its element %zu is %g", file->path,
+                      quote(entry->name), first + i, (double)out[i]);
 }
 
 void checkpoint_load_weights(const char *directory, const struct Model *model,
@@ -198,14 +230,14 @@ void checkpoint_load_weights(const char *directory, const struct Model *model,
         const struct Tensor *tensor = &model->tensors[i];
         const struct SafetensorsEntry *entry = find_entry(&file, "", tensor, tensor->transposed);
         if (tensor->transposed) {
-            safetensors_read(&file, entry, piece, 0, tensor->count);
+            read_finite(&file, entry, piece, 0, tensor->count);
             transpose(turned, piece, (size_t)tensor->shape[1], (size_t)tensor->shape[0]);
             weights_upload(model, weights, tensor->offset, turned, tensor->count);
             continue;
         }
         for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
             size_t part = piece_size(tensor->saved - begin);
-            safetensors_read(&file, entry, piece, begin, part);
+            read_finite(&file, entry, piece, begin, part);
             weights_upload(model, weights, tensor->offset + begin, piece, part);
         }
     }
@@ -215,7 +247,7 @@ void checkpoint_load_weights(const char *directory, const struct Model *model,
 }
 
 static void weights_save(const struct Model *model, const struct Weights *weights,
-                         const char *path) {
+                         const char *path, struct Checksums *sums) {
     const struct Ops *ops = model->ops;
     struct SafetensorsWriter *writer = safetensors_create(path);
     for (int i = 0; i < model->num_tensors; i++) {
@@ -242,8 +274,61 @@ static void weights_save(const struct Model *model, const struct Weights *weight
     }
     free(piece);
     free(turned);
-    safetensors_commit(writer);
+    safetensors_commit(writer, sums);
 }
+
+/* ---- the model that a directory holds ------------------------------------------------------- */
+
+/* Do the elements of two tensors of one shape differ? */
+static bool tensors_differ(const struct Safetensors *file, const struct SafetensorsEntry *a,
+                           const struct SafetensorsEntry *b) {
+    float *x = check_alloc(2 * SLICE, sizeof *x, "a piece of a checkpoint"), *y = x + SLICE;
+    bool differ = false;
+    for (size_t begin = 0; begin < a->count && !differ; begin += SLICE) {
+        size_t part = piece_size(a->count - begin);
+        safetensors_read(file, a, x, begin, part);
+        safetensors_read(file, b, y, begin, part);
+        differ = memcmp(x, y, part * sizeof *x) != 0;
+    }
+    free(x);
+    return differ;
+}
+
+/* Does the file hold a head of the embedding's shape and other values? A file that cannot be read
+   is refused when the weights are loaded. */
+static bool has_own_head(const char *directory) {
+    char path[PATH_SIZE];
+    struct Safetensors file;
+    check_path(path, sizeof path, "%s/model.safetensors", directory);
+    if (safetensors_open(&file, path) != NULL) return false;
+    const struct SafetensorsEntry *head = safetensors_find(&file, "lm_head.weight");
+    const struct SafetensorsEntry *embedding = safetensors_find(&file, "transformer.wte.weight");
+    if (embedding == NULL) embedding = safetensors_find(&file, "wte.weight");
+    bool own = head && embedding && is_float(head) && is_float(embedding) &&
+               head->num_dims == embedding->num_dims &&
+               memcmp(head->shape, embedding->shape, sizeof head->shape) == 0 &&
+               tensors_differ(&file, head, embedding);
+    safetensors_close(&file);
+    return own;
+}
+
+const char *checkpoint_config(const char *directory, struct ModelConfig *config) {
+    char path[PATH_SIZE];
+    const char *problem;
+    check_path(path, sizeof path, "%s/config.json", directory);
+    checksums_verify(directory, NULL);
+    cJSON *json = json_read(path, MOST_JSON_BYTES, &problem);
+    if (json != NULL) problem = model_config_read(config, json);
+    cJSON_Delete(json);
+    if (problem == NULL && config->tied && has_own_head(directory)) {
+        say("model     %s: lm_head.weight differs from the embedding: a head of its own, as in "
+            "transformers", directory);
+        config->tied = false;
+    }
+    return problem;
+}
+
+/* ---- the optimizer's file ------------------------------------------------------------------- */
 
 /* The optimizer's buffers are nobody else's: they keep the kernels' layout. */
 enum { OPTIMIZER_BUFFERS = 3 };
@@ -266,7 +351,7 @@ static void optimizer_describe(struct SafetensorsWriter *writer, const struct Mo
 }
 
 static void optimizer_save(const struct Model *model, const struct OptimizerState *optimizer,
-                           const char *path) {
+                           const char *path, struct Checksums *sums) {
     float *buffers[OPTIMIZER_BUFFERS];
     struct SafetensorsWriter *writer = safetensors_create(path);
     optimizer_buffers(buffers, optimizer);
@@ -284,7 +369,7 @@ static void optimizer_save(const struct Model *model, const struct OptimizerStat
             }
         }
     free(piece);
-    safetensors_commit(writer);
+    safetensors_commit(writer, sums);
 }
 
 /* One buffer from its tensors in the file, zero in the padding. */
@@ -296,7 +381,7 @@ static void optimizer_load_buffer(const struct Safetensors *file, const struct M
         const struct SafetensorsEntry *entry = find_entry(file, prefix, tensor, false);
         for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
             size_t part = piece_size(tensor->saved - begin);
-            safetensors_read(file, entry, piece, begin, part);
+            read_finite(file, entry, piece, begin, part);
             model->ops->upload(buffer + tensor->offset + begin, piece, part * sizeof *piece);
         }
     }
@@ -328,13 +413,6 @@ void checkpoint_load_optimizer(const char *directory, const struct Model *model,
 #define WRITING ".writing_"     /* not complete yet */
 #define REPLACED ".replaced_"   /* complete: the older of two saves of one step */
 #define REMOVING ".removing_"   /* not complete any more */
-
-static void create_directory(const char *path) {
-    if (mkdir(path, 0777) == 0 || errno == EEXIST) return;
-    if (errno == ENOSPC || errno == EDQUOT || errno == EIO)
-        die_machine("cannot create directory %s: %s", path, strerror(errno));
-    die_input("cannot create directory %s: %s", path, strerror(errno));
-}
 
 static void rename_path(const char *from, const char *to) {
     if (rename(from, to) != 0)
@@ -414,7 +492,8 @@ static void remove_checkpoint(const char *checkpoints, const char *name) {
 }
 
 /* A save over an existing step was killed between its two renames: puts the older one back. Does
-   nothing where there is nothing to put back. */
+   nothing where there is nothing to put back. Only for the process that holds the run's lock:
+   another one's save may be between its renames. */
 static void restore_replaced(const char *checkpoints, const char *name) {
     char path[PATH_SIZE], replaced[PATH_SIZE];
     check_path(path, sizeof path, "%s/%s", checkpoints, name);
@@ -453,7 +532,8 @@ static void remove_old(const char *checkpoints, const char *current, int keep) {
 /* ---- a whole checkpoint --------------------------------------------------------------------- */
 
 /* Gives a complete, synced directory its name. Where the name is taken, the older save steps aside
-   for the instant between two renames; restore_replaced knows of that instant. */
+   for the instant between two renames; restore_replaced and checkpoint_latest know of that
+   instant. */
 static void move_into_place(const char *checkpoints, const char *writing, const char *name) {
     char path[PATH_SIZE], replaced[PATH_SIZE];
     check_path(path, sizeof path, "%s/%s", checkpoints, name);
@@ -473,27 +553,29 @@ void checkpoint_save(const char *run_directory, const struct Model *model,
     snprintf(name, sizeof name, "step_%06lld", (long long)progress->step);
     check_path(checkpoints, sizeof checkpoints, "%s/checkpoints", run_directory);
     check_path(writing, sizeof writing, "%s/" WRITING "%s", checkpoints, name);
-    create_directory(run_directory);
-    create_directory(checkpoints);
+    make_directory_in(run_directory, "checkpoints");
     clear_left_overs(checkpoints);
-    create_directory(writing);
+    check_path(path, sizeof path, WRITING "%s", name);
+    make_directory_in(checkpoints, path);
 
+    struct Checksums sums = {0};
     check_path(path, sizeof path, "%s/model.safetensors", writing);
-    weights_save(model, weights, path);
+    weights_save(model, weights, path, &sums);
     cJSON *json = cJSON_CreateObject();
     /* GPT-2's own vocabulary has end-of-text last, like ours. */
     model_config_write(json, &model->config,
                        tokenizer ? tokenizer->end_of_text : model->config.V - 1);
     check_path(path, sizeof path, "%s/config.json", writing);
-    json_write(json, path);
-    if (tokenizer != NULL) tokenizer_save(tokenizer, writing, model->config.max_T);
+    json_write(json, path, &sums);
+    if (tokenizer != NULL) tokenizer_save(tokenizer, writing, model->config.max_T, &sums);
     if (optimizer != NULL) {
         check_path(path, sizeof path, "%s/optimizer.safetensors", writing);
-        optimizer_save(model, optimizer, path);
+        optimizer_save(model, optimizer, path, &sums);
     }
     check_path(path, sizeof path, "%s/trainer_state.json", writing);
-    state_save(progress, sections, path);
+    state_save(progress, sections, path, &sums);
 
+    checksums_save(&sums, writing);
     sync_directory(writing);
     move_into_place(checkpoints, writing, name);
     struct AtomicFile latest;
@@ -505,30 +587,50 @@ void checkpoint_save(const char *run_directory, const struct Model *model,
     remove_old(checkpoints, name, keep);
 }
 
-bool checkpoint_latest(const char *run_directory, char *out, size_t capacity) {
-    static const char *const required[] = {"model.safetensors", "config.json",
-                                           "trainer_state.json"};
-    char checkpoints[PATH_SIZE], path[PATH_SIZE], name[64] = "";
-    check_path(checkpoints, sizeof checkpoints, "%s/checkpoints", run_directory);
-    check_path(path, sizeof path, "%s/latest", checkpoints);
+/* The name in `latest`; false: there is no such file. */
+static bool read_latest(const char *path, char name[64]) {
     FILE *stream = fopen(path, "r");
     if (stream == NULL && errno == ENOENT) return false;
-    if (stream == NULL) die_input("%s: %s", path, strerror(errno));
-    name[fread(name, 1, sizeof name - 1, stream)] = '\0';
+    if (stream == NULL) die_errno("read", path);
+    name[fread(name, 1, 63, stream)] = '\0';
+    if (ferror(stream)) die_errno("read", path);
     fclose(stream);
     name[strcspn(name, "\n")] = '\0';
     if (!is_step_name(name))
         die_input("%s does not name a checkpoint; write one's name (step_000100) into it", path);
+    return true;
+}
 
-    restore_replaced(checkpoints, name);
-    check_path(out, capacity, "%s/%s", checkpoints, name);
+/* Are all files there? If not, errno and the path of the one that is missing. */
+static bool is_complete(const char *checkpoint, char missing[PATH_SIZE]) {
+    static const char *const required[] = {"model.safetensors", "config.json",
+                                           "trainer_state.json"};
     for (size_t i = 0; i < sizeof required / sizeof required[0]; i++) {
-        check_path(path, sizeof path, "%s/%s", out, required[i]);
-        if (access(path, R_OK) != 0)
-            die_input("%s: %s; the checkpoint that `latest` names is not complete", path,
-                      strerror(errno));
+        check_path(missing, PATH_SIZE, "%s/%s", checkpoint, required[i]);
+        if (access(missing, R_OK) != 0) return false;
     }
     return true;
+}
+
+bool checkpoint_latest(const char *run_directory, char *out, size_t capacity) {
+    char checkpoints[PATH_SIZE], path[PATH_SIZE], missing[PATH_SIZE], name[64];
+    check_path(checkpoints, sizeof checkpoints, "%s/checkpoints", run_directory);
+    check_path(path, sizeof path, "%s/latest", checkpoints);
+    int error = 0;
+    for (int tries = 0; tries < 10; tries++) {
+        if (!read_latest(path, name)) return false;
+        check_path(out, capacity, "%s/%s", checkpoints, name);
+        if (is_complete(out, missing)) return true;
+        error = errno;
+        usleep(20000);   /* a save replaces it, or `latest` moved on and --keep removed it? */
+    }
+    char ignored[PATH_SIZE];   /* a save over this step was killed between its two renames? */
+    check_path(out, capacity, "%s/" REPLACED "%s", checkpoints, name);
+    if (is_complete(out, ignored)) return true;
+    errno = error;
+    if (is_machine_error(error)) die_errno("read", missing);
+    die_input("%s: %s; the checkpoint that `latest` names is not complete", missing,
+              strerror(error));
 }
 
 void checkpoint_remove_all(const char *run_directory) {

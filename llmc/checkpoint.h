@@ -5,6 +5,7 @@
            model.safetensors  config.json  vocab.json merges.txt tokenizer_config.json
            optimizer.safetensors   exp_avg.NAME, exp_avg_sq.NAME (float32)
            trainer_state.json      step, ordinals, controller, settings
+           checksums               of all of these; what is loaded is compared with them
        RUN/checkpoints/latest      a text file with the directory's name, moved into place last
 
    A checkpoint is written under a temporary name, synced, renamed; only then does `latest` move,
@@ -19,7 +20,8 @@
 #include "io/tokenizer.h"
 
 /* What a run has done so far. Plain data: saved and restored field by field through the table in
-   checkpoint.c. Others' state (the entropy controller's) is saved beside it, by their own tables. */
+   checkpoint.c. Others' state (the entropy controller's) is saved beside it, by their own
+   tables. */
 struct Progress {
     int64_t step;                 /* RL steps completed */
     int64_t warm_step;            /* supervised steps completed */
@@ -41,28 +43,32 @@ struct Progress {
 };
 
 /* Reads DIR/config.json into `config`, with Vp = V: NULL or one sentence saying what is wrong
-   (static storage, without the file's name). */
+   (static storage, without the file's name). A tied model whose file holds a head of its own that
+   differs from the embedding becomes untied, as in transformers; that is said. All checksums but
+   those of the tensors, which are verified when they are loaded, are verified (die_input). */
 const char *checkpoint_config(const char *directory, struct ModelConfig *config);
-/* Loads weights (both names with and without "transformer."); die_input on any misfit, naming file,
-   tensor, and what was expected. */
+/* Loads weights (both names with and without "transformer."); die_input on any misfit, a wrong
+   checksum or an element that is not finite, naming file, tensor, and what was expected. */
 void checkpoint_load_weights(const char *directory, const struct Model *model,
                              struct Weights *weights);
 /* Moments, and the master weights where both `optimizer` and the file have them (another dtype's
    file has none: then master stays as it is); die_input likewise. */
 void checkpoint_load_optimizer(const char *directory, const struct Model *model,
                                const struct OptimizerState *optimizer);
-/* trainer_state.json: the run's progress, and the sections of others (a list that ends with a table of
-   NULL; NULL: none are read). die_input where a field is missing or out of its bounds. */
+/* trainer_state.json: the run's progress, and the sections of others (a list that ends with a table
+   of NULL; NULL: none are read). die_input where a field is missing or out of its bounds. */
 void checkpoint_load_state(const char *directory, struct Progress *progress,
                            const struct FieldSection *sections);
 
-/* Writes one checkpoint; keep = how many to leave (0 = all). optimizer NULL: weights only; sections as
-   above. Returns with `latest` pointing at it. */
+/* Writes one checkpoint; keep = how many to leave (0 = all). optimizer NULL: weights only; sections
+   as above. Returns with `latest` pointing at it. The run's directory must be there: a save never
+   makes it. */
 void checkpoint_save(const char *run_directory, const struct Model *model,
                      const struct Weights *weights, const struct OptimizerState *optimizer,
                      const struct Tokenizer *tokenizer, const struct Progress *progress,
                      const struct FieldSection *sections, int keep);
-/* The directory `latest` names, complete; false: there is none. */
+/* The directory `latest` names, complete; false: there is none. Only reads, so it may run beside a
+   program that saves: what that one has put aside for an instant is found, or waited for. */
 bool checkpoint_latest(const char *run_directory, char *out, size_t capacity);
 /* Removes every checkpoint of a run, `latest` first; for a fresh start in its place. */
 void checkpoint_remove_all(const char *run_directory);

@@ -7,6 +7,7 @@
 #include <float.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "../llmc/base/json.h"
 #include "../llmc/checkpoint.h"
 #include "../llmc/kernels/backends.h"
 
@@ -61,6 +62,7 @@ int __lsan_is_turned_off(void) { return getpid() != main_process; }
 static int set_up(void **state) {
     (void)state;
     main_process = getpid();
+    json_memory(malloc);
     snprintf(scratch, sizeof scratch, "%s/test_checkpoint_XXXXXX", P_tmpdir);
     return mkdtemp(scratch) == NULL;
 }
@@ -157,13 +159,19 @@ static const struct Field other_fields[] = {
 static const struct FieldTable other_table = {other_fields, 5};
 static const struct Other awkward_other = {4.9e-324, 1.0 / 3, NAN, 0x1.fffffep-3f, -5};
 
-static void save_step(struct Run *run, const char *directory, int64_t step, int keep) {
+static void save_into(struct Run *run, const char *directory, int64_t step, int keep) {
     struct Progress state = awkward_state(step);
     struct Other other = awkward_other;
     struct Tokenizer tokenizer;
     tokenizer_from_alphabet(&tokenizer, "0123456789+-*=:abcdefgh");
     checkpoint_save(directory, run->model, &run->weights, &run->optimizer, &tokenizer, &state,
                     (struct FieldSection[]){{&other_table, &other}, {NULL, NULL}}, keep);
+}
+
+/* Into a directory that is made if it is not there. */
+static void save_step(struct Run *run, const char *directory, int64_t step, int keep) {
+    mkdir(directory, 0777);
+    save_into(run, directory, step, keep);
 }
 
 #endif

@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 #include "child.h"
 #include "../llmc/base/check.h"
+#include "../llmc/base/json.h"
 #include "../llmc/io/safetensors.h"
 
 #define GOLDEN "test/golden/gpt2"
@@ -167,7 +168,7 @@ static void rewrite_golden(const char *path, enum SafetensorsType type) {
         free(x), free(half);
     }
     safetensors_write(writer, (float[6]){0}, 6 * sizeof(float));
-    safetensors_commit(writer);
+    safetensors_commit(writer, NULL);
     safetensors_close(&file);
 }
 
@@ -207,15 +208,24 @@ static void test_names_and_types_of_other_writers(void **state) {
 struct LoadCase {
     const char *directory;
     struct Run *run;
-    bool weights, optimizer, state;
+    bool weights, optimizer, state, config;
 };
 
 static void load_body(void *argument) {
     const struct LoadCase *c = argument;
     struct Progress loaded;
+    struct ModelConfig config;
+    if (c->config) checkpoint_config(c->directory, &config);
     if (c->weights) checkpoint_load_weights(c->directory, c->run->model, &c->run->weights);
     if (c->optimizer) checkpoint_load_optimizer(c->directory, c->run->model, &c->run->optimizer);
     if (c->state) checkpoint_load_state(c->directory, &loaded, NULL);
+}
+
+/* So that a damaged file comes to its reader, as those of other programs do. */
+static void forget_checksums(const char *directory) {
+    char path[PATH_SIZE];
+    snprintf(path, sizeof path, "%s/checksums", directory);
+    assert_int_equal(unlink(path), 0);
 }
 
 /* The load ends with exit code 2 and one line that has every one of the words. */
@@ -316,6 +326,7 @@ static void test_truncated_files_are_refused(void **state) {
     run_fill(&run, 1);
     save_step(&run, path_of("cut"), 1, 0);
     const char *directory = path_of("cut/checkpoints/step_000001");
+    forget_checksums(directory);
     const struct {
         const char *name;
         struct LoadCase load;
@@ -354,6 +365,7 @@ static void test_damaged_files_never_crash(void **state) {
     run_fill(&run, 1);
     save_step(&run, path_of("damaged"), 1, 0);
     const char *directory = path_of("damaged/checkpoints/step_000001");
+    forget_checksums(directory);
     struct LoadCase all = {directory, &run, .weights = true, .optimizer = true, .state = true};
     rng_open(&rng, 1, RNG_TEST, 77);
     int refused = 0;
@@ -401,6 +413,7 @@ static void test_state_has_bounds(void **state) {
     run_fill(&run, 1);
     save_step(&run, path_of("bounds"), 1, 0);
     const char *directory = path_of("bounds/checkpoints/step_000001");
+    forget_checksums(directory);
     struct LoadCase c = {directory, &run, .state = true};
     char path[PATH_SIZE];
     size_t length;
@@ -429,6 +442,142 @@ static void test_state_has_bounds(void **state) {
     load_body(&c);
     free(text);
     run_close(&run);
+}
+
+/* Bits that rot: one changed bit, or a lost end, in any file of a checkpoint, anywhere. All are
+   found, and the message names the file. */
+static void test_rot_is_found(void **state) {
+    (void)state;
+    static const char *const names[] = {"model.safetensors", "optimizer.safetensors",
+                                        "trainer_state.json", "config.json", "vocab.json",
+                                        "merges.txt", "tokenizer_config.json", "checksums"};
+    enum { ROUNDS = 16 };
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    struct Rng rng;
+    run_open(&run, &config);
+    run_fill(&run, 1);
+    save_step(&run, path_of("rot"), 1, 0);
+    const char *directory = path_of("rot/checkpoints/step_000001");
+    struct LoadCase all = {directory, &run, true, true, true, true};
+    rng_open(&rng, 1, RNG_TEST, 79);
+    load_body(&all);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[PATH_SIZE];
+        size_t length;
+        snprintf(path, sizeof path, "%s/%s", directory, names[i]);
+        char *data = read_whole(path, &length);
+        for (int round = 0; round < ROUNDS; round++) {
+            uint32_t where = rng_below(&rng, (uint32_t)length);
+            char bit = (char)(1 << rng_below(&rng, 8));
+            data[where] ^= bit;
+            write_whole(path, data, length);
+            check_refused(&all, (const char *[]){names[i], NULL});
+            data[where] ^= bit;
+            write_whole(path, data, where);
+            check_refused(&all, (const char *[]){names[i], NULL});
+        }
+        write_whole(path, data, length);
+        load_body(&all);
+        free(data);
+    }
+    run_close(&run);
+}
+
+/* A weight or a moment that is no number, in a file that fits otherwise and has no checksum. */
+static void test_elements_that_are_not_finite(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    run_open(&run, &config);
+    const float wrong[] = {NAN, INFINITY, -INFINITY};
+    for (int i = 0; i < 3; i++)
+        for (int which = 0; which < 3; which++) {
+            const struct Tensor *tensor = &run.model->tensors[i * 5];
+            run_fill(&run, 1);
+            float *buffers[] = {(float *)run.weights.data, run.optimizer.m, run.optimizer.v};
+            buffers[which][tensor->offset + tensor->saved - 1] = wrong[i];
+            save_step(&run, path_of("infinite"), 1, 0);
+            struct LoadCase c = {path_of("infinite/checkpoints/step_000001"), &run, .weights = true,
+                                 .optimizer = true};
+            const char *name = which ? "optimizer.safetensors" : "model.safetensors";
+            check_refused(&c, (const char *[]){name, tensor->name, i ? "inf" : "nan", NULL});
+        }
+    run_close(&run);
+}
+
+static void write_text(const char *path, const char *text) {
+    write_whole(path, text, strlen(text));
+}
+
+/* What others leave where model.safetensors should be: the message says what it is and what to
+   do. */
+static void test_weights_that_are_not_read(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    run_open(&run, &config);
+    mkdir(path_of("others"), 0777);
+    struct LoadCase c = {path_of("others"), &run, .weights = true};
+    const char *path = path_of("others/model.safetensors");
+    write_text(path, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105\n");
+    check_refused(&c, (const char *[]){"model.safetensors", "Git LFS", "git lfs pull", NULL});
+    unlink(path);
+    check_refused(&c, (const char *[]){"model.safetensors", "No such file", NULL});
+    write_text(path_of("others/pytorch_model.bin"), "x");
+    check_refused(&c, (const char *[]){"pytorch_model.bin", "save_pretrained", NULL});
+    write_text(path_of("others/model.safetensors.index.json"), "{}");
+    check_refused(&c, (const char *[]){"model.safetensors.index.json", "max_shard_size", NULL});
+    run_close(&run);
+}
+
+/* The golden model with a head of its own: `factor` times the embedding. */
+static void write_headed(const char *directory, float factor) {
+    struct Safetensors file;
+    char path[PATH_SIZE];
+    mkdir(directory, 0777);
+    snprintf(path, sizeof path, "cp " GOLDEN "/config.json '%s'", directory);
+    assert_int_equal(system(path), 0);
+    snprintf(path, sizeof path, "%s/model.safetensors", directory);
+    assert_null(safetensors_open(&file, GOLDEN "/model.safetensors"));
+    const struct SafetensorsEntry *wte = safetensors_find(&file, "transformer.wte.weight");
+    struct SafetensorsWriter *writer = safetensors_create(path);
+    for (int i = 0; i < file.count; i++)
+        safetensors_describe(writer, file.entries[i].name, ST_F32, file.entries[i].num_dims,
+                             file.entries[i].shape);
+    safetensors_describe(writer, "lm_head.weight", ST_F32, 2, wte->shape);
+    for (int i = 0; i <= file.count; i++) {
+        const struct SafetensorsEntry *entry = i < file.count ? &file.entries[i] : wte;
+        float *x = malloc(entry->count * sizeof *x);
+        safetensors_read(&file, entry, x, 0, entry->count);
+        if (i == file.count) x[entry->count - 1] *= factor;
+        safetensors_write(writer, x, entry->count * sizeof *x);
+        free(x);
+    }
+    safetensors_commit(writer, NULL);
+    safetensors_close(&file);
+}
+
+/* config.json says tied and the file holds both: equal, it is tied; unequal, it is not, and the
+   head is the file's. */
+static void test_a_tied_model_with_another_head(void **state) {
+    (void)state;
+    for (int own = 0; own < 2; own++) {
+        struct ModelConfig config;
+        struct Run run;
+        write_headed(path_of("headed"), own ? 2 : 1);
+        assert_null(checkpoint_config(path_of("headed"), &config));
+        assert_int_equal(config.tied, !own);
+        config.Vp = 64;
+        run_open(&run, &config);
+        checkpoint_load_weights(path_of("headed"), run.model, &run.weights);
+        const float *wte = (const float *)model_head_weight(run.model, &run.weights);
+        const float *head = wte + 61 * 36 - 1;
+        const struct Tensor *embedding = &run.model->tensors[0];
+        const float *data = (const float *)run.weights.data + embedding->offset + 61 * 36 - 1;
+        assert_true(*head == *data * (own ? 2 : 1) && *head != 0);
+        run_close(&run);
+    }
 }
 
 static void test_configs(void **state) {
@@ -535,14 +684,14 @@ static void test_saving_over_a_step(void **state) {
     checkpoint_load_weights(latest, back.model, &back.weights);
     assert_memory_equal(back.weights.data, run.weights.data, run.n * run.ops->element_size);
 
-    /* Killed between its two renames: the older one is found again. */
+    /* Killed between its two renames: the older one is found again, and left where it is: the one
+       who looks may stand beside a save. */
     rename(path_of("over/checkpoints/step_000005"),
            path_of("over/checkpoints/.replaced_step_000005"));
     assert_true(checkpoint_latest(path_of("over"), latest, sizeof latest));
     checkpoint_load_weights(latest, back.model, &back.weights);
-    /* The same, found by the next save. */
-    rename(path_of("over/checkpoints/step_000005"),
-           path_of("over/checkpoints/.replaced_step_000005"));
+    assert_false(exists(path_of("over/checkpoints/step_000005")));
+    /* The same, put back by the next save. */
     save_step(&run, path_of("over"), 6, 0);
     assert_true(exists(path_of("over/checkpoints/step_000005/model.safetensors")));
     assert_false(exists(path_of("over/checkpoints/.replaced_step_000005")));
@@ -620,6 +769,70 @@ static void save_body(void *argument) {
     for (size_t i = 0; i < c->run->n; i++) c->run->optimizer.m[i] = (float)c->value;
     elements_upload(c->run->ops, c->run->weights.data, c->run->optimizer.m, c->run->n);
     save_step(c->run, c->directory, c->step, c->keep);
+}
+
+static void gone_body(void *argument) { save_into(argument, path_of("gone"), 2, 0); }
+
+/* The run's directory was removed under it: a save makes nothing in its place. */
+static void test_a_save_does_not_make_the_run(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    char output[8192];
+    run_open(&run, &config);
+    run_fill(&run, 1);
+    save_step(&run, path_of("gone"), 1, 0);
+    remove_scratch("gone");
+    assert_int_equal(run_in_child(gone_body, &run, output, sizeof output), 1);
+    assert_non_null(strstr(output, "gone is gone"));
+    assert_false(exists(path_of("gone")));
+    run_close(&run);
+}
+
+static long allocations_left = -1;   /* until one fails; -1: none does */
+
+static void *allocate_some(size_t bytes) {
+    if (allocations_left >= 0 && allocations_left-- == 0) return NULL;
+    return malloc(bytes);
+}
+
+struct MemoryCase {
+    struct SaveCase save;
+    long allocations;
+};
+
+static void memory_body(void *argument) {
+    const struct MemoryCase *c = argument;
+    allocations_left = c->allocations;
+    save_body((void *)&c->save);
+}
+
+/* Every allocation of the JSON library fails in its turn: the save ends the program before `latest`
+   moves, and never leaves a field out. */
+static void test_saves_without_memory(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    char output[8192], latest[PATH_SIZE], directory[PATH_SIZE];
+    snprintf(directory, sizeof directory, "%s", path_of("memory"));
+    run_open(&run, &config);
+    run_fill(&run, 1);
+    save_step(&run, directory, 1, 0);
+    struct MemoryCase c = {.save = {&run, directory, .step = 2, .value = 1}};
+    json_memory(allocate_some);
+    int code = 1;
+    for (c.allocations = 0; code != 0; c.allocations += c.allocations < 20 ? 1 : 7) {
+        code = run_in_child(memory_body, &c, output, sizeof output);
+        assert_true(checkpoint_latest(directory, latest, sizeof latest));
+        if (code == 0) break;
+        assert_int_equal(code, 1);
+        assert_non_null(strstr(output, "out of memory"));
+        assert_string_equal(latest, path_of("memory/checkpoints/step_000001"));
+    }
+    assert_true(c.allocations > 200);
+    assert_string_equal(latest, path_of("memory/checkpoints/step_000002"));
+    json_memory(malloc);
+    run_close(&run);
 }
 
 static void test_failing_saves_leave_the_last_one(void **state) {
@@ -731,12 +944,18 @@ int main(void) {
         cmocka_unit_test(test_integer_weights_are_refused),
         cmocka_unit_test(test_truncated_files_are_refused),
         cmocka_unit_test(test_damaged_files_never_crash),
+        cmocka_unit_test(test_rot_is_found),
+        cmocka_unit_test(test_elements_that_are_not_finite),
+        cmocka_unit_test(test_weights_that_are_not_read),
+        cmocka_unit_test(test_a_tied_model_with_another_head),
         cmocka_unit_test(test_state_has_bounds),
         cmocka_unit_test(test_configs),
         cmocka_unit_test(test_keep_and_left_overs),
         cmocka_unit_test(test_saving_over_a_step),
         cmocka_unit_test(test_removing_all_and_the_newest_run),
         cmocka_unit_test(test_latest),
+        cmocka_unit_test(test_a_save_does_not_make_the_run),
+        cmocka_unit_test(test_saves_without_memory),
         cmocka_unit_test(test_failing_saves_leave_the_last_one),
         cmocka_unit_test(test_kills_leave_a_complete_checkpoint),
     };

@@ -18,10 +18,11 @@
 _Noreturn void die_input(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void die_machine(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* Did the machine fail (disk, quota, memory, too many open files, I/O), or was the place wrong? The one
-   decision between exit codes 1 and 2 for a call that left `error` in errno. */
+/* Did the machine fail (disk, quota, memory, too many open files, I/O), or was the place wrong? The
+   one decision between exit codes 1 and 2 for a call that left `error` in errno. */
 bool is_machine_error(int error);
-/* "cannot DOING PATH: ..." with errno's own words, by die_machine or die_input as is_machine_error says. */
+/* "cannot DOING PATH: ..." with errno's own words, by die_machine or die_input as is_machine_error
+   says. */
 _Noreturn void die_errno(const char *doing, const char *path);
 
 /* One line "train: warning: ..." on stderr; the run goes on. */

@@ -6,13 +6,14 @@
 #include <stdint.h>
 #include <stdio.h>
 
-/* CRC-32C (Castagnoli; RFC 3720, B.4) of data that may come in pieces: begin with 0, and give what came
-   back with the next piece. */
+/* CRC-32C (Castagnoli; RFC 3720, B.4) of data that may come in pieces: begin with 0, and give what
+   came back with the next piece. */
 uint32_t crc32c(uint32_t crc, const void *data, size_t bytes);
 
 /* A file that replaces `path` whole or not at all: open a temporary name beside it, write, then
-   commit = flush + fsync + rename + fsync of the directory. Where the machine fails (disk full, quota)
-   it ends in die_machine after the temporary file was removed; an unwritable place ends in die_input. */
+   commit = flush + fsync + rename + fsync of the directory. Where the machine fails (disk full,
+   quota) it ends in die_machine after the temporary file was removed; an unwritable place ends in
+   die_input. */
 struct AtomicFile {
     FILE *stream;
     char path[4096], temporary[4096];
@@ -25,7 +26,8 @@ void atomic_commit(struct AtomicFile *file);
 /* Instead of committing: the old file stays as it was, the temporary one goes. */
 void atomic_cancel(struct AtomicFile *file);
 
-/* One directory inside another that must be there; it may exist itself. Ends the program otherwise. */
+/* One directory inside another that must be there; it may exist itself. Ends the program
+   otherwise. */
 void make_directory_in(const char *parent, const char *name);
 
 #endif

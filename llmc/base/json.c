@@ -7,6 +7,7 @@
 #include <string.h>
 #include "check.h"
 #include "files.h"
+#include "text.h"
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
@@ -61,6 +62,7 @@ static char *read_text(const char *path, size_t most_bytes, size_t *length, cons
     if (ferror(stream)) *problem = read_problem(path);
     else if (*length > most_bytes)
         *problem = sentence("is larger than %zu MB", most_bytes >> 20);
+    else if (is_lfs_pointer(text, *length)) *problem = LFS_POINTER;
     else if (memchr(text, 0, *length) != NULL)
         *problem = "holds a zero byte: not JSON";
     fclose(stream);
@@ -86,7 +88,7 @@ cJSON *json_read(const char *path, size_t most_bytes, const char **problem) {
     return NULL;
 }
 
-void json_write(cJSON *json, const char *path) {
+void json_write(cJSON *json, const char *path, struct Checksums *sums) {
     char *text = cJSON_Print(json);
     if (text == NULL) die_machine("out of memory while writing %s", path);
     struct AtomicFile file;
@@ -94,6 +96,7 @@ void json_write(cJSON *json, const char *path) {
     atomic_write(&file, text, strlen(text));
     atomic_write(&file, "\n", 1);
     atomic_commit(&file);
+    checksums_add(sums, &file);
     cJSON_free(text);
     cJSON_Delete(json);
 }

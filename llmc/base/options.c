@@ -262,7 +262,7 @@ void option_table_save(const struct OptionTable *table, const void *fields, cons
     cJSON *root = cJSON_CreateObject();
     for (int i = 0; i < table->num_rows; i++)
         if (!(table->rows[i].use & OPTION_ONCE)) add_json(root, fields, &table->rows[i]);
-    json_write(root, path);
+    json_write(root, path, NULL);
 }
 
 /* ---- the line -------------------------------------------------------------------------------- */

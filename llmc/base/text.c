@@ -1,6 +1,5 @@
 #include "text.h"
 
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -33,6 +32,11 @@ const char *quote(const char *text) {
     }
     strcpy(out + length, text && *text ? "..." : "");
     return out;
+}
+
+bool is_lfs_pointer(const void *data, size_t bytes) {
+    static const char start[] = "version https://git-lfs";
+    return bytes >= sizeof start - 1 && memcmp(data, start, sizeof start - 1) == 0;
 }
 
 void text_clean(char *text) {

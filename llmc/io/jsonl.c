@@ -130,7 +130,8 @@ void jsonl_end(struct Jsonl *out) {
 }
 
 void jsonl_sync(struct Jsonl *out) {
-    /* Some places (pipes, some file systems) cannot be synced; what is there is as safe as can be. */
+    /* Some places (pipes, some file systems) cannot be synced; what is there is as safe as can
+       be. */
     if (fsync(fileno(out->stream)) != 0 && errno != EINVAL && errno != EROFS)
         die_machine("cannot write %s to the disk: %s", out->path, strerror(errno));
 }
@@ -144,8 +145,8 @@ void jsonl_close(struct Jsonl *out) {
 
 /* ---- cutting --------------------------------------------------------------------------------- */
 
-/* Is it a whole line without `key`, or with key <= last? Zero bytes, which a power failure can leave at
-   a file's end, are no line of ours. */
+/* Is it a whole line without `key`, or with key <= last? Zero bytes, which a power failure can
+   leave at a file's end, are no line of ours. */
 static bool keep_line(const struct Lines *line, const char *key, int64_t last) {
     if (line->text[line->length - 1] != '\n' || lines_has_zero(line)) return false;
     cJSON *object = cJSON_Parse(line->text);

@@ -1,5 +1,5 @@
-/* Lines of a file that somebody else wrote. The end of the file is told from a failed read, and a zero
-   byte from the end of a line. */
+/* Lines of a file that somebody else wrote. The end of the file is told from a failed read, and a
+   zero byte from the end of a line. */
 #ifndef LLMC_LINES_H
 #define LLMC_LINES_H
 

@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include "../base/check.h"
 #include "../base/files.h"
+#include "../base/text.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the format is little-endian");
 
@@ -50,24 +51,26 @@ static bool read_size(const cJSON *item, size_t *out) {
 }
 
 static const char *read_type(struct SafetensorsEntry *entry, const cJSON *item, size_t *size) {
-    if (!cJSON_IsString(item)) return problem("tensor %s has no dtype", entry->name);
+    if (!cJSON_IsString(item)) return problem("tensor %s has no dtype", quote(entry->name));
     for (int i = 0; i < NUM_TYPES; i++)
         if (strcmp(item->valuestring, types[i].name) == 0) {
             entry->type = types[i].type;
             *size = types[i].size;
             return NULL;
         }
-    return problem("tensor %s has the unknown dtype \"%.32s\"", entry->name, item->valuestring);
+    return problem("tensor %s has the unknown dtype \"%s\"", quote(entry->name),
+                   quote(item->valuestring));
 }
 
 static const char *read_shape(struct SafetensorsEntry *entry, const cJSON *item) {
-    if (!cJSON_IsArray(item)) return problem("tensor %s has no shape", entry->name);
+    if (!cJSON_IsArray(item)) return problem("tensor %s has no shape", quote(entry->name));
     entry->count = 1;
     for (const cJSON *dim = item->child; dim; dim = dim->next) {
         size_t n;
-        if (entry->num_dims == 4) return problem("tensor %s has more than 4 dims", entry->name);
+        if (entry->num_dims == 4)
+            return problem("tensor %s has more than 4 dims", quote(entry->name));
         if (!read_size(dim, &n) || __builtin_mul_overflow(entry->count, n, &entry->count))
-            return problem("tensor %s has an impossible shape", entry->name);
+            return problem("tensor %s has an impossible shape", quote(entry->name));
         entry->shape[entry->num_dims++] = (int64_t)n;
     }
     return NULL;
@@ -77,10 +80,10 @@ static const char *read_entry(struct SafetensorsEntry *entry, const cJSON *item,
                               size_t data_bytes) {
     size_t size = 0, bytes;
     if (strlen(item->string) >= sizeof entry->name)
-        return problem("tensor name longer than %zu bytes: %.60s...", sizeof entry->name - 1,
-                       item->string);
+        return problem("tensor name longer than %zu bytes: %s", sizeof entry->name - 1,
+                       quote(item->string));
     strcpy(entry->name, item->string);
-    if (!cJSON_IsObject(item)) return problem("tensor %s is not described", entry->name);
+    if (!cJSON_IsObject(item)) return problem("tensor %s is not described", quote(entry->name));
     const char *wrong = read_type(entry, cJSON_GetObjectItemCaseSensitive(item, "dtype"), &size);
     if (!wrong) wrong = read_shape(entry, cJSON_GetObjectItemCaseSensitive(item, "shape"));
     if (wrong) return wrong;
@@ -88,13 +91,13 @@ static const char *read_entry(struct SafetensorsEntry *entry, const cJSON *item,
     if (!cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2 ||
         !read_size(offsets->child, &entry->begin) ||
         !read_size(offsets->child->next, &entry->end))
-        return problem("tensor %s has no valid data_offsets", entry->name);
+        return problem("tensor %s has no valid data_offsets", quote(entry->name));
     if (entry->begin > entry->end || entry->end > data_bytes)
-        return problem("tensor %s lies outside the file (bytes %zu to %zu of %zu)", entry->name,
-                       entry->begin, entry->end, data_bytes);
+        return problem("tensor %s lies outside the file (bytes %zu to %zu of %zu)",
+                       quote(entry->name), entry->begin, entry->end, data_bytes);
     if (__builtin_mul_overflow(entry->count, size, &bytes) || bytes != entry->end - entry->begin)
-        return problem("tensor %s has %zu bytes, which is not what its shape needs", entry->name,
-                       entry->end - entry->begin);
+        return problem("tensor %s has %zu bytes, which is not what its shape needs",
+                       quote(entry->name), entry->end - entry->begin);
     return NULL;
 }
 
@@ -116,7 +119,7 @@ static const char *check_layout(struct Safetensors *file, size_t data_bytes) {
     qsort(entries, (size_t)file->count, sizeof *entries, compare_begin);
     for (int i = 0; i < file->count; i++) {
         if (entries[i].begin != expected)
-            return problem("tensor %s %s", entries[i].name,
+            return problem("tensor %s %s", quote(entries[i].name),
                            entries[i].begin < expected ? "overlaps another"
                                                        : "begins after unused bytes");
         expected = entries[i].end;
@@ -126,7 +129,7 @@ static const char *check_layout(struct Safetensors *file, size_t data_bytes) {
     qsort(entries, (size_t)file->count, sizeof *entries, compare_name);
     for (int i = 1; i < file->count; i++)
         if (compare_name(&entries[i - 1], &entries[i]) == 0)
-            return problem("tensor %s is there twice", entries[i].name);
+            return problem("tensor %s is there twice", quote(entries[i].name));
     return NULL;
 }
 
@@ -146,6 +149,7 @@ static const char *read_header(struct Safetensors *file, const cJSON *root) {
 /* Finds the header in the mapped file, parses and checks it. */
 static const char *parse(struct Safetensors *file) {
     uint64_t length;
+    if (is_lfs_pointer(file->map, file->map_bytes)) return "it " LFS_POINTER;
     if (file->map_bytes < sizeof length) return "it is too short for a safetensors file";
     memcpy(&length, file->map, sizeof length);
     if (length > file->map_bytes - sizeof length) return "its header goes past the end of the file";
@@ -167,6 +171,7 @@ static const char *parse(struct Safetensors *file) {
 static const char *map_file(struct Safetensors *file) {
     /* O_NONBLOCK: a named pipe must not keep us waiting for its writer. */
     int fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 && is_machine_error(errno)) die_errno("read", file->path);
     if (fd < 0) return problem("it cannot be opened: %s", strerror(errno));
     struct stat status;
     const char *wrong = NULL;
@@ -175,6 +180,7 @@ static const char *map_file(struct Safetensors *file) {
     if (!wrong) {
         file->map_bytes = (size_t)status.st_size;
         void *map = mmap(NULL, file->map_bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (map == MAP_FAILED && is_machine_error(errno)) die_errno("read", file->path);
         if (map == MAP_FAILED) wrong = problem("it cannot be mapped: %s", strerror(errno));
         else file->map = map;
     }
@@ -245,7 +251,7 @@ void safetensors_read(const struct Safetensors *file, const struct SafetensorsEn
             out[i] = entry->type == ST_F16 ? float_of_fp16(half) : float_of_bf16(half);
         }
     } else {
-        die_input("%s: tensor %s does not hold floats", file->path, entry->name);
+        die_input("%s: tensor %s does not hold floats", file->path, quote(entry->name));
     }
 }
 
@@ -306,7 +312,7 @@ void safetensors_write(struct SafetensorsWriter *writer, const void *data, size_
     writer->written += bytes;
 }
 
-void safetensors_commit(struct SafetensorsWriter *writer) {
+void safetensors_commit(struct SafetensorsWriter *writer, struct Checksums *sums) {
     if (!writer->header_written) write_header(writer);
     if (writer->written != writer->described) {
         unlink(writer->file.temporary);
@@ -314,6 +320,7 @@ void safetensors_commit(struct SafetensorsWriter *writer) {
                     writer->described);
     }
     atomic_commit(&writer->file);
+    checksums_add(sums, &writer->file);
     cJSON_Delete(writer->header);
     free(writer);
 }

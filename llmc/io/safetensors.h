@@ -8,6 +8,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include "../base/checksums.h"
 
 enum SafetensorsType { ST_F32, ST_F16, ST_BF16, ST_F64, ST_I64, ST_I32, ST_OTHER };
 
@@ -45,6 +46,7 @@ struct SafetensorsWriter *safetensors_create(const char *path);
 void safetensors_describe(struct SafetensorsWriter *writer, const char *name,
                           enum SafetensorsType type, int num_dims, const int64_t *shape);
 void safetensors_write(struct SafetensorsWriter *writer, const void *data, size_t bytes);
-void safetensors_commit(struct SafetensorsWriter *writer);   /* checks that all bytes came; frees */
+/* Checks that all bytes came; frees. The file's checksum goes into sums (or NULL). */
+void safetensors_commit(struct SafetensorsWriter *writer, struct Checksums *sums);
 
 #endif

@@ -1,12 +1,12 @@
 #include "tokenizer.h"
 
 #include <assert.h>
-#include <cjson/cJSON.h>
+#include <stdarg.h>
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "../base/check.h"
-#include "../base/files.h"
+#include "../base/json.h"
 
 static const char END_OF_TEXT[] = "<|endoftext|>";
 
@@ -73,32 +73,35 @@ static int byte_of_utf8(const char *text) {
     return -1;
 }
 
-static void write_file(const char *directory, const char *name, const char *text) {
+static void write_json(const char *directory, const char *name, cJSON *root,
+                       struct Checksums *sums) {
+    char path[4096];
+    check_path(path, sizeof path, "%s/%s", directory, name);
+    json_write(root, path, sums);
+}
+
+/* There are none, which GPT2Tokenizer wants to be told. */
+static void write_merges(const char *directory, struct Checksums *sums) {
     char path[4096];
     struct AtomicFile file;
-    check_path(path, sizeof path, "%s/%s", directory, name);
+    static const char text[] = "#version: 0.2\n";
+    check_path(path, sizeof path, "%s/merges.txt", directory);
     atomic_open(&file, path);
-    atomic_write(&file, text, strlen(text));
+    atomic_write(&file, text, sizeof text - 1);
     atomic_commit(&file);
+    checksums_add(sums, &file);
 }
 
-static void write_json(const char *directory, const char *name, cJSON *root) {
-    char *text = cJSON_Print(root);
-    if (!text) die_machine("out of memory: %s", name);
-    write_file(directory, name, text);
-    free(text);
-    cJSON_Delete(root);
-}
-
-void tokenizer_save(const struct Tokenizer *tokenizer, const char *directory, int max_length) {
+void tokenizer_save(const struct Tokenizer *tokenizer, const char *directory, int max_length,
+                    struct Checksums *sums) {
     cJSON *vocab = cJSON_CreateObject();
     for (int i = 0; i < tokenizer->vocab_size; i++) {
         char spelled[3];
         byte_to_utf8((unsigned char)tokenizer->symbol[i], spelled);
         cJSON_AddNumberToObject(vocab, i == tokenizer->end_of_text ? END_OF_TEXT : spelled, i);
     }
-    write_json(directory, "vocab.json", vocab);
-    write_file(directory, "merges.txt", "#version: 0.2\n");
+    write_json(directory, "vocab.json", vocab, sums);
+    write_merges(directory, sums);
     cJSON *config = cJSON_CreateObject();
     cJSON_AddStringToObject(config, "tokenizer_class", "GPT2Tokenizer");
     cJSON_AddNumberToObject(config, "model_max_length", max_length);
@@ -107,67 +110,115 @@ void tokenizer_save(const struct Tokenizer *tokenizer, const char *directory, in
     cJSON_AddStringToObject(config, "unk_token", END_OF_TEXT);
     cJSON_AddBoolToObject(config, "add_prefix_space", false);
     cJSON_AddBoolToObject(config, "clean_up_tokenization_spaces", false);
-    write_json(directory, "tokenizer_config.json", config);
+    write_json(directory, "tokenizer_config.json", config, sums);
 }
 
-/* The file as terminated text (the caller frees), or NULL. */
-static char *read_text(const char *directory, const char *name) {
-    enum { LIMIT = 16 << 20 };
-    char path[4096];
-    check_path(path, sizeof path, "%s/%s", directory, name);
-    FILE *file = fopen(path, "rb");
-    if (!file) return NULL;
-    char *text = check_alloc(LIMIT + 1, 1, name);
-    size_t length = fread(text, 1, LIMIT + 1, file);
-    bool bad = ferror(file) || length > LIMIT;
-    fclose(file);
-    if (!bad) {
-        text[length] = 0;
-        if (strlen(text) == length) return text;
+#define MOST_BYTES ((size_t)64 << 20)
+
+/* A vocabulary while it is read. */
+struct Loading {
+    struct Tokenizer *tokenizer;
+    const char *name;      /* of the file */
+    bool taken[256];       /* ids that were given */
+};
+
+__attribute__((format(printf, 2, 3)))
+static const char *wrong(const struct Loading *l, const char *format, ...) {
+    static char text[256];
+    va_list arguments;
+    int length = snprintf(text, sizeof text, "%s ", l->name);
+    va_start(arguments, format);
+    vsnprintf(text + length, sizeof text - (size_t)length, format, arguments);
+    va_end(arguments);
+    return text;
+}
+
+static const char *load_token(struct Loading *l, const char *token, const cJSON *number) {
+    struct Tokenizer *t = l->tokenizer;
+    bool end = strcmp(token, END_OF_TEXT) == 0;
+    int byte = end ? -1 : byte_of_utf8(token);
+    if (!end && byte < 0)
+        return wrong(l, "has a token that is not one ASCII character; only such vocabularies can "
+                     "be used");
+    double id = cJSON_IsNumber(number) ? number->valuedouble : -1;
+    if (!(id >= 0 && id < 256) || id != (int)id || l->taken[(int)id])
+        return wrong(l, "has an id that is not a number, too large, or there twice");
+    if (!end && t->id[byte] >= 0) return wrong(l, "has a character twice");
+    if (end && t->end_of_text >= 0) return wrong(l, "has <|endoftext|> twice");
+    l->taken[(int)id] = true;
+    t->vocab_size++;
+    if (end) {
+        t->end_of_text = (int)id;
+    } else {
+        t->id[byte] = (short)id;
+        t->symbol[(int)id] = (char)byte;
     }
-    free(text);
     return NULL;
 }
 
-/* One entry of vocab.json; NULL or what is wrong. taken[id] notes which ids were given. */
-static const char *load_entry(struct Tokenizer *tokenizer, const cJSON *item, bool taken[256]) {
-    bool end = strcmp(item->string, END_OF_TEXT) == 0;
-    int byte = end ? -1 : byte_of_utf8(item->string);
-    if (!end && byte < 0)
-        return "vocab.json has a token that is not one ASCII character; only such vocabularies "
-               "can be used";
-    double id = cJSON_IsNumber(item) ? item->valuedouble : -1;
-    if (!(id >= 0 && id < 256) || id != (int)id || taken[(int)id])
-        return "vocab.json has an id that is not a number, too large, or there twice";
-    if (!end && tokenizer->id[byte] >= 0) return "vocab.json has a character twice";
-    taken[(int)id] = true;
-    if (end) {
-        if (tokenizer->end_of_text >= 0) return "vocab.json has <|endoftext|> twice";
-        tokenizer->end_of_text = (int)id;
-    } else {
-        tokenizer->id[byte] = (short)id;
-        tokenizer->symbol[(int)id] = (char)byte;
+/* {"character": id, ...} */
+static const char *load_tokens(struct Loading *l, const cJSON *vocabulary) {
+    const char *problem = cJSON_IsObject(vocabulary) ? NULL : wrong(l, "has no tokens with ids");
+    const cJSON *item = problem ? NULL : vocabulary->child;
+    for (; item && !problem; item = item->next) problem = load_token(l, item->string, item);
+    return problem;
+}
+
+/* tokenizer.json's [{"content": token, "id": id}, ...], which may repeat what the vocabulary
+   has. */
+static const char *load_added(struct Loading *l, const cJSON *list) {
+    const cJSON *item;
+    const char *problem = NULL;
+    cJSON_ArrayForEach(item, list) {
+        const cJSON *content = cJSON_GetObjectItemCaseSensitive(item, "content");
+        const cJSON *id = cJSON_GetObjectItemCaseSensitive(item, "id");
+        if (!cJSON_IsString(content)) return wrong(l, "has an added token without content");
+        bool end = strcmp(content->valuestring, END_OF_TEXT) == 0;
+        int byte = byte_of_utf8(content->valuestring);
+        int known = end ? l->tokenizer->end_of_text : byte < 0 ? -1 : l->tokenizer->id[byte];
+        bool repeated = known >= 0 && cJSON_IsNumber(id) && id->valuedouble == known;
+        if (!repeated) problem = load_token(l, content->valuestring, id);
+        if (problem) return problem;
     }
-    tokenizer->vocab_size++;
+    return NULL;
+}
+
+/* The file of the tokenizers library, as far as it is a vocabulary of characters. */
+static const char *load_library_file(struct Loading *l, const cJSON *root) {
+    const cJSON *model = cJSON_GetObjectItemCaseSensitive(root, "model");
+    const cJSON *merges = cJSON_GetObjectItemCaseSensitive(model, "merges");
+    if (cJSON_GetArraySize(merges) > 0)
+        return wrong(l, "joins characters to longer tokens; only vocabularies of one ASCII "
+                     "character a token can be used");
+    const char *problem = load_tokens(l, cJSON_GetObjectItemCaseSensitive(model, "vocab"));
+    if (problem) return problem;
+    return load_added(l, cJSON_GetObjectItemCaseSensitive(root, "added_tokens"));
+}
+
+static const char *check_ids(const struct Loading *l) {
+    if (l->tokenizer->end_of_text < 0) return wrong(l, "has no <|endoftext|>");
+    for (int i = 0; i < l->tokenizer->vocab_size; i++)
+        if (!l->taken[i]) return wrong(l, "leaves out an id");
     return NULL;
 }
 
 const char *tokenizer_load(struct Tokenizer *tokenizer, const char *directory) {
+    char path[4096];
+    const char *problem;
+    struct Loading l = {.tokenizer = tokenizer, .name = "vocab.json"};
     clear(tokenizer);
     tokenizer->end_of_text = -1;
-    char *text = read_text(directory, "vocab.json");
-    if (!text) return "vocab.json cannot be read";
-    cJSON *root = cJSON_ParseWithOpts(text, NULL, true);
-    free(text);
-    const char *wrong = cJSON_IsObject(root) ? NULL : "vocab.json is not a JSON object";
-    bool taken[256] = {false};
-    if (!wrong)
-        for (const cJSON *item = root->child; item && !wrong; item = item->next)
-            wrong = load_entry(tokenizer, item, taken);
+    check_path(path, sizeof path, "%s/vocab.json", directory);
+    bool library = access(path, F_OK) != 0;   /* transformers 5 leaves vocab.json out */
+    if (library) {
+        check_path(path, sizeof path, "%s/tokenizer.json", directory);
+        if (access(path, F_OK) != 0) return "there is neither vocab.json nor tokenizer.json";
+        l.name = "tokenizer.json";
+    }
+    cJSON *root = json_read(path, MOST_BYTES, &problem);
+    if (!root) return wrong(&l, "%s", problem);
+    problem = library ? load_library_file(&l, root) : load_tokens(&l, root);
+    if (!problem) problem = check_ids(&l);
     cJSON_Delete(root);
-    if (wrong) return wrong;
-    if (tokenizer->end_of_text < 0) return "vocab.json has no <|endoftext|>";
-    for (int i = 0; i < tokenizer->vocab_size; i++)
-        if (!taken[i]) return "vocab.json leaves out an id";
-    return NULL;
+    return problem;
 }

@@ -5,6 +5,7 @@
 #define LLMC_TOKENIZER_H
 
 #include <stddef.h>
+#include "../base/checksums.h"
 
 struct Tokenizer {
     int vocab_size;        /* end_of_text included */
@@ -20,10 +21,12 @@ int tokenizer_encode(const struct Tokenizer *tokenizer, const char *text, int *i
 /* Stops before the first end_of_text; unknown ids become '?'. Always terminated; returns length. */
 int tokenizer_decode(const struct Tokenizer *tokenizer, const int *ids, int count, char *text,
                      size_t capacity);
-/* Writes the three files into the directory. */
-void tokenizer_save(const struct Tokenizer *tokenizer, const char *directory, int max_length);
-/* Reads vocab.json; NULL or one sentence saying what is wrong (also for a vocabulary that is not
-   one id per character: those need byte-pair merges, which this reader does not do). */
+/* Writes the three files into the directory; their checksums go into sums (or NULL). */
+void tokenizer_save(const struct Tokenizer *tokenizer, const char *directory, int max_length,
+                    struct Checksums *sums);
+/* Reads vocab.json or, where there is none, tokenizer.json; NULL or one sentence saying what is
+   wrong (also for a vocabulary that is not one id per character: those need byte-pair merges, which
+   this reader does not do). */
 const char *tokenizer_load(struct Tokenizer *tokenizer, const char *directory);
 
 #endif

@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../base/check.h"
-#include "../io/json.h"
+#include "../base/json.h"
 #include "../io/tensorboard.h"
 
 /* ---- what a directory is --------------------------------------------------------------------- */

@@ -32,6 +32,13 @@ void report_open(struct Report *r, const char *run, int64_t rollouts_every,
     tensorboard_open(&r->board, run, state->step + 1);
 }
 
+void report_sync(struct Report *r) {
+    jsonl_sync(&r->metrics);
+    jsonl_sync(&r->warm);
+    jsonl_sync(&r->attention);
+    jsonl_sync(&r->rollouts);
+}
+
 void report_close(struct Report *r) {
     jsonl_close(&r->metrics);
     jsonl_close(&r->warm);

@@ -68,6 +68,8 @@ void report_step(struct Report *report, const struct StepReport *step);
 /* The table's line for a person: pass@k etc. in words. */
 void report_describe_evaluation(const struct Evaluation *evaluation, char *out, int capacity);
 void report_summary(struct Report *report, int64_t steps_done);
+/* Every line so far is on the disk when this returns. */
+void report_sync(struct Report *report);
 void report_close(struct Report *report);
 
 #endif

@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include "../base/check.h"
 #include "../base/console.h"
+#include "../base/files.h"
 #include "../kernels/backends.h"
 #include "launch.h"
 
@@ -306,6 +307,7 @@ static void load(struct Session *s) {
     struct Progress saved;
     checkpoint_load_state(s->place.checkpoint, &saved,
                           (struct FieldSection[]){{&entropy_fields, &s->entropy}, {NULL, NULL}});
+    s->saved = saved;
     if (strcmp(saved.dtype, s->ops->dtype) != 0)
         optimizer.master = NULL;   /* keeps what the weights' file gave: one rounding, not two */
     checkpoint_load_optimizer(s->place.checkpoint, s->model, &optimizer);
@@ -376,7 +378,7 @@ static void choose(struct Session *s, int argc, char **argv) {
 }
 
 void session_open(struct Session *s, int argc, char **argv) {
-    *s = (struct Session){0};
+    *s = (struct Session){.saved.step = -1};
     choose(s, argc, argv);
     s->ops = ops_open(s->options.backend, s->options.dtype);
     s->scores_old = strcmp(s->options.old_logp, "auto") == 0
@@ -436,8 +438,17 @@ static void save_to(struct Session *s, const char *directory, int keep) {
                     (struct FieldSection[]){{&entropy_fields, &s->entropy}, {NULL, NULL}}, keep);
 }
 
+/* Nothing was trained since the last save? Then no step is saved twice, under a reader's eyes. */
+static bool is_saved(const struct Session *s) {
+    const struct Progress *a = &s->saved, *b = &s->progress;
+    return a->step == b->step && a->warm_step == b->warm_step && a->phases_begun == b->phases_begun;
+}
+
 void session_save(struct Session *s) {
+    if (is_saved(s)) return;
+    report_sync(&s->report);   /* a checkpoint covers lines that are on the disk */
     save_to(s, s->place.run, (int)s->options.keep);
+    s->saved = s->progress;
 }
 
 void session_freeze_reference(struct Session *s) {
@@ -446,6 +457,7 @@ void session_freeze_reference(struct Session *s) {
     s->ops->copy(s->reference.data, trainer_weights(s->trainer)->data,
                  s->model->num_parameters * s->ops->element_size);
     check_path(base, sizeof base, "%s/reference", s->place.run);
+    make_directory_in(s->place.run, "reference");
     checkpoint_save(base, s->model, &s->reference, NULL, &s->tokenizer, &s->progress, NULL, 1);
 }
 
@@ -467,6 +479,7 @@ _Noreturn void session_fail(struct Session *s, const char *tensor) {
     }
     jsonl_close(&log);
     check_path(bundle, sizeof bundle, "%s/failure", s->place.run);
+    make_directory_in(s->place.run, "failure");
     save_to(s, bundle, 1);
     die_machine("three updates in a row were not finite, last in %s; the batch is in %s, the "
                 "weights in %s/checkpoints; --resume goes on from the checkpoint before, with a "

@@ -37,6 +37,7 @@ struct Session {
     struct EntropyOptions entropy_options;
     struct EntropyState entropy;
     struct Progress progress;
+    struct Progress saved;           /* as the last checkpoint has it; step -1: there is none */
     struct Experience experience;
     struct Replay *replay;           /* NULL: completions are sampled */
     struct Report report;

@@ -1,0 +1,112 @@
+#include "checksums.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "check.h"
+#include "text.h"
+
+static void add_line(struct Checksums *sums, uint32_t checksum, size_t bytes, const char *name) {
+    size_t room = sizeof sums->text - sums->length;
+    int length = snprintf(sums->text + sums->length, room, "crc32c %08x %zu %s\n", checksum, bytes,
+                          name);
+    if (length < 0 || (size_t)length >= room)
+        die_machine("internal error: too many files for one list of checksums");
+    sums->length += (size_t)length;
+}
+
+void checksums_add(struct Checksums *sums, const struct AtomicFile *file) {
+    if (!sums) return;
+    const char *slash = strrchr(file->path, '/');
+    add_line(sums, file->checksum, file->bytes, slash ? slash + 1 : file->path);
+}
+
+void checksums_save(struct Checksums *sums, const char *directory) {
+    char path[4096];
+    struct AtomicFile file;
+    check_path(path, sizeof path, "%s/" CHECKSUMS_NAME, directory);
+    add_line(sums, crc32c(0, sums->text, sums->length), sums->length, CHECKSUMS_NAME);
+    atomic_open(&file, path);
+    atomic_write(&file, sums->text, sums->length);
+    atomic_commit(&file);
+}
+
+/* ---- verifying ------------------------------------------------------------------------------- */
+
+/* The checksum and length of a file; false: it is not there, or no file. Any other failure ends the
+   program. O_NONBLOCK: a named pipe must not keep us waiting for its writer. */
+static bool sum_file(const char *path, uint32_t *checksum, size_t *bytes) {
+    enum { PIECE = 1 << 20 };
+    struct stat status;
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (descriptor < 0 && errno == ENOENT) return false;
+    if (descriptor < 0 || fstat(descriptor, &status) != 0) die_errno("read", path);
+    if (!S_ISREG(status.st_mode)) {
+        close(descriptor);
+        return false;
+    }
+    char *piece = check_alloc(PIECE, 1, "a piece of a file");
+    ssize_t n;
+    *checksum = 0, *bytes = 0;
+    while ((n = read(descriptor, piece, PIECE)) != 0) {
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) die_errno("read", path);
+        *checksum = crc32c(*checksum, piece, (size_t)n);
+        *bytes += (size_t)n;
+    }
+    free(piece);
+    close(descriptor);
+    return true;
+}
+
+/* The list of a directory as terminated text, sound; false: it has none. */
+static bool read_list(const char *path, char *text, size_t capacity) {
+    FILE *stream = fopen(path, "rb");
+    if (!stream && errno == ENOENT) return false;
+    if (!stream) die_errno("read", path);
+    size_t length = fread(text, 1, capacity - 1, stream);
+    if (ferror(stream)) die_errno("read", path);
+    fclose(stream);
+    text[length] = '\0';
+    struct Checksums own = {0};   /* the last line, as it should be */
+    const char *last = length > 1 ? memrchr(text, '\n', length - 1) : NULL;
+    size_t before = last ? (size_t)(last + 1 - text) : 0;
+    add_line(&own, crc32c(0, text, before), before, CHECKSUMS_NAME);
+    if (length != before + own.length || memcmp(text + before, own.text, own.length) != 0)
+        die_input("%s is damaged: its last line is not the checksum of those before; take another "
+                  "checkpoint, or remove this file to load unchecked", path);
+    return true;
+}
+
+static void verify(const char *directory, const char *name, uint32_t wanted, size_t wanted_bytes) {
+    char path[4096];
+    uint32_t checksum;
+    size_t bytes;
+    check_path(path, sizeof path, "%s/%s", directory, name);
+    if (!sum_file(path, &checksum, &bytes)) return;
+    if (bytes != wanted_bytes || checksum != wanted)
+        die_input("%s is damaged: it has %zu bytes and checksum %08x, and had %zu and %08x when it "
+                  "was saved; take another checkpoint, or, if you changed the file, remove "
+                  CHECKSUMS_NAME " beside it", path, bytes, checksum, wanted_bytes, wanted);
+}
+
+void checksums_verify(const char *directory, const char *name) {
+    char path[4096], text[sizeof ((struct Checksums *)0)->text], *rest = text, *line;
+    check_path(path, sizeof path, "%s/" CHECKSUMS_NAME, directory);
+    if (!read_list(path, text, sizeof text)) return;
+    while ((line = strsep(&rest, "\n")) != NULL && rest && *rest) {   /* but the last */
+        char listed[256];
+        unsigned checksum;
+        size_t bytes;
+        if (sscanf(line, "crc32c %8x %zu %255s", &checksum, &bytes, listed) != 3 ||
+            strchr(listed, '/'))
+            die_input("%s: \"%s\" is not a checksum, a number of bytes and a name", path,
+                      quote(line));
+        bool wanted = name ? strcmp(name, listed) == 0 : !strstr(listed, ".safetensors");
+        if (wanted) verify(directory, listed, checksum, bytes);
+    }
+}
