@@ -107,7 +107,7 @@ static void reference_forward(double *hidden, double *entropy, size_t stride,
 }
 
 /* logp of `target` and the entropy of softmax(W hidden) over the V real columns. */
-static void reference_head(double *logp, double *entropy, const struct Model *model,
+static inline void reference_head(double *logp, double *entropy, const struct Model *model,
                            const double *w, const double *hidden, int target) {
     int V = model->config.V;
     double *z = reference_alloc(1, (size_t)V), most = -INFINITY, sum = 0;
