@@ -2,7 +2,8 @@
 #
 #   make         builds ./train
 #   make run     installs what is missing, builds and runs it
-#   make test    installs what is missing, builds and runs every test
+#   make check   installs what is missing, builds and runs the CPU's tests
+#   make test    the same, and the CUDA kernels' in the simulator
 #   make help    says the rest
 #
 # Overridable: CC (gcc or clang), CFLAGS (speed and debugging), BUILD (where objects go).
@@ -17,7 +18,7 @@ NEEDED := -std=gnu11 -D_GNU_SOURCE -fopenmp -fno-math-errno -fno-trapping-math \
           -Wall -Wextra -Werror=incompatible-pointer-types
 
 # Goals that only call make again; everything else needs the libraries' places.
-WRAPPERS := run test asan bench cuda ptxas sim-backends sim sim-asan sim-race sim-train clean help
+WRAPPERS := run check test asan bench cuda ptxas sim-backends sim sim-asan sim-race sim-train clean help
 
 ifneq ($(filter-out $(WRAPPERS),$(or $(MAKECMDGOALS),all)),)
 include $(BUILD)/found.mk
@@ -41,7 +42,7 @@ PARALLEL := -j$(shell nproc)
 NVCC ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 
 # Each of these builds the same programs, and uses all processors by itself.
-ifneq ($(filter test sim sim-asan sim-race sim-train,$(MAKECMDGOALS)),)
+ifneq ($(filter check test sim sim-asan sim-race sim-train,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
 endif
 
@@ -59,10 +60,15 @@ run:
 	@$(if $(NVCC),$(MAKE) --no-print-directory cuda || echo "the CUDA backend was not built: on with the CPU")
 	./train
 
-test:
-	@CC="$(CC)" sh scripts/install_deps.sh --tests
+check:
+	@CC="$(CC)" sh scripts/install_deps.sh --check
+	@sh test/test_run.sh
 	@$(MAKE) --no-print-directory $(PARALLEL) programs
 	@$(MAKE) --no-print-directory tests
+
+test:
+	@CC="$(CC)" sh scripts/install_deps.sh --tests
+	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory sim sim-asan sim-race
 
 # The tests and a short training run, with every access, overflow and leak checked. (Tests ask for
@@ -106,7 +112,8 @@ clean:
 help:
 	@echo "make         build ./train"
 	@echo "make run     install what is missing, build, run ./train"
-	@echo "make test    install what is missing, build and run every test"
+	@echo "make check   install what is missing, build and run the tests of the CPU backend"
+	@echo "make test    install what is missing, build and run every test (check, sim, sim-asan, sim-race)"
 	@echo "make asan    the tests and a short run under the sanitizers"
 	@echo "make bench   time the operations"
 	@echo "make cuda    build backend_cuda.so (plain make does too, where there is nvcc)"

@@ -2,8 +2,9 @@
 # Finds what the build needs by compiling, linking and running a probe of each, and installs only
 # what a probe did not find (apt-get, as root or through sudo without a password).
 #
-#   scripts/install_deps.sh [--tests] [--found FILE]
-#     --tests        what the tests need too
+#   scripts/install_deps.sh [--check | --tests] [--found FILE]
+#     --check        what the CPU's tests need too
+#     --tests        what all tests need, the simulator's too
 #     --found FILE   write where BLAS was found, as make variables
 #   CC=clang         the compiler to probe with (default cc)
 #   NO_INSTALL=1     never install: print the command, exit 2
@@ -14,7 +15,8 @@ tests=no
 found=
 while [ $# -gt 0 ]; do
     case $1 in
-    --tests) tests=yes ;;
+    --check) tests=cpu ;;
+    --tests) tests=all ;;
     --found) found=${2:?--found needs a file}; shift ;;
     *) echo "install_deps.sh: unknown argument $1" >&2; exit 2 ;;
     esac
@@ -136,6 +138,7 @@ look_for_libraries() {
     need libcjson-dev "cJSON: options, checkpoints" probe_cjson
     [ $tests = no ] && return
     need libcmocka-dev "cmocka: the tests" probe_cmocka
+    [ $tests = cpu ] && return
     need build-essential "g++ with AddressSanitizer: CUDA kernels in the simulator" probe_gxx
     need clang "clang++: CUDA kernels in the simulator" probe_clangxx
 }
