@@ -13,12 +13,13 @@ CFLAGS ?= -O3 -march=native -g
 BUILD  ?= build
 
 # What the code needs whatever CFLAGS is. Never -ffast-math, -Ofast or -ffinite-math-only: they turn
-# isnan() off, and with it every guard against a diverging run.
+# isnan() off, and with it every guard against a diverging run (llmc/base/finite.h refuses them).
 NEEDED := -std=gnu11 -D_GNU_SOURCE -fopenmp -fno-math-errno -fno-trapping-math \
           -Wall -Wextra -Werror=incompatible-pointer-types
 
 # Goals that only call make again; everything else needs the libraries' places.
-WRAPPERS := run check test asan bench cuda ptxas sim-backends sim sim-asan sim-race sim-train clean help
+WRAPPERS := run check test asan bench cuda ptxas sim-backends sim sim-asan sim-race sim-train \
+            clean help
 
 ifneq ($(filter-out $(WRAPPERS),$(or $(MAKECMDGOALS),all)),)
 include $(BUILD)/found.mk
@@ -57,7 +58,8 @@ all: $(TRAIN) $(if $(NVCC),cuda)
 run:
 	@CC="$(CC)" sh scripts/install_deps.sh
 	@$(MAKE) --no-print-directory $(PARALLEL) $(TRAIN)
-	@$(if $(NVCC),$(MAKE) --no-print-directory cuda || echo "the CUDA backend was not built: on with the CPU")
+	@$(if $(NVCC),$(MAKE) --no-print-directory cuda || \
+	    echo "the CUDA backend was not built: on with the CPU")
 	./train
 
 check:
@@ -78,29 +80,29 @@ ASAN := BUILD=build/asan CFLAGS="-O1 -march=native -g -fno-omit-frame-pointer" \
 asan: export ASAN_OPTIONS := allocator_may_return_null=1
 asan:
 	@$(MAKE) --no-print-directory $(PARALLEL) $(ASAN) build/asan/train
-	build/asan/train --backend cpu --warm-start 3 --steps 2 --eval-prompts 4 --eval-samples 4 --quiet \
-	    --run build/asan/run --overwrite
+	build/asan/train --backend cpu --warm-start 3 --steps 2 --eval-prompts 4 --eval-samples 4 \
+	    --quiet --run build/asan/run --overwrite
 	@$(MAKE) --no-print-directory $(ASAN) tests
 
-# The CUDA backend: backend_cuda.so by nvcc, and the same kernels as plug-ins with the simulator.
-cuda ptxas sim-backends:
-	$(if $(NVCC)$(filter sim-backends,$@),,$(error no nvcc here: install the CUDA toolkit, or set NVCC))
+# The CUDA backend: backend_cuda.so by nvcc.
+cuda ptxas:
+	$(if $(NVCC),,$(error no nvcc here: install the CUDA toolkit, or set NVCC))
 	@$(MAKE) --no-print-directory $(PARALLEL) -f llmc/kernels/cuda.mk NVCC="$(NVCC)" $@
 
-# The CUDA kernels in the simulator (doc/cudasim.md), in each of its builds: the simulator's own tests,
-# then every test of operations against it; sim also runs the whole program on it. They need clang++
-# and g++.
+# The CUDA kernels in the simulator (doc/cudasim.md), in each of its builds: the simulator's own
+# tests, then every test of operations against it; sim also runs the whole program on it, as
+# sim-train does alone. They need clang++ and g++.
+CUDASIM = $(MAKE) --no-print-directory -f test/cudasim/backend.mk
 sim sim-asan sim-race:
 	@$(MAKE) --no-print-directory $(PARALLEL) programs
-	@$(MAKE) --no-print-directory $(PARALLEL) -f llmc/kernels/cuda.mk $(BUILD)/backend_$@.so \
-	    $@-selftest
-	@$(MAKE) --no-print-directory -f llmc/kernels/cuda.mk $@-tests
-
-# The whole program on the simulated CUDA backend beside the CPU's.
+	@$(CUDASIM) $(PARALLEL) $(BUILD)/backend_$@.so $@-selftest
+	@$(CUDASIM) $@-tests
 sim-train:
 	@$(MAKE) --no-print-directory $(PARALLEL) programs
-	@$(MAKE) --no-print-directory $(PARALLEL) -f llmc/kernels/cuda.mk $(BUILD)/backend_sim.so
+	@$(CUDASIM) $(PARALLEL) $(BUILD)/backend_sim.so
 	@$(BUILD)/test/test_backends sim
+sim-backends:
+	@$(CUDASIM) $(PARALLEL) $@
 
 bench:
 	@$(MAKE) --no-print-directory $(PARALLEL) $(BUILD)/bench
@@ -113,7 +115,7 @@ help:
 	@echo "make         build ./train"
 	@echo "make run     install what is missing, build, run ./train"
 	@echo "make check   install what is missing, build and run the tests of the CPU backend"
-	@echo "make test    install what is missing, build and run every test (check, sim, sim-asan, sim-race)"
+	@echo "make test    the same, then the CUDA kernels in the simulator (sim, sim-asan, sim-race)"
 	@echo "make asan    the tests and a short run under the sanitizers"
 	@echo "make bench   time the operations"
 	@echo "make cuda    build backend_cuda.so (plain make does too, where there is nvcc)"
@@ -156,8 +158,8 @@ $(BUILD)/bench $(BUILD)/bench_backend: $(BUILD)/%: $(BUILD)/dev/%.o $(LIBRARY)
 $(BUILD)/test/%: $(BUILD)/test/%.o $(LIBRARY)
 	$(COMPILE) $^ -lcmocka $(LIBS) -o $@
 
-# Runs every test program on the CPU and counts their tests; fails if any does. (test_backends compares
-# another backend with it.)
+# Runs every test program on the CPU and counts their tests; fails if any does. (test_backends
+# compares another backend with it.)
 tests: programs
 	@sh test/run.sh $(filter-out %/test_backends,$(TESTS))
 programs: $(TRAIN) $(TESTS)

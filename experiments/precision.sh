@@ -1,6 +1,6 @@
 #!/bin/sh
-# Log-probabilities rounded to bf16 or fp16 before the ratio, against float32: does the rounding alone
-# move entropy? (section "Precision" of doc/entropy.md)
+# Log-probabilities rounded to bf16 or fp16 before the ratio, against float32: does the rounding
+# alone move entropy? (section "Precision" of doc/entropy.md)
 #
 #   experiments/precision.sh [FOLDER]      SEEDS="1 2 3" JOBS=2 STEPS=200
 OUT=${1:-runs/precision}

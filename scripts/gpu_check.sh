@@ -1,12 +1,12 @@
 #!/bin/sh
-# gpu_check.sh [BACKEND]: everything there is to know about this tree on a machine with a GPU, in one
-# call of under nine minutes: builds, runs every test of the kernels on the device in each element
-# type, the small ones under compute-sanitizer, trains the built-in task on the GPU beside the CPU,
-# runs the benchmarks, and prints a short table last. Exit code 1 if any test failed.
+# gpu_check.sh [BACKEND]: everything there is to know about this tree on a machine with a GPU, in
+# one call of under nine minutes: builds, runs every test of the kernels on the device in each
+# element type, the small ones under compute-sanitizer, trains the built-in task on the GPU beside
+# the CPU, runs the benchmarks, and prints a short table last. Exit code 1 if any test failed.
 #
-# Needs the CUDA toolkit and the project's libraries (packages carried in .deps/ are unpacked for this
-# run, nothing is installed); works without .git. Logs: build/gpu_check/.
-# BACKEND sim runs most of the same steps on the simulator: that checks this script, not a GPU.
+# Needs the CUDA toolkit and the project's libraries (packages carried in .deps/ are unpacked for
+# this run, nothing is installed); works without .git. Logs: build/gpu_check/. BACKEND sim runs most
+# of the same steps on the simulator: that checks this script, not a GPU.
 set -u
 cd "$(dirname "$0")/.."
 backend=${1:-cuda}
@@ -26,7 +26,8 @@ if ls .deps/*.deb >/dev/null 2>&1; then
     libraries=$unpacked/usr/lib/$(uname -m)-linux-gnu
     export CPATH=$unpacked/usr/include:$unpacked/usr/include/$(uname -m)-linux-gnu/openblas-openmp
     export LIBRARY_PATH=$libraries:$libraries/openblas-openmp
-    export LD_LIBRARY_PATH=$libraries:$libraries/openblas-openmp${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    LD_LIBRARY_PATH=$libraries:$libraries/openblas-openmp${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    export LD_LIBRARY_PATH
 fi
 
 elapsed() { echo $(($(date +%s) - begun)); }
@@ -45,20 +46,24 @@ left() {
 }
 
 # ---- build ----
-row "date, commit" "$(date -u +%Y-%m-%dT%H:%MZ) $(git rev-parse --short HEAD 2>/dev/null || echo '(no git)')"
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo "(no git)")
+row "date, commit" "$(date -u +%Y-%m-%dT%H:%MZ) $commit"
 if [ "$backend" = cuda ]; then
-    row "GPU" "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | head -n 1)"
+    row "GPU" "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 |
+        head -n 1)"
     plugin="cuda"
     nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
     row "toolkit" "$($nvcc --version | sed -n 's/^Cuda compilation tools, //p')"
 else
-    plugin="-f llmc/kernels/cuda.mk build/backend_$backend.so"
+    plugin="-f test/cudasim/backend.mk build/backend_$backend.so"
 fi
 # On the simulator whole rollouts and programs take minutes: make sim has its share of them.
 kernel_tests="test_ops_dense test_attention test_head test_decode_ops test_adamw"
 [ "$backend" = cuda ] && kernel_tests="$kernel_tests test_sampler"
 programs=""
-for t in $kernel_tests test_comm test_model test_backends; do programs="$programs build/test/$t"; done
+for t in $kernel_tests test_comm test_model test_backends; do
+    programs="$programs build/test/$t"
+done
 if ! NO_INSTALL=1 sh scripts/install_deps.sh >$logs/build.log 2>&1; then
     cat $logs/build.log
     row "libraries" "MISSING, see above"
@@ -120,7 +125,8 @@ train_row() {
         pass=$(sed -n 's/.*"eval\/pass@1": \([^,}]*\).*/\1/p' "$run"/metrics.jsonl | tail -n 1)
         difference=$(sed -n 's/.*logp_difference\/max": \([^,}]*\).*/\1/p' "$run"/metrics.jsonl |
             tail -n 1)
-        row "train $name" "$speed tokens/s sampled, $step s a step, pass@1 $pass, |dlogp| $difference"
+        row "train $name" \
+            "$speed tokens/s sampled, $step s a step, pass@1 $pass, |dlogp| $difference"
     else
         failed=$((failed + 1))
         tail -n 5 $logs/train-"$name".log
@@ -128,7 +134,9 @@ train_row() {
     fi
 }
 train_row cpu --backend cpu
-for dtype in fp32 bf16 fp16; do train_row "$backend-$dtype" --backend "$backend" --dtype $dtype; done
+for dtype in fp32 bf16 fp16; do
+    train_row "$backend-$dtype" --backend "$backend" --dtype $dtype
+done
 
 # ---- benchmarks ----
 if left 30 benchmarks; then
@@ -161,7 +169,9 @@ if [ "$backend" = cuda ] && [ -n "$sanitizer" ]; then
         sanitize $tool test_head bf16 '*zero*'
     done
 else
-    row "compute-sanitizer" "not run: $([ "$backend" = cuda ] && echo not installed || echo simulator)"
+    why=simulator
+    [ "$backend" = cuda ] && why="not installed"
+    row "compute-sanitizer" "not run: $why"
 fi
 
 echo

@@ -1,8 +1,9 @@
 #!/bin/sh
-# ptxas.sh REPORT...: what each kernel asks of the chip, from what the assembler said while the plug-in
-# was built (build/cuda/DTYPE/FILE.o.ptxas): registers a thread, bytes of stack (local arrays), bytes of
-# spilled registers stored and loaded (should be 0), bytes of static shared memory.
-# A multiprocessor has 65536 registers: 128 a thread leave room for 512 threads, 255 for 256.
+# ptxas.sh REPORT...: what each kernel asks of the chip, from what the assembler said while the
+# plug-in was built (build/cuda/DTYPE/FILE.o.ptxas): registers a thread, bytes of stack (local
+# arrays), bytes of spilled registers stored and loaded (should be 0), bytes of static shared
+# memory. A multiprocessor has 65536 registers: 128 a thread leave room for 512 threads, 255 for
+# 256.
 set -eu
 awk '
     /Compiling entry function/ {

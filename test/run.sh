@@ -1,8 +1,8 @@
 #!/bin/sh
-# run.sh [-j N] COMMAND...: runs each cmocka program, N at a time (1), shows the output of those that
-# fail, and ends with the line "N passed, N failed" over all their tests (", N skipped" may follow). A
-# command with arguments is one word: "build/test/test_head sim bf16". Exit code 1 if anything failed or
-# nothing passed.
+# run.sh [-j N] COMMAND...: runs each cmocka program, N at a time (1), shows the output of those
+# that fail, and ends with the line "N passed, N failed" over all their tests (", N skipped" may
+# follow). A command with arguments is one word: "build/test/test_head sim bf16". Exit code 1 if
+# anything failed or nothing passed.
 #
 # A program that stops in the middle, exits non-zero though its tests passed (a sanitizer does), or
 # runs no test at all counts as one more failure.
@@ -22,7 +22,8 @@ words_of() {
 }
 # Its log, beside the program.
 log_of() {
-    words_of "$1" | sed 's/ $//; s/\(.*\) \([^ ]*\/.*\)/\2 \1/; s/[ *,=]\{1,\}/./g; s/\.$//; s/$/.log/'
+    words_of "$1" |
+        sed 's/ $//; s/\(.*\) \([^ ]*\/.*\)/\2 \1/; s/[ *,=]\{1,\}/./g; s/\.$//; s/$/.log/'
 }
 
 if [ "$1" = --one ]; then
@@ -38,11 +39,12 @@ if [ "$1" = -j ]; then
 fi
 printf '%s\0' "$@" | xargs -0 -P "$jobs" -n 1 sh "$0" --one
 
-# The numbers of a log: passed, failed, skipped. A test is what a line "[ RUN      ] NAME" begins; its
-# verdict is the next "[       OK ]", "[  SKIPPED ]", "[  FAILED  ]" or "[  ERROR   ]" with that NAME at
-# the end of the line; without one it failed. Every cmocka since 1.1.5 prints these. Its summary is not
-# read: it repeats names, and its words differ from version to version. What a child process or a
-# library prints in between, also without an end of line before cmocka's next word, does not disturb.
+# The numbers of a log: passed, failed, skipped. A test is what a line "[ RUN      ] NAME" begins;
+# its verdict is the next "[       OK ]", "[  SKIPPED ]", "[  FAILED  ]" or "[  ERROR   ]" with that
+# NAME at the end of the line; without one it failed. Every cmocka since 1.1.5 prints these. Its
+# summary is not read: it repeats names, and its words differ from version to version. What a child
+# process or a library prints in between, also without an end of line before cmocka's next word,
+# does not disturb.
 numbers() {
     awk '
         # The name behind the mark, if the line ends in one.

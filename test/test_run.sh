@@ -1,6 +1,6 @@
 #!/bin/sh
-# The test of run.sh: small programs print what each cmocka prints, and end in each way. Shows the cases
-# that fail; exit code 1 if any does.
+# The test of run.sh: small programs print what each cmocka prints, and end in each way. Shows the
+# cases that fail; exit code 1 if any does.
 set -u
 cd "$(dirname "$0")/.."
 work=$(mktemp -d) || exit 1

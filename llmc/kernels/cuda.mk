@@ -1,10 +1,10 @@
-# The CUDA backend, two ways from the same files: by nvcc as backend_cuda.so, and with the simulator
-# as backend_sim*.so. Called by the Makefile; alone: make -f llmc/kernels/cuda.mk cuda
+# The CUDA backend: backend_cuda.so by nvcc. Called by the Makefile; alone:
+# make -f llmc/kernels/cuda.mk cuda. (The same files with the simulator: test/cudasim/backend.mk.)
 #
-#   cuda           backend_cuda.so beside ./train (needs nvcc 12 or newer); STRICT=1: warnings are errors
-#   ptxas          registers, spills, stack and shared memory of its kernels
-#   sim-backends   build/backend_sim.so, backend_sim-asan.so, backend_sim-race.so (clang++ and g++)
+#   cuda    backend_cuda.so beside ./train (needs nvcc 12 or newer); STRICT=1: warnings are errors
+#   ptxas   registers, spills, stack and shared memory of its kernels
 
+BUILD ?= build
 CUDA_FOLDER := llmc/kernels
 CUDA_DTYPES := fp32 bf16 fp16
 CUDA_DEFINES_fp32 := -DBACKEND_FLOATX=float -DBACKEND_DTYPE=fp32
@@ -14,44 +14,6 @@ CUDA_DEFINES_fp16 := -DBACKEND_FLOATX=__half -DBACKEND_DTYPE=fp16
 # Compiled once per element type; and once.
 CUDA_ONCE := $(addprefix $(CUDA_FOLDER)/,cuda_device.cu comm.cu)
 CUDA_TYPED := $(filter-out $(CUDA_ONCE),$(sort $(wildcard $(CUDA_FOLDER)/*.cu)))
-
-# ---- the simulator's plug-ins ----
-
-SIM_VARIANTS := $(CUDA_DTYPES)
-SIM_DEFINES_fp32 := $(CUDA_DEFINES_fp32)
-SIM_DEFINES_bf16 := $(CUDA_DEFINES_bf16)
-SIM_DEFINES_fp16 := $(CUDA_DEFINES_fp16)
-include test/cudasim/cudasim.mk
-# The checking builds leave fp16 out: its kernels are bf16's, and sim runs them.
-SIM_BACKEND_sim := fp32 bf16 fp16
-SIM_BACKEND_sim-asan := fp32 bf16
-SIM_BACKEND_sim-race := fp32 bf16
-$(foreach m,$(SIM_MODES),$(eval \
-    $(call sim_plugin_rules,$(m),backend,$(SIM_BACKEND_$(m)),$(CUDA_TYPED),$(CUDA_ONCE))))
-
-.PHONY: cuda ptxas sim-backends
-sim-backends: $(SIM_MODES:%=$(BUILD)/backend_%.so)
-
-# ---- the tests of operations on them ----
-
-# One command a word (test/run.sh). In sim also with other orders of threads, blocks and streams, and the program itself.
-SIM_TESTS := ops_dense attention head decode_ops adamw
-sim_command = $(strip $(SIM_RUN_$(1)) $(BUILD)/test/test_$(2))
-sim_commands = $(foreach d,$(SIM_BACKEND_$(1)),$(foreach t,$(SIM_TESTS),\
-    "$(call sim_command,$(1),$(t)) $(1) $(d)")) "$(call sim_command,$(1),comm) $(1) fp32"
-SIM_ORDERS := order=descending order=random,seed=7,resident=3,streams=random
-SIM_MORE_sim := "$(BUILD)/test/test_backends sim" "$(BUILD)/test/test_model sim fp32" \
-    "$(BUILD)/test/test_model sim bf16" "$(BUILD)/test/test_sampler sim bf16 *gumbel*" \
-    "$(BUILD)/test/test_sampler sim fp32 *greedy*" \
-    $(foreach o,$(SIM_ORDERS),$(foreach t,$(SIM_TESTS),\
-    "env CUDASIM=$(o) $(BUILD)/test/test_$(t) sim bf16"))
-
-define sim_test_rules
-$(1)-tests: $(BUILD)/backend_$(1).so
-	@sh test/run.sh -j $$$$(nproc) $$(SIM_MORE_$(1)) $$(call sim_commands,$(1))
-.PHONY: $(1)-tests
-endef
-$(foreach m,$(SIM_MODES),$(eval $(call sim_test_rules,$(m))))
 
 # ---- the GPU's plug-in ----
 
@@ -70,7 +32,8 @@ NVCC_FLAGS = -std=c++17 -O3 -lineinfo $(if $(STRICT),-Werror all-warnings) -DBAC
     -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra -Xptxas -v $(CUDA_GENCODE)
 CUDA_LIBRARIES = $(dir $(realpath $(shell command -v $(NVCC))))../lib64
 
-CUDA_OBJECTS := $(foreach t,$(CUDA_DTYPES),$(CUDA_TYPED:$(CUDA_FOLDER)/%.cu=$(BUILD)/cuda/$(t)/%.o)) \
+CUDA_OBJECTS := \
+    $(foreach t,$(CUDA_DTYPES),$(CUDA_TYPED:$(CUDA_FOLDER)/%.cu=$(BUILD)/cuda/$(t)/%.o)) \
     $(CUDA_ONCE:$(CUDA_FOLDER)/%.cu=$(BUILD)/cuda/once/%.o)
 
 define cuda_rules
@@ -96,6 +59,7 @@ $(CUDA_PLUGIN): $(CUDA_OBJECTS)
 	$(NVCC) -shared $(CUDA_GENCODE) -o $@ $^ -lcublasLt -ldl \
 	    -Xlinker -rpath,$(CUDA_LIBRARIES)
 cuda: $(CUDA_PLUGIN)
+.PHONY: cuda ptxas
 
 # What the assembler said of each kernel is kept beside its object.
 ptxas: $(CUDA_PLUGIN)

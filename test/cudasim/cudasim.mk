@@ -1,4 +1,4 @@
-# The emulator's builds: CUDA files as C++ for the CPU, three ways. Included by the Makefile, or
+# The emulator's builds: CUDA files as C++ for the CPU, three ways. Included by backend.mk, or
 # used alone: make -f test/cudasim/cudasim.mk sim-selftest
 #
 #   sim-selftest  sim-asan-selftest  sim-race-selftest   the emulator's own tests, one build each
@@ -76,7 +76,8 @@ $(BUILD)/$(1)/$(2)/%.cc: %.cu $(BUILD)/cu2cpp
 $(BUILD)/$(1)/$(2)/%.o: %.cu $(BUILD)/cu2cpp
 	@mkdir -p $$(@D)
 	$(BUILD)/cu2cpp $$< $$(@:.o=.cc) $$(@:.o=.cc).d
-	$(SIM_CXX_$(1)) $(SIM_FLAGS) $(SIM_KERNEL_$(1)) $(SIM_DEFINES_$(2)) -DBACKEND_NAME='"$(1)"' -MMD -MP -c $$(@:.o=.cc) -o $$@
+	$(SIM_CXX_$(1)) $(SIM_FLAGS) $(SIM_KERNEL_$(1)) $(SIM_DEFINES_$(2)) -DBACKEND_NAME='"$(1)"' \
+	    -MMD -MP -c $$(@:.o=.cc) -o $$@
 	$$(SIM_AFTER_$(1))
 $(BUILD)/$(1)/$(2)/%.o: %.cc
 	@mkdir -p $$(@D)

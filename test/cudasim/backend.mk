@@ -1,0 +1,46 @@
+# The CUDA backend's files with the simulator, as plug-ins for ./train and the tests, and the tests
+# of operations on them. Called by the Makefile (sim, sim-asan, sim-race, sim-train, sim-backends);
+# alone: make -f test/cudasim/backend.mk sim-backends
+#
+#   sim-backends   build/backend_sim.so, backend_sim-asan.so, backend_sim-race.so (clang++ and g++)
+#   sim-tests  sim-asan-tests  sim-race-tests   every test of operations on that plug-in
+
+# The lists of files, and what is defined for each element type.
+include llmc/kernels/cuda.mk
+
+SIM_VARIANTS := $(CUDA_DTYPES)
+SIM_DEFINES_fp32 := $(CUDA_DEFINES_fp32)
+SIM_DEFINES_bf16 := $(CUDA_DEFINES_bf16)
+SIM_DEFINES_fp16 := $(CUDA_DEFINES_fp16)
+include test/cudasim/cudasim.mk
+# The checking builds leave fp16 out: its kernels are bf16's, and sim runs them.
+SIM_BACKEND_sim := fp32 bf16 fp16
+SIM_BACKEND_sim-asan := fp32 bf16
+SIM_BACKEND_sim-race := fp32 bf16
+$(foreach m,$(SIM_MODES),$(eval \
+    $(call sim_plugin_rules,$(m),backend,$(SIM_BACKEND_$(m)),$(CUDA_TYPED),$(CUDA_ONCE))))
+
+.PHONY: sim-backends
+sim-backends: $(SIM_MODES:%=$(BUILD)/backend_%.so)
+
+# ---- the tests of operations on them ----
+
+# One command a word (test/run.sh). In sim also with other orders of threads, blocks and streams,
+# and the program itself.
+SIM_TESTS := ops_dense attention head decode_ops adamw
+sim_command = $(strip $(SIM_RUN_$(1)) $(BUILD)/test/test_$(2))
+sim_commands = $(foreach d,$(SIM_BACKEND_$(1)),$(foreach t,$(SIM_TESTS),\
+    "$(call sim_command,$(1),$(t)) $(1) $(d)")) "$(call sim_command,$(1),comm) $(1) fp32"
+SIM_ORDERS := order=descending order=random,seed=7,resident=3,streams=random
+SIM_MORE_sim := "$(BUILD)/test/test_backends sim" "$(BUILD)/test/test_model sim fp32" \
+    "$(BUILD)/test/test_model sim bf16" "$(BUILD)/test/test_sampler sim bf16 *gumbel*" \
+    "$(BUILD)/test/test_sampler sim fp32 *greedy*" \
+    $(foreach o,$(SIM_ORDERS),$(foreach t,$(SIM_TESTS),\
+    "env CUDASIM=$(o) $(BUILD)/test/test_$(t) sim bf16"))
+
+define sim_test_rules
+$(1)-tests: $(BUILD)/backend_$(1).so
+	@sh test/run.sh -j $$$$(nproc) $$(SIM_MORE_$(1)) $$(call sim_commands,$(1))
+.PHONY: $(1)-tests
+endef
+$(foreach m,$(SIM_MODES),$(eval $(call sim_test_rules,$(m))))
