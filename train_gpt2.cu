@@ -67,13 +67,15 @@ static bool due(int64_t step, int64_t every) { return every > 0 && step % every 
 
 /* ---- one step of policy gradient ------------------------------------------------------------- */
 
-/* prompt -> completion -> reward -> advantage, and the entropy controller's turn. */
-static void collect(struct Session *s) {
+/* prompt -> completion -> reward -> advantage, and the entropy controller's turn. False: a replayed file
+   gives no more completions, and nothing was changed. */
+static bool collect(struct Session *s) {
     struct Experience *e = &s->experience;
     struct CollectOptions options = session_collect_options(s);
     sampler_load_weights(s->sampler, trainer_weights(s->trainer));
-    experience_collect(e, s->sampler, trainer_weights(s->trainer), &options,
-                       &s->progress.group_ordinal, trainer_workspace(s->trainer));
+    if (!experience_collect(e, s->sampler, trainer_weights(s->trainer), &options,
+                            &s->progress.group_ordinal, trainer_workspace(s->trainer)))
+        return false;
     struct RewardBatch rewards = experience_rewards(e, s->max_tokens);
     objective_advantages(&s->objective, &rewards, e->advantage, e->active);
     const char *warning = entropy_update(&s->entropy,
@@ -83,6 +85,7 @@ static void collect(struct Session *s) {
         double tokens, sum = monitor_repo_d(s->trainer, e, (float)s->options.temperature, &tokens);
         entropy_set_repo_d(&s->entropy, sum, tokens);
     }
+    return true;
 }
 
 /* Log-probabilities under the frozen reference, where the objective has a KL term. */
@@ -189,7 +192,8 @@ static void monitor(struct Session *s, struct StepReport *report) {
     report->seconds_monitor = seconds() - begin;
 }
 
-static void step(struct Session *s) {
+/* False: there was nothing to replay, and the step was not made. */
+static bool step(struct Session *s) {
     const struct Options *o = &s->options;
     struct Evaluation evaluation;
     struct StepReport report = {.step = s->progress.step + 1, .total_steps = s->plan.steps,
@@ -197,7 +201,7 @@ static void step(struct Session *s) {
                                 .entropy = &s->entropy,
                                 .has_reference = s->reference.data != NULL};
     double begin = seconds();
-    collect(s);
+    if (!collect(s)) return false;
     if (due(report.step, o->attention_entropy_every)) trainer_watch_attention(s->trainer);
     update(s, &report);
     monitor(s, &report);
@@ -213,6 +217,7 @@ static void step(struct Session *s) {
         report.evaluation = &evaluation;
     }
     report_step(&s->report, &report);
+    return true;
 }
 
 /* ---- the program ----------------------------------------------------------------------------- */
@@ -250,24 +255,30 @@ static void evaluate_earlier_tasks(struct Session *s) {
     }
 }
 
+/* Everything is saved by now, also where the replayed file was wrong and the program ends with that. */
+static void say_why_it_stopped(struct Session *s) {
+    const char *problem = replay_problem(s->replay);
+    if (problem && !replay_ended(s->replay)) replay_fail(s->replay);
+    if (!problem && !launch_stop_requested()) return;
+    say("stopped after step %lld%s%s; go on with: ./train --resume %s", (long long)s->progress.step,
+        problem ? ": " : "", problem ? problem : "", s->place.run);
+}
+
 static void train(struct Session *s) {
     const struct Options *o = &s->options;
     while (s->progress.warm_step < o->warm_start && s->progress.step == 0 && !launch_stop_requested()) {
         warm_step(s);
         if (due(s->progress.warm_step, o->save_every)) session_save(s);
     }
-    while (s->progress.step < s->plan.steps && !launch_stop_requested()) {
+    while (s->progress.step < s->plan.steps && !launch_stop_requested() && !replay_problem(s->replay)) {
         int phase = (int)s->progress.phases_begun;
         if (phase < s->plan.num_phases && s->progress.step == s->plan.phases[phase].begin) begin_phase(s, phase);
-        step(s);
-        if (due(s->progress.step, o->save_every)) session_save(s);
+        if (step(s) && due(s->progress.step, o->save_every)) session_save(s);
     }
     if (s->progress.step == s->plan.steps) evaluate_earlier_tasks(s);
     session_save(s);
     report_summary(&s->report, s->progress.step);
-    if (launch_stop_requested())
-        say("stopped after step %lld; go on with: ./train --resume %s", (long long)s->progress.step,
-            s->place.run);
+    say_why_it_stopped(s);
 }
 
 static void evaluate_only(struct Session *s) {

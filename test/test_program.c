@@ -6,12 +6,14 @@
 #include <sys/stat.h>
 #include <time.h>
 #include "../llmc/rl/objectives.h"
+#include "../llmc/tasks/task.h"
 #include "program_rig.h"
 
 /* A short run: 6 warm steps, then RL; every choice that matters is on the line. */
-#define SMALL "--quiet --warm-start 6 --warm-batch 32 --prompts 4 --group 4 --minibatches 2 " \
+#define LOUD "--warm-start 6 --warm-batch 32 --prompts 4 --group 4 --minibatches 2 " \
               "--eval-prompts 3 --eval-samples 4 --eval-every 2 --save-every 2 --threads 2 " \
               "--rollouts-every 1 "
+#define SMALL "--quiet " LOUD
 
 /* ---- tests ----------------------------------------------------------------------------------- */
 
@@ -31,11 +33,12 @@ static void test_replay(void **state) {
     RUN_OK("$T " SMALL "--steps 3 --run replay-b --replay replay-a/rollouts.jsonl");
     assert_same_log("replay-a/rollouts.jsonl", "replay-b/rollouts.jsonl");
     assert_same_end("replay-a", "replay-b", 3);
+    RUN_OK("grep -v '\"step\": 2' replay-a/rollouts.jsonl > half.jsonl");
     static const struct {
         const char *options, *message;
     } cases[] = {
         {"--steps 1 --seed 2 --replay replay-a/rollouts.jsonl", "rollouts.jsonl:1: the prompt is"},
-        {"--steps 4 --replay replay-a/rollouts.jsonl", "fewer completions of step 4"},
+        {"--steps 3 --replay half.jsonl", "half.jsonl:17: fewer completions of step 2"},
         {"--steps 3 --replay replay-a/metrics.jsonl", "metrics.jsonl:"},
         {"--steps 3 --replay /no/such", "No such file"},
         {"--steps 3 --objective dapo --replay replay-a/rollouts.jsonl", "--group-filter off"},
@@ -49,6 +52,44 @@ static void test_replay(void **state) {
     RUN_OK("sed 's/\"tokens\": .[0-9]*/\"tokens\": [9999/' replay-a/rollouts.jsonl > bad.jsonl");
     assert_int_equal(run("$T " SMALL "--run replay-c --overwrite --steps 1 --replay bad.jsonl"), 2);
     assert_non_null(strstr(output, "bad.jsonl:1: token 0 is not an id"));
+}
+
+/* A replayed file with fewer steps than the run: what was learnt is saved, and going on without it is
+   the run that never stopped. A file that is wrong further down loses nothing either. */
+static void test_replay_that_ends(void **state) {
+    (void)state;
+#define RARELY LOUD "--save-every 100 "
+    RUN_OK("$T " RARELY "--steps 5 --run ended-a");
+    RUN_OK("grep -v '\"step\": [45]' ended-a/rollouts.jsonl > three.jsonl");
+    RUN_OK("$T " RARELY "--steps 5 --run ended-b --replay three.jsonl");
+    assert_non_null(strstr(output, "stopped after step 3: three.jsonl ends before step 4 is whole"));
+    RUN_OK("test -d ended-b/checkpoints/step_000003");
+    RUN_OK("$T --quiet --resume ended-b --replay ended-a/rollouts.jsonl");
+    assert_same_end("ended-a", "ended-b", 5);
+    assert_same_log("ended-a/metrics.jsonl", "ended-b/metrics.jsonl");
+
+    RUN_OK("sed '50s/\"prompt\": \"/&1/' ended-a/rollouts.jsonl > wrong.jsonl");
+    assert_int_equal(run("$T " RARELY "--steps 5 --run ended-c --replay wrong.jsonl"), 2);
+    assert_non_null(strstr(output, "wrong.jsonl:50: the prompt is not"));
+    RUN_OK("$T --quiet --resume ended-c --replay ended-a/rollouts.jsonl");
+    assert_same_end("ended-a", "ended-c", 5);
+}
+
+/* Completions longer than any built-in answer are logged whole: a character per token. */
+static void test_long_completions_are_logged_whole(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--warm-start 0 --context 120 --max-tokens 100 --steps 1 --eval-every 0 --run long");
+    cJSON *log = read_log("long/rollouts.jsonl"), *line;
+    int longest = 0;
+    cJSON_ArrayForEach(line, log) {
+        int tokens = cJSON_GetArraySize(cJSON_GetObjectItem(line, "tokens"));
+        int ended = cJSON_IsTrue(cJSON_GetObjectItem(line, "ended"));
+        const char *text = cJSON_GetObjectItem(line, "completion")->valuestring;
+        assert_int_equal(strlen(text), tokens - ended);
+        if (tokens > longest) longest = tokens;
+    }
+    assert_in_range(longest, 64, 100);
+    cJSON_Delete(log);
 }
 
 /* A backend that cannot be opened is one line: the machine's fault where it was asked for by name, the
@@ -194,10 +235,10 @@ static void test_monitors(void **state) {
 
 static void test_every_task_runs(void **state) {
     (void)state;
-    static const char *const names[] = {"countdown", "countdown_sorted", "split", "addition",
-                                        "reverse"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        RUN_OK("$T " SMALL "--steps 1 --task %s --run task-%s", names[i], names[i]);
+    for (int i = 0; task_row(i); i++) {
+        const char *name = task_row(i)->name;
+        RUN_OK("$T " SMALL "--steps 1 --task %s --run task-%s", name, name);
+    }
 }
 
 static void test_reference_kl(void **state) {
@@ -424,6 +465,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_two_runs_are_equal),
         cmocka_unit_test(test_replay),
+        cmocka_unit_test(test_replay_that_ends),
+        cmocka_unit_test(test_long_completions_are_logged_whole),
         cmocka_unit_test(test_backends_not_there),
         cmocka_unit_test(test_seed_changes_the_run),
         cmocka_unit_test(test_resume_is_bitwise),

@@ -2,9 +2,51 @@
    at its last operator, sums by printf, and the set of right answers is found by trying every
    string up to a length. */
 #include "test.h"
-#include "../llmc/tasks/task.h"
+#include "child.h"
+#include "../llmc/tasks/examples.h"
 
-enum { NUM_TASKS = 5 };
+enum { NUM_TASKS = 6, TEXT = 64 };   /* TEXT: room for any prompt or answer of a built-in task */
+
+/* ---- tasks on plain strings ------------------------------------------------------------------ */
+
+static struct Example example;   /* reused by each of these */
+
+static const struct Example *example_of(const char *prompt) {
+    text_clear(&example.prompt);
+    text_append(&example.prompt, prompt, strlen(prompt));
+    return &example;
+}
+
+static void draw(const struct Task *task, char prompt[TEXT], uint64_t seed,
+                 enum RngPurpose purpose, int ordinal) {
+    example_draw(&example, task, seed, purpose, (uint64_t)ordinal);
+    assert_true(example.id == (uint64_t)ordinal && example.prompt.length < TEXT);
+    strcpy(prompt, example.prompt.bytes);
+}
+
+static bool demonstrate(const struct Task *task, char answer[TEXT], const char *prompt,
+                        struct Rng *rng) {
+    struct Text text = {0};
+    text_clear(&text);
+    bool found = task->demonstrate(&text, example_of(prompt), rng);
+    assert_true(text.length < TEXT);
+    strcpy(answer, text.bytes);
+    text_free(&text);
+    return found;
+}
+
+static float reward_of(const struct Task *task, const char *prompt, const char *answer,
+                       size_t length, bool ended) {
+    float reward;
+    struct Completion completion = {example_of(prompt), answer, length, ended};
+    task->judge(&reward, &completion, 1);
+    return reward;
+}
+
+/* The example task has no count; like all with one right answer, it has one. */
+static int count_answers(const struct Task *task, const char *prompt) {
+    return task->count_answers ? task->count_answers(example_of(prompt)) : 1;
+}
 
 /* ---- the oracle ----------------------------------------------------------------------------- */
 
@@ -36,7 +78,7 @@ static int compare_chars(const void *a, const void *b) {
 }
 
 /* The digits of `text` in ascending order. */
-static void sorted_digits(char out[TASK_TEXT], const char *text, size_t length) {
+static void sorted_digits(char out[TEXT], const char *text, size_t length) {
     size_t n = 0;
     for (size_t i = 0; i < length; i++)
         if (text[i] >= '0' && text[i] <= '9') out[n++] = text[i];
@@ -45,7 +87,7 @@ static void sorted_digits(char out[TASK_TEXT], const char *text, size_t length) 
 }
 
 static bool oracle_countdown(const char *prompt, const char *text, bool sorted) {
-    char wanted[TASK_TEXT], used[TASK_TEXT];
+    char wanted[TEXT], used[TEXT];
     double value;
     sorted_digits(wanted, prompt, 3);
     sorted_digits(used, text, strlen(text));
@@ -54,14 +96,14 @@ static bool oracle_countdown(const char *prompt, const char *text, bool sorted) 
 }
 
 static bool oracle_split(const char *prompt, const char *text) {
-    char used[TASK_TEXT];
+    char used[TEXT];
     double value;
     sorted_digits(used, text, strlen(text));
     return oracle_value(&value, text, text + strlen(text)) && value == atoi(prompt) &&
            strlen(used) == 3 && strchr(text, '-') == NULL && strchr(text, '*') == NULL;
 }
 
-/* Is the text (shorter than TASK_TEXT, without zeros) a right answer? */
+/* Is the text (shorter than TEXT, without zeros) a right answer? */
 static bool oracle(const struct Task *task, const char *prompt, const char *text) {
     if (strcmp(task->name, "countdown") == 0) return oracle_countdown(prompt, text, false);
     if (strcmp(task->name, "countdown_sorted") == 0) return oracle_countdown(prompt, text, true);
@@ -73,6 +115,12 @@ static bool oracle(const struct Task *task, const char *prompt, const char *text
     }
     size_t n = strlen(prompt) - 1;
     if (strlen(text) != n) return false;
+    if (strcmp(task->name, "sort") == 0) {
+        char letters[TEXT];
+        strcpy(letters, prompt);
+        qsort(letters, n, 1, compare_chars);
+        return strncmp(letters, text, n) == 0;
+    }
     for (size_t i = 0; i < n; i++)
         if (text[i] != prompt[n - 1 - i]) return false;
     return true;
@@ -85,7 +133,7 @@ static void test_table(void **state) {
     assert_null(task_row(-1));
     assert_null(task_row(NUM_TASKS));
     assert_null(task_find("count"));
-    assert_string_equal(task_names(), "countdown countdown_sorted split addition reverse");
+    assert_string_equal(task_names(), "countdown countdown_sorted split addition reverse sort");
     for (int i = 0; i < NUM_TASKS; i++) {
         const struct Task *task = task_row(i);
         assert_ptr_equal(task_find(task->name), task);
@@ -123,14 +171,16 @@ static void test_known_answers(void **state) {
         {"reverse", "abcd=", "abcd", 0},             {"reverse", "abyz=", "zyba", 0},
         {"reverse", "ABCD=", "DCBA", 0},             {"reverse", "abc=", "cba", 0},
         {"reverse", "abcdefg=", "gfedcba", 0},       {"addition", "47+85=0", "132", 0},
+        {"sort", "dbca=", "abcd", 1},                {"sort", "dbca=", "dcba", 0},
+        {"sort", "hgha=", "aghh", 1},                {"sort", "hgha=", "agh", 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const struct Task *task = task_find(cases[i].task);
         size_t length = strlen(cases[i].answer);
-        float reward = task->reward(cases[i].prompt, cases[i].answer, length, true);
+        float reward = reward_of(task, cases[i].prompt, cases[i].answer, length, true);
         if (reward != cases[i].reward)
             fail_msg("%s %s%s: reward %g", task->name, cases[i].prompt, cases[i].answer, reward);
-        assert_true(task->reward(cases[i].prompt, cases[i].answer, length, false) == 0);
+        assert_true(reward_of(task, cases[i].prompt, cases[i].answer, length, false) == 0);
     }
 }
 
@@ -141,22 +191,60 @@ static void test_prompts(void **state) {
     for (int i = 0; i < NUM_TASKS; i++) {
         const struct Task *task = task_row(i);
         for (int n = 0; n < 4000; n++) {
-            char prompt[TASK_TEXT], again[TASK_TEXT], answer[TASK_TEXT];
-            enum TaskSplit split = n % 2 ? SPLIT_HELD_OUT : SPLIT_TRAIN;
-            task_prompt(task, prompt, 7, RNG_DEMONSTRATION, (uint64_t)n, split);
-            task_prompt(task, again, 7, RNG_DEMONSTRATION, (uint64_t)n, split);
+            char prompt[TEXT], again[TEXT], answer[TEXT];
+            enum RngPurpose purpose = n % 2 ? RNG_EVAL_PROMPT : RNG_DEMONSTRATION;
+            draw(task, prompt, 7, purpose, n);
+            draw(task, again, 7, purpose, n);
             assert_string_equal(prompt, again);
             assert_int_equal(strspn(prompt, task->alphabet), strlen(prompt));
             assert_in_range(strlen(prompt), 1, task->max_prompt);
             struct Rng rng;
             rng_open(&rng, 7, RNG_TEST, (uint64_t)n);
-            assert_true(task->count_answers(prompt) >= 1);
-            assert_true(task->demonstrate(answer, prompt, &rng));
-            assert_true(task->reward(prompt, answer, strlen(answer), true) == 1);
+            assert_true(count_answers(task, prompt) >= 1);
+            assert_true(demonstrate(task, answer, prompt, &rng));
+            assert_true(reward_of(task, prompt, answer, strlen(answer), true) == 1);
             assert_true(oracle(task, prompt, answer));
             assert_true((double)(strlen(answer) + 1) <= 0.8 * task->max_completion);
         }
     }
+}
+
+/* What a seed means does not change between versions: these were noted when each task was added. */
+static void test_prompts_of_a_seed(void **state) {
+    (void)state;
+    static const struct { const char *task, *prompt[4]; } cases[] = {
+        {"countdown", {"828:24=", "319:11=", "453:17=", "947:67="}},
+        {"countdown_sorted", {"828:24=", "791:63=", "687:62=", "947:67="}},
+        {"split", {"22=", "3=", "16=", "13="}},
+        {"addition", {"75+30=", "12+48=", "47+14=", "46+91="}},
+        {"reverse", {"ebaebg=", "ccgf=", "dhhc=", "fhbfe="}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int n = 0; n < 4; n++) {
+            char prompt[TEXT];
+            draw(task_find(cases[i].task), prompt, 3, RNG_PROMPT, n);
+            assert_string_equal(prompt, cases[i].prompt[n]);
+        }
+}
+
+/* A task with one prompt cannot both train and hold out: said, and not tried for ever. */
+static void one_prompt(struct Example *one, struct Rng *rng) {
+    (void)rng;
+    text_append(&one->prompt, "1=", 2);
+}
+static void draw_of_one(void *purpose) {
+    static const struct Task task = {.name = "one", .next = one_prompt};
+    struct Example drawn = {0};
+    example_draw(&drawn, &task, 1, *(enum RngPurpose *)purpose, 0);
+    example_free(&drawn);
+}
+static void test_too_few_prompts(void **state) {
+    (void)state;
+    char output[512];
+    enum RngPurpose held_out = RNG_EVAL_PROMPT, trained = RNG_PROMPT;
+    assert_int_equal(run_in_child(draw_of_one, &held_out, output, sizeof output), 0);
+    assert_int_equal(run_in_child(draw_of_one, &trained, output, sizeof output), 2);
+    assert_non_null(strstr(output, "task one: none of"));
 }
 
 /* ---- rewards and counts against every string ------------------------------------------------ */
@@ -182,9 +270,9 @@ static void next_string(char *text, const char *symbols) {
 static int check_every_string(const struct Task *task, const char *prompt, const char *symbols,
                               size_t max_length) {
     int right = 0;
-    char text[TASK_TEXT] = "";
+    char text[TEXT] = "";
     for (; strlen(text) <= max_length; next_string(text, symbols)) {
-        float reward = task->reward(prompt, text, strlen(text), true);
+        float reward = reward_of(task, prompt, text, strlen(text), true);
         if (reward != (float)oracle(task, prompt, text))
             fail_msg("%s %s%s: reward %g", task->name, prompt, text, reward);
         right += reward == 1;
@@ -197,12 +285,14 @@ static void test_rewards_exhaustively(void **state) {
     for (int i = 0; i < NUM_TASKS; i++) {
         const struct Task *task = task_row(i);
         for (int n = 0; n < 24; n++) {
-            char prompt[TASK_TEXT], symbols[TASK_TEXT];
+            char prompt[TEXT], symbols[TEXT];
             size_t longest = 7;
-            task_prompt(task, prompt, 11, RNG_PROMPT, (uint64_t)n, SPLIT_TRAIN);
+            draw(task, prompt, 11, RNG_PROMPT, n);
             switch (task->name[0]) {
             case 'c': snprintf(symbols, sizeof symbols, "%.3s+-*", prompt); break;
-            case 's': strcpy(symbols, "123456789+-*"), longest = 5; break;
+            case 's':
+                strcpy(symbols, task->name[1] == 'p' ? "123456789+-*" : "abcdefgh"), longest = 5;
+                break;
             case 'a': strcpy(symbols, "0123456789"), longest = 4; break;
             default: strcpy(symbols, "abcdefgh"), longest = 6; break;
             }
@@ -211,7 +301,7 @@ static void test_rewards_exhaustively(void **state) {
             for (char *c = symbols; *c;)
                 if (strchr(symbols, *c) < c) memmove(c, c + 1, strlen(c)); else c++;
             assert_int_equal(check_every_string(task, prompt, symbols, longest),
-                             task->count_answers(prompt));
+                             count_answers(task, prompt));
         }
     }
 }
@@ -221,10 +311,10 @@ static void test_rewards_whole_alphabet(void **state) {
     (void)state;
     const struct Task *task = task_find("countdown_sorted");
     assert_int_equal(check_every_string(task, "242:18=", task->alphabet, 5),
-                     task->count_answers("242:18="));
+                     count_answers(task, "242:18="));
     task = task_find("countdown");
     assert_int_equal(check_every_string(task, "357:22=", task->alphabet, 5),
-                     task->count_answers("357:22="));
+                     count_answers(task, "357:22="));
 }
 
 /* The number of ways to write 3..27 as three digits 1-9: coefficients of (x + ... + x^9)^3. */
@@ -239,23 +329,24 @@ static void test_split_counts(void **state) {
         }
     const struct Task *task = task_find("split");
     for (int sum = 0; sum <= 40; sum++) {
-        char prompt[TASK_TEXT];
+        char prompt[TEXT];
         snprintf(prompt, sizeof prompt, "%d=", sum);
-        assert_int_equal(task->count_answers(prompt), sum <= 27 ? ways[sum] : 0);
+        assert_int_equal(count_answers(task, prompt), sum <= 27 ? ways[sum] : 0);
     }
 }
 
 /* ---- any bytes in --------------------------------------------------------------------------- */
 
-/* A copy of exactly the answer's size, so that the address sanitizer sees a read past its end. */
+/* A copy of exactly the answer's size and its zero, so that the address sanitizer sees a read past
+   them. */
 static float reward_of_copy(const struct Task *task, const char *prompt, const char *bytes,
                             size_t length) {
-    char *exact = malloc(length > 0 ? length : 1), *prompt_exact = strdup(prompt);
-    assert_true(exact && prompt_exact);
+    char *exact = malloc(length + 1);
+    assert_non_null(exact);
     memcpy(exact, bytes, length);
-    float reward = task->reward(prompt_exact, exact, length, true);
+    exact[length] = 0;
+    float reward = reward_of(task, prompt, exact, length, true);
     free(exact);
-    free(prompt_exact);
     return reward;
 }
 
@@ -286,9 +377,9 @@ static void test_fuzz(void **state) {
     for (int i = 0; i < NUM_TASKS; i++) {
         const struct Task *task = task_row(i);
         for (int n = 0; n < 20000; n++) {
-            char prompt[TASK_TEXT], bytes[TASK_TEXT * 2];
-            task_prompt(task, prompt, 5, RNG_PROMPT, (uint64_t)(n / 100), SPLIT_TRAIN);
-            assert_true(task->demonstrate(bytes, prompt, &rng));
+            char prompt[TEXT], bytes[TEXT * 2];
+            draw(task, prompt, 5, RNG_PROMPT, n / 100);
+            assert_true(demonstrate(task, bytes, prompt, &rng));
             size_t length = strlen(bytes);
             for (uint32_t m = rng_below(&rng, 4); m > 0; m--) length = mutate(bytes, length, &rng);
             bytes[length] = 0;
@@ -302,7 +393,7 @@ static void test_fuzz(void **state) {
             prompt[mutate(prompt, strlen(prompt), &rng)] = 0;
             float reward = reward_of_copy(task, prompt, bytes, length);
             assert_true(reward >= 0 && reward <= 1);
-            assert_true(task->count_answers(prompt) >= 0);
+            assert_true(count_answers(task, prompt) >= 0);
         }
         size_t large = 1 << 20;
         char *ones = malloc(large);
@@ -323,14 +414,14 @@ static void test_demonstrations_are_uniform(void **state) {
         {"countdown_sorted", "149:14="}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const struct Task *task = task_find(cases[i].task);
-        char seen[81][TASK_TEXT];
-        int count[81], n = task->count_answers(cases[i].prompt), found = 0;
+        char seen[81][TEXT];
+        int count[81], n = count_answers(task, cases[i].prompt), found = 0;
         assert_in_range(n, 2, 81);
         struct Rng rng;
         rng_open(&rng, 17, RNG_TEST, i);
         for (int draw = 0; draw < 300 * n; draw++) {
-            char answer[TASK_TEXT];
-            assert_true(task->demonstrate(answer, cases[i].prompt, &rng));
+            char answer[TEXT];
+            assert_true(demonstrate(task, answer, cases[i].prompt, &rng));
             int k = 0;
             while (k < found && strcmp(seen[k], answer) != 0) k++;
             if (k == found) {
@@ -350,18 +441,17 @@ static void test_demonstrations_are_uniform(void **state) {
 static int compare_texts(const void *a, const void *b) { return strcmp(a, b); }
 
 /* Draws n prompts of a split, in ascending order. */
-static char (*sorted_prompts(const struct Task *task, uint64_t seed, enum TaskSplit split,
-                             int n))[TASK_TEXT] {
-    char(*texts)[TASK_TEXT] = calloc((size_t)n, TASK_TEXT);
+static char (*sorted_prompts(const struct Task *task, uint64_t seed, bool held_out, int n))[TEXT] {
+    char(*texts)[TEXT] = calloc((size_t)n, TEXT);
     assert_non_null(texts);
     for (int i = 0; i < n; i++) {
         /* Evaluations draw with one purpose, training with two: all must keep to their side. */
-        enum RngPurpose purpose = split == SPLIT_HELD_OUT ? RNG_EVAL_PROMPT
-                                  : i % 2                 ? RNG_PROMPT
-                                                          : RNG_DEMONSTRATION;
-        task_prompt(task, texts[i], seed, purpose, (uint64_t)i, split);
+        enum RngPurpose purpose = held_out ? RNG_EVAL_PROMPT
+                                  : i % 2  ? RNG_PROMPT
+                                           : RNG_DEMONSTRATION;
+        draw(task, texts[i], seed, purpose, i);
     }
-    qsort(texts, (size_t)n, TASK_TEXT, compare_texts);
+    qsort(texts, (size_t)n, TEXT, compare_texts);
     return texts;
 }
 
@@ -373,10 +463,10 @@ static void test_held_out_prompts(void **state) {
         for (uint64_t seed = 0; seed < 40; seed++) {
             const struct Task *task = task_row(i);
             int num_train = seed == 0 ? 50000 : 500, num_held_out = seed == 0 ? 2000 : 50;
-            char(*train)[TASK_TEXT] = sorted_prompts(task, seed, SPLIT_TRAIN, num_train);
-            char(*held_out)[TASK_TEXT] = sorted_prompts(task, seed, SPLIT_HELD_OUT, num_held_out);
+            char(*train)[TEXT] = sorted_prompts(task, seed, false, num_train);
+            char(*held_out)[TEXT] = sorted_prompts(task, seed, true, num_held_out);
             for (int k = 0; k < num_held_out; k++)
-                if (bsearch(held_out[k], train, (size_t)num_train, TASK_TEXT, compare_texts))
+                if (bsearch(held_out[k], train, (size_t)num_train, TEXT, compare_texts))
                     fail_msg("%s, seed %d: both splits have %s", task->name,
                              (int)seed, held_out[k]);
             free(train);
@@ -391,10 +481,10 @@ static void test_held_out_across_tasks(void **state) {
     (void)state;
     const struct Task *first = task_find("countdown"), *second = task_find("countdown_sorted");
     for (uint64_t seed = 0; seed < 20; seed++) {
-        char(*train)[TASK_TEXT] = sorted_prompts(first, seed, SPLIT_TRAIN, 5000);
-        char(*held_out)[TASK_TEXT] = sorted_prompts(second, seed, SPLIT_HELD_OUT, 200);
+        char(*train)[TEXT] = sorted_prompts(first, seed, false, 5000);
+        char(*held_out)[TEXT] = sorted_prompts(second, seed, true, 200);
         for (int k = 0; k < 200; k++)
-            if (bsearch(held_out[k], train, 5000, TASK_TEXT, compare_texts))
+            if (bsearch(held_out[k], train, 5000, TEXT, compare_texts))
                 fail_msg("seed %d: %s is held out and trained on", (int)seed, held_out[k]);
         free(train), free(held_out);
     }
@@ -406,12 +496,13 @@ static void test_held_out_share(void **state) {
     const struct Task *task = task_find("countdown");
     int changed = 0, n = 0;
     for (uint64_t seed = 0; seed < 20; seed++)
-        for (uint64_t ordinal = 0; ordinal < 400; ordinal++, n++) {
-            char drawn[TASK_TEXT], kept[TASK_TEXT];
+        for (int ordinal = 0; ordinal < 400; ordinal++, n++) {
+            char drawn[TEXT], kept[TEXT];
             struct Rng rng;
-            rng_open(&rng, seed, RNG_PROMPT, ordinal);
-            task->draw_prompt(drawn, &rng);
-            task_prompt(task, kept, seed, RNG_PROMPT, ordinal, SPLIT_TRAIN);
+            rng_open(&rng, seed, RNG_PROMPT, (uint64_t)ordinal);
+            task->next((struct Example *)example_of(""), &rng);
+            strcpy(drawn, example.prompt.bytes);
+            draw(task, kept, seed, RNG_PROMPT, ordinal);
             changed += strcmp(drawn, kept) != 0;
         }
     assert_in_range(changed, n / 10, n * 3 / 20);
@@ -422,6 +513,8 @@ int main(void) {
         cmocka_unit_test(test_table),
         cmocka_unit_test(test_known_answers),
         cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_prompts_of_a_seed),
+        cmocka_unit_test(test_too_few_prompts),
         cmocka_unit_test(test_rewards_exhaustively),
         cmocka_unit_test(test_rewards_whole_alphabet),
         cmocka_unit_test(test_split_counts),

@@ -1,4 +1,4 @@
-/* Bytes that may be text. */
+/* Bytes that may be text, and texts that grow. */
 #ifndef LLMC_TEXT_H
 #define LLMC_TEXT_H
 
@@ -20,5 +20,30 @@ bool is_lfs_pointer(const void *data, size_t bytes);
 /* A message becomes one line that does not talk to the terminal: control characters and bytes that
    are not UTF-8 become '?'. */
 void text_clean(char *text);
+
+/* Text that grows: owned, terminated, and may hold zero bytes. Zero-initialise before first use. */
+struct Text {
+    char *bytes;               /* [length] and a zero; NULL before the first call */
+    size_t length, capacity;
+};
+void text_clear(struct Text *text);   /* "", its memory kept */
+void text_append(struct Text *text, const char *bytes, size_t length);
+/* Appends what printf would print. */
+void text_format(struct Text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void text_free(struct Text *text);
+
+/* A list of texts, one behind the other in one block. Zero-initialise before first use. */
+struct TextList {
+    struct Text all;           /* each terminated */
+    size_t *start;             /* [count + 1] where each begins */
+    int count, capacity;
+};
+void text_list_add(struct TextList *list, const char *bytes, size_t length);
+/* Drops the texts from number `count` on. */
+void text_list_cut(struct TextList *list, int count);
+/* Text i, terminated, valid until the next add; and its length without the zero. */
+const char *text_list_at(const struct TextList *list, int i);
+size_t text_list_length(const struct TextList *list, int i);
+void text_list_free(struct TextList *list);
 
 #endif

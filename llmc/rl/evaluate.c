@@ -1,6 +1,7 @@
 #include "evaluate.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include "../base/check.h"
@@ -8,58 +9,56 @@
 
 const int evaluation_k[4] = {1, 4, 16, 64};
 
-/* The held-out prompts as text and as tokens. */
-struct HeldOut {
-    char (*text)[TASK_TEXT];
-    int *token, *start;
-    uint32_t *ordinal;
-};
-
-static struct HeldOut draw_held_out(const struct Task *task, const struct Tokenizer *tokenizer,
-                                    uint64_t seed, int num_prompts) {
-    size_t n = (size_t)num_prompts;
-    struct HeldOut h = {check_alloc(n, TASK_TEXT, "evaluation prompts"),
-                        check_alloc(n * TASK_TEXT, sizeof(int), "evaluation prompts"),
-                        check_alloc(n + 1, sizeof(int), "evaluation prompts"),
-                        check_alloc(n, sizeof(uint32_t), "evaluation prompts")};
-    for (int p = 0; p < num_prompts; p++) {
-        task_prompt(task, h.text[p], seed, RNG_EVAL_PROMPT, (uint64_t)p, SPLIT_HELD_OUT);
-        int length = tokenizer_encode(tokenizer, h.text[p], h.token + h.start[p], TASK_TEXT);
-        if (length < 1)
-            die_input("the vocabulary has no ids for the prompt \"%s\" of task %s", h.text[p],
-                      task->name);
-        h.start[p + 1] = h.start[p] + length;
-        h.ordinal[p] = (uint32_t)p;
-    }
-    return h;
-}
-
-/* The answers to one prompt: how many are right, and how many different texts those are. */
+/* The answers to one prompt: how many are scored and right, and how many different texts those are. */
 struct Tally {
-    int right, distinct;
+    int scored, right, distinct;
     double reward;
 };
 
-/* text: room for `samples` answers of at most max_tokens characters each. */
-static struct Tally tally_group(char *text, const struct Task *task,
-                                const struct Tokenizer *tokenizer, const char *prompt,
-                                const struct Rollout *rollout, int group, int samples,
-                                int max_tokens) {
+static bool same_text(const struct TextList *text, int a, int b) {
+    size_t length = text_list_length(text, a);
+    return length == text_list_length(text, b) &&
+           memcmp(text_list_at(text, a), text_list_at(text, b), length) == 0;
+}
+
+/* Of completions [first, first + samples). seen: room for `samples` numbers of distinct right ones. */
+static struct Tally tally_group(int *seen, const float *reward, const struct TextList *text,
+                                int first, int samples) {
     struct Tally tally = {0};
-    size_t stride = (size_t)max_tokens + 1;
-    for (int i = group * samples; i < (group + 1) * samples; i++) {
-        const int *token = rollout->token + rollout->start[i];
-        int length = rollout->start[i + 1] - rollout->start[i], seen = 0;
-        char *answer = text + (size_t)tally.distinct * stride;   /* kept if it is right and new */
-        length = tokenizer_decode(tokenizer, token, length, answer, stride);
-        float reward = task->reward(prompt, answer, (size_t)length, rollout->ended[i]);
-        tally.reward += reward;
-        if (reward != 1) continue;
+    for (int i = first; i < first + samples; i++) {
+        int k = 0;
+        if (isnan(reward[i])) continue;
+        tally.scored++;
+        tally.reward += reward[i];
+        if (reward[i] != 1) continue;
         tally.right++;
-        while (strcmp(text + (size_t)seen * stride, answer) != 0) seen++;
-        if (seen == tally.distinct) tally.distinct++;
+        while (k < tally.distinct && !same_text(text, seen[k], i)) k++;
+        if (k == tally.distinct) seen[tally.distinct++] = i;
     }
     return tally;
+}
+
+/* Means over the prompts that can say something. */
+static void add_tally_means(struct Evaluation *result, const struct Tally *tally) {
+    int n = result->num_prompts, scored = 0;
+    for (int p = 0; p < n; p++) {
+        scored += tally[p].scored > 0;
+        result->unscored += result->samples - tally[p].scored;
+    }
+    for (int p = 0; p < n; p++) {
+        if (tally[p].scored == 0) continue;
+        result->distinct_correct += (double)tally[p].distinct / scored;
+        result->reward += tally[p].reward / tally[p].scored / scored;
+    }
+    if (scored == 0) result->distinct_correct = result->reward = NAN;
+    for (int i = 0; i < 4; i++) {
+        int k = evaluation_k[i], enough = 0;
+        for (int p = 0; p < n; p++) enough += tally[p].scored >= k;
+        for (int p = 0; p < n; p++)
+            if (tally[p].scored >= k)
+                result->pass_at[i] += pass_at_k(tally[p].scored, tally[p].right, k) / enough;
+        if (enough == 0) result->pass_at[i] = NAN;
+    }
 }
 
 /* Means over the tokens and completions of a rollout. */
@@ -71,13 +70,31 @@ static void add_rollout_means(struct Evaluation *result, const struct Rollout *r
     result->truncated = 1 - (double)ended / rollout->count;
 }
 
+struct Evaluation evaluation_of(const struct Examples *held_out, const struct Rollout *rollout,
+                                int samples) {
+    int n = held_out->count;
+    struct Evaluation result = {.num_prompts = n, .samples = samples};
+    struct TextList text = {0};
+    float *reward = check_alloc((size_t)rollout->count, sizeof *reward, "evaluation rewards");
+    int *seen = check_alloc((size_t)samples, sizeof *seen, "evaluation answers");
+    struct Tally *tally = check_alloc((size_t)n, sizeof *tally, "evaluation answers");
+    examples_judge(reward, &text, held_out, samples, rollout->token, rollout->start,
+                   rollout->ended);
+    for (int p = 0; p < n; p++) tally[p] = tally_group(seen, reward, &text, p * samples, samples);
+    add_tally_means(&result, tally);
+    add_rollout_means(&result, rollout);
+    text_list_free(&text);
+    free(reward), free(seen), free(tally);
+    return result;
+}
+
 struct Evaluation evaluate(struct Sampler *sampler, const struct Weights *weights,
                            const struct Task *task, const struct Tokenizer *tokenizer,
                            uint64_t seed, int num_prompts, int samples, float temperature,
                            int max_tokens, void *workspace) {
     assert(num_prompts >= 1 && samples >= 1);
-    struct Evaluation result = {.num_prompts = num_prompts, .samples = samples};
-    struct HeldOut held_out = draw_held_out(task, tokenizer, seed, num_prompts);
+    struct Examples held_out =
+        examples_draw(task, tokenizer, seed, RNG_EVAL_PROMPT, 0, num_prompts);
     struct RolloutRequest request = {
         .num_prompts = num_prompts, .group = samples, .prompt_token = held_out.token,
         .prompt_start = held_out.start, .ordinal = held_out.ordinal, .seed = seed,
@@ -85,20 +102,8 @@ struct Evaluation evaluate(struct Sampler *sampler, const struct Weights *weight
         .end_of_text = tokenizer->end_of_text};
     struct Rollout rollout = {0};
     sampler_generate(sampler, weights, &request, &rollout, workspace);
-
-    char *text = check_alloc((size_t)samples, (size_t)max_tokens + 1, "evaluation answers");
-    for (int p = 0; p < num_prompts; p++) {
-        struct Tally tally = tally_group(text, task, tokenizer, held_out.text[p], &rollout, p,
-                                         samples, max_tokens);
-        for (int k = 0; k < 4; k++)
-            result.pass_at[k] += pass_at_k(samples, tally.right, evaluation_k[k]) / num_prompts;
-        result.distinct_correct += (double)tally.distinct / num_prompts;
-        result.reward += tally.reward / samples / num_prompts;
-    }
-    add_rollout_means(&result, &rollout);
-
-    free(text);
+    struct Evaluation result = evaluation_of(&held_out, &rollout, samples);
     rollout_free(&rollout);
-    free(held_out.text), free(held_out.token), free(held_out.start), free(held_out.ordinal);
+    examples_free(&held_out);
     return result;
 }

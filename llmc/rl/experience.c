@@ -21,8 +21,6 @@ static void experience_grow(struct Experience *e, int count, size_t tokens) {
         e->ended = grown(e->ended, n, 1);
         e->active = grown(e->active, n, 1);
         e->length = grown(e->length, n, sizeof *e->length);
-        e->prompt = grown(e->prompt, n, sizeof *e->prompt);
-        e->answer = grown(e->answer, n, sizeof *e->answer);
         e->capacity_count = count;
     }
     if (tokens > e->capacity_tokens) {
@@ -40,9 +38,11 @@ static void experience_clear(struct Experience *e, int group_size) {
     experience_grow(e, 1, 1);
     e->count = 0, e->group_size = group_size;
     e->start[0] = e->loss_start[0] = 0;
-    e->sum_entropy = e->sum_reward = e->sum_reward_std = e->frac_reward_zero_std = 0;
+    text_list_cut(&e->prompt, 0);
+    text_list_cut(&e->completion, 0);
+    e->sum_entropy = e->sum_reward = e->reward_std = e->frac_reward_zero_std = 0;
     e->sum_length = e->truncated = 0;
-    e->generated = e->generated_tokens = 0;
+    e->generated = e->scored = e->generated_tokens = 0;
     e->seconds_generate = e->seconds_reward = 0;
 }
 
@@ -63,63 +63,37 @@ static int experience_append(struct Experience *e, const int *prompt, int prompt
     return loss_at;
 }
 
-static int encode_prompt(const struct Tokenizer *tokenizer, const char *prompt, int *ids) {
-    int length = tokenizer_encode(tokenizer, prompt, ids, TASK_TEXT);
-    if (length < 1) die_input("the vocabulary has no ids for the prompt \"%s\"", prompt);
-    return length;
-}
-
 /* ---- demonstrations -------------------------------------------------------------------------------- */
 
 void experience_demonstrate(struct Experience *e, const struct CollectOptions *o, int count,
                             int64_t *ordinal) {
+    struct Example example = {0};
+    struct Text answer = {0};
+    int *ids = NULL;
     experience_clear(e, 1);
     for (int i = 0; i < count; i++, ++*ordinal) {
-        char prompt[TASK_TEXT], answer[TASK_TEXT];
-        int prompt_ids[TASK_TEXT], answer_ids[TASK_TEXT];
         struct Rng rng;
-        task_prompt(o->task, prompt, o->seed, RNG_DEMONSTRATION, (uint64_t)*ordinal, SPLIT_TRAIN);
+        example_draw(&example, o->task, o->seed, RNG_DEMONSTRATION, (uint64_t)*ordinal);
         /* the prompt's draw used the stream's lower half */
         rng_open(&rng, o->seed, RNG_DEMONSTRATION, (uint64_t)*ordinal | (uint64_t)1 << 63);
-        if (!o->task->demonstrate(answer, prompt, &rng)) continue;
-        int prompt_length = encode_prompt(o->tokenizer, prompt, prompt_ids);
-        int length = encode_prompt(o->tokenizer, answer, answer_ids);
-        answer_ids[length++] = o->tokenizer->end_of_text;
-        experience_append(e, prompt_ids, prompt_length, answer_ids, length);
+        text_clear(&answer);
+        if (!o->task->demonstrate(&answer, &example, &rng)) continue;
+        int prompt_length = encode_text(o->tokenizer, &example.prompt, &ids, 0);
+        int end = encode_text(o->tokenizer, &answer, &ids, prompt_length);   /* with room for one */
+        ids[end++] = o->tokenizer->end_of_text;
+        experience_append(e, ids, prompt_length, ids + prompt_length, end - prompt_length);
     }
+    example_free(&example), text_free(&answer), free(ids);
 }
 
 /* ---- rollouts -------------------------------------------------------------------------------------- */
 
-/* One round's prompts as the sampler wants them. */
-struct Prompts {
-    char (*text)[TASK_TEXT];
-    int *token, *start;
-    uint32_t *ordinal;
-};
-
-static struct Prompts draw_prompts(const struct CollectOptions *o, int64_t *ordinal) {
-    size_t n = (size_t)o->prompts;
-    struct Prompts p = {check_alloc(n, sizeof *p.text, "prompts"),
-                        check_alloc(n * TASK_TEXT, sizeof(int), "prompts"),
-                        check_alloc(n + 1, sizeof(int), "prompts"),
-                        check_alloc(n, sizeof(uint32_t), "prompts")};
-    for (size_t i = 0; i < n; i++, ++*ordinal) {
-        task_prompt(o->task, p.text[i], o->seed, RNG_PROMPT, (uint64_t)*ordinal, SPLIT_TRAIN);
-        p.start[i + 1] = p.start[i] + encode_prompt(o->tokenizer, p.text[i], p.token + p.start[i]);
-        p.ordinal[i] = (uint32_t)*ordinal;
-    }
-    return p;
-}
-
-static void prompts_free(struct Prompts *p) {
-    free(p->text), free(p->token), free(p->start), free(p->ordinal);
-}
-
-/* Copies group g of a rollout into the experience and rewards it. */
-static void append_group(struct Experience *e, const struct CollectOptions *o,
-                         const struct Prompts *prompts, const struct Rollout *rollout, int g) {
-    for (int i = g * o->group; i < (g + 1) * o->group; i++) {
+/* Copies group g of the rollout into the experience, with its rewards and texts. */
+static void append_group(struct Experience *e, const struct Examples *prompts, int group,
+                         const float *reward, const struct TextList *text, int g) {
+    const struct Rollout *rollout = &e->rollout;
+    const struct Text *prompt = &prompts->example[g].prompt;
+    for (int i = g * group; i < (g + 1) * group; i++) {
         int begin = rollout->start[i], length = rollout->start[i + 1] - begin, k = e->count;
         int at = experience_append(e, prompts->token + prompts->start[g],
                                    prompts->start[g + 1] - prompts->start[g],
@@ -127,32 +101,48 @@ static void append_group(struct Experience *e, const struct CollectOptions *o,
         memcpy(e->logp + at, rollout->logp + begin, (size_t)length * sizeof(float));
         memcpy(e->entropy + at, rollout->entropy + begin, (size_t)length * sizeof(float));
         e->ended[k] = rollout->ended[i];
-        memcpy(e->prompt[k], prompts->text[g], TASK_TEXT);
-        int chars = tokenizer_decode(o->tokenizer, rollout->token + begin, length, e->answer[k],
-                                     TASK_TEXT);
-        e->reward[k] = o->task->reward(prompts->text[g], e->answer[k], (size_t)chars, e->ended[k]);
+        e->reward[k] = reward[i];
+        text_list_add(&e->prompt, prompt->bytes, prompt->length);
+        text_list_add(&e->completion, text_list_at(text, i), text_list_length(text, i));
     }
 }
 
-/* Adds group [first, count) to the sums over everything generated. */
-static void add_group_sums(struct Experience *e, int first) {
-    int n = e->count - first;
-    double mean = 0, square = 0;
+/* Takes the last group out again: it was generated and measured, but is not learnt from. */
+static void drop_last_group(struct Experience *e) {
+    e->count -= e->group_size;
+    text_list_cut(&e->prompt, e->count);
+    text_list_cut(&e->completion, e->count);
+}
+
+/* Adds the last group to the sums over everything generated; reward_std is a sum until the end.
+   Returns whether any of it is scored. */
+static bool add_group_sums(struct Experience *e) {
+    int first = e->count - e->group_size, scored = 0;
+    double sum = 0, square = 0;
+    float reference = NAN;
     bool equal = true;
     for (int i = first; i < e->count; i++) {
-        mean += e->reward[i] / n;
-        equal &= e->reward[i] == e->reward[first];
+        scored += !isnan(e->reward[i]);
         e->sum_length += e->length[i];
         e->truncated += !e->ended[i];
     }
-    for (int i = first; i < e->count; i++) square += pow(e->reward[i] - mean, 2);
+    for (int i = first; i < e->count; i++) {
+        if (isnan(e->reward[i])) continue;
+        if (isnan(reference)) reference = e->reward[i];
+        sum += e->reward[i];
+        equal &= e->reward[i] == reference;
+    }
+    for (int i = first; i < e->count; i++)
+        if (!isnan(e->reward[i])) square += pow(e->reward[i] - sum / scored, 2);
     for (int t = e->loss_start[first]; t < e->loss_start[e->count]; t++)
         e->sum_entropy += e->entropy[t];
-    e->sum_reward += mean * n;
-    e->sum_reward_std += n > 1 ? sqrt(square / (n - 1)) : 0;
+    e->sum_reward += sum;
+    e->reward_std += scored > 1 ? sqrt(square / (scored - 1)) : 0;
     e->frac_reward_zero_std += equal;
-    e->generated += n;
+    e->generated += e->group_size;
+    e->scored += scored;
     e->generated_tokens += e->loss_start[e->count] - e->loss_start[first];
+    return scored > 0;
 }
 
 /* The last group has equal rewards, so the filter wants it gone. */
@@ -165,38 +155,63 @@ static bool last_group_is_flat(const struct Experience *e) {
     return objective_filter_groups(&batch, &keep) == 0;
 }
 
-void experience_collect(struct Experience *e, struct Sampler *sampler,
+/* The completions of `prompts` into e->rollout: sampled, or the replayed file's (false: not there). */
+static bool generate(struct Experience *e, struct Sampler *sampler, const struct Weights *weights,
+                     const struct CollectOptions *o, const struct Examples *prompts,
+                     void *workspace) {
+    struct RolloutRequest request = {
+        .num_prompts = prompts->count, .group = o->group, .prompt_token = prompts->token,
+        .prompt_start = prompts->start, .ordinal = prompts->ordinal, .seed = o->seed,
+        .purpose = RNG_SAMPLE, .temperature = o->temperature, .max_tokens = o->max_tokens,
+        .end_of_text = o->tokenizer->end_of_text};
+    if (o->replay)
+        return replay_rollout(o->replay, o->step, &request, prompts->example,
+                              o->tokenizer->vocab_size, &e->rollout);
+    sampler_generate(sampler, weights, &request, &e->rollout, workspace);
+    return true;
+}
+
+/* Judges the rollout and takes what is wanted of it. Returns the groups with a scored completion. */
+static int take_rollout(struct Experience *e, const struct CollectOptions *o,
+                        const struct Examples *prompts) {
+    int wanted = o->prompts * o->group, groups_scored = 0;
+    const struct Rollout *rollout = &e->rollout;
+    struct TextList text = {0};
+    float *reward = check_alloc((size_t)rollout->count, sizeof *reward, "rewards");
+    examples_judge(reward, &text, prompts, o->group, rollout->token, rollout->start,
+                   rollout->ended);
+    for (int g = 0; g < prompts->count; g++) {
+        bool full = e->count == wanted;   /* generated and measured, but not learnt from */
+        append_group(e, prompts, o->group, reward, &text, g);
+        groups_scored += add_group_sums(e);
+        if (full || (o->filter && last_group_is_flat(e))) drop_last_group(e);
+    }
+    text_list_free(&text);
+    free(reward);
+    return groups_scored;
+}
+
+bool experience_collect(struct Experience *e, struct Sampler *sampler,
                         const struct Weights *weights, const struct CollectOptions *o,
                         int64_t *ordinal, void *workspace) {
-    static struct Rollout rollout;   /* its memory is reused from step to step */
-    int wanted = o->prompts * o->group, groups = 0;
+    int wanted = o->prompts * o->group, groups = 0, groups_scored = 0;
     experience_clear(e, o->group);
     for (int round = 0; e->count < wanted && round < (o->filter ? o->filter_rounds : 1); round++) {
         double begin = seconds();
-        struct Prompts prompts = draw_prompts(o, ordinal);
-        struct RolloutRequest request = {
-            .num_prompts = o->prompts, .group = o->group, .prompt_token = prompts.token,
-            .prompt_start = prompts.start, .ordinal = prompts.ordinal, .seed = o->seed,
-            .purpose = RNG_SAMPLE, .temperature = o->temperature, .max_tokens = o->max_tokens,
-            .end_of_text = o->tokenizer->end_of_text};
-        if (o->replay)
-            replay_rollout(o->replay, o->step, &request, prompts.text, o->tokenizer->vocab_size,
-                           &rollout);
-        else
-            sampler_generate(sampler, weights, &request, &rollout, workspace);
+        struct Examples prompts = examples_draw(o->task, o->tokenizer, o->seed, RNG_PROMPT,
+                                                (uint64_t)*ordinal, o->prompts);
+        bool there = generate(e, sampler, weights, o, &prompts, workspace);
         double generated = seconds();
-        for (int g = 0; g < o->prompts; g++, groups++) {
-            bool full = e->count == wanted;   /* generated and measured, but not learnt from */
-            append_group(e, o, &prompts, &rollout, g);
-            add_group_sums(e, e->count - o->group);
-            if (full || (o->filter && last_group_is_flat(e))) e->count -= o->group;
-        }
-        prompts_free(&prompts);
+        if (there) groups_scored += take_rollout(e, o, &prompts);
+        examples_free(&prompts);
+        if (!there) return false;
+        groups += o->prompts, *ordinal += o->prompts;
         e->seconds_generate += generated - begin;
         e->seconds_reward += seconds() - generated;
     }
     e->frac_reward_zero_std /= groups;
-    e->sum_reward_std /= groups;
+    e->reward_std /= groups_scored;
+    return true;
 }
 
 /* ---- views ------------------------------------------------------------------------------------------ */
@@ -216,8 +231,10 @@ struct TrainingSet experience_training_set(const struct Experience *e) {
 
 void experience_free(struct Experience *e) {
     void *owned[] = {e->start, e->loss_start, e->token,  e->loss_mask, e->logp,   e->entropy,
-                     e->logp_ref, e->logp_scored, e->reward,  e->advantage, e->ended,  e->active, e->length,
-                     e->prompt, e->answer};
+                     e->logp_ref, e->logp_scored, e->reward,  e->advantage, e->ended,  e->active, e->length};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+    text_list_free(&e->prompt);
+    text_list_free(&e->completion);
+    rollout_free(&e->rollout);
     *e = (struct Experience){0};
 }

@@ -10,9 +10,8 @@
 #include "objectives.h"
 #include "replay.h"
 #include "sampler.h"
-#include "../tasks/task.h"
+#include "../tasks/examples.h"
 #include "trainer.h"
-#include "../io/tokenizer.h"
 
 /* Host memory, owned, reused by the next batch. Zero-initialise before first use. */
 struct Experience {
@@ -23,16 +22,20 @@ struct Experience {
     float *logp, *entropy;           /* per token with loss, as sampled */
     float *logp_ref;                 /* per token with loss; filled where there is a reference */
     float *logp_scored;              /* likewise; filled where --old-logp scores */
-    float *reward, *advantage;       /* [count] */
+    float *reward, *advantage;       /* [count]; a reward of NaN: unscored */
     unsigned char *ended, *active;   /* [count] */
     int *length;                     /* [count] tokens with loss */
-    char (*prompt)[TASK_TEXT], (*answer)[TASK_TEXT];   /* [count] as text, for the log */
+    struct TextList prompt, completion;   /* [count] of a rollout batch, whole, for the log */
     int capacity_count;
     size_t capacity_tokens;
     /* over everything generated for this batch, groups that the filter dropped included */
-    double sum_entropy, sum_reward, sum_reward_std, frac_reward_zero_std, sum_length, truncated;
-    long generated, generated_tokens;
+    double sum_entropy, sum_length, truncated;
+    double sum_reward;               /* over the `scored` of the `generated` completions */
+    double reward_std;               /* mean over groups with a scored completion; NaN without one */
+    double frac_reward_zero_std;     /* groups whose scored rewards are all equal */
+    long generated, scored, generated_tokens;
     double seconds_generate, seconds_reward;
+    struct Rollout rollout;          /* the last round's, for its memory */
 };
 
 /* What to collect. */
@@ -49,11 +52,13 @@ struct CollectOptions {
 };
 
 /* Rollouts of prompts number *ordinal, *ordinal + 1, ... (advanced) with their rewards. With the
-   filter the batch may hold fewer groups than asked for, when the rounds are used up. */
-void experience_collect(struct Experience *out, struct Sampler *sampler,
+   filter the batch may hold fewer groups than asked for, when the rounds are used up. False: the
+   replayed file does not give this step (replay.h says why); *ordinal stands where it did. */
+bool experience_collect(struct Experience *out, struct Sampler *sampler,
                         const struct Weights *weights, const struct CollectOptions *options,
                         int64_t *ordinal, void *workspace);
-/* `count` prompts with a random right answer each, for the supervised warm start. */
+/* `count` prompts with a random right answer each, for the supervised warm start. The task must have
+   demonstrations. */
 void experience_demonstrate(struct Experience *out, const struct CollectOptions *options, int count,
                             int64_t *ordinal);
 /* Rewards and lengths as objectives.h reads them; pointers into `experience`. */

@@ -1,9 +1,11 @@
 #include "replay.h"
 
 #include <cjson/cJSON.h>
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include "../base/check.h"
 #include "../io/lines.h"
 
@@ -11,11 +13,19 @@ struct Replay {
     struct Lines lines;
     cJSON *object;      /* the line in hand */
     double *list;       /* numbers of one of its lists */
+    struct Text problem;
+    bool ended, machine;   /* what kind of problem */
+    long steps;         /* given so far */
 };
 
 struct Replay *replay_open(const char *path) {
     struct Replay *r = check_alloc(1, sizeof *r, "a replay");
+    struct stat status;
     lines_open(&r->lines, path, "--replay");
+    if (fstat(fileno(r->lines.stream), &status) == 0 && S_ISDIR(status.st_mode)) {
+        errno = EISDIR;   /* as the first read would say, after a warm start */
+        lines_fail(&r->lines);
+    }
     return r;
 }
 
@@ -23,79 +33,141 @@ void replay_close(struct Replay *r) {
     if (!r) return;
     lines_close(&r->lines);
     cJSON_Delete(r->object);
+    text_free(&r->problem);
     free(r->list);
     free(r);
 }
 
+const char *replay_problem(const struct Replay *r) {
+    return r && r->problem.length > 0 ? r->problem.bytes : NULL;
+}
+
+bool replay_ended(const struct Replay *r) { return r->ended; }
+
+_Noreturn void replay_fail(const struct Replay *r) {
+    if (r->machine) die_machine("%s", r->problem.bytes);
+    die_input("%s", r->problem.bytes);
+}
+
+/* ---- what is wrong --------------------------------------------------------------------------- */
+
+/* Notes a problem; its value is that of whoever found it. */
+#define PROBLEM(r, ...) (text_clear(&(r)->problem), text_format(&(r)->problem, __VA_ARGS__), false)
 /* Where a wrong line is, for "%s:%ld: ...". */
 #define AT(r) (r)->lines.path, (r)->lines.number
 
-/* r->object becomes the next line of step `step`. */
-static void next_of_step(struct Replay *r, int64_t step) {
-    while (lines_next(&r->lines)) {
-        cJSON_Delete(r->object);
-        r->object = lines_has_zero(&r->lines) ? NULL : cJSON_Parse(r->lines.text);
-        const cJSON *of = cJSON_GetObjectItemCaseSensitive(r->object, "step");
-        if (!cJSON_IsNumber(of))
-            die_input("%s:%ld: not a JSON object with a number \"step\"", AT(r));
-        if (of->valuedouble == (double)step) return;
-        if (of->valuedouble > (double)step) break;
-    }
-    die_input("%s: fewer completions of step %lld than this run has; record with the same --prompts, "
-              "--group and --steps, and --rollouts-every 1", r->lines.path, (long long)step);
+static bool reading_failed(struct Replay *r) {
+    int error = errno ? errno : EIO;
+    r->machine = is_machine_error(error);
+    return PROBLEM(r, "cannot read --replay %s: %s", r->lines.path, strerror(error));
 }
 
-/* A list of the line into r->list [most]; returns its length. What is no number (null stands for one
-   that is not finite) becomes NaN. */
+/* The end of the file, before `step` was whole. */
+static bool file_is_over(struct Replay *r, int64_t step) {
+    r->ended = r->steps > 0;
+    if (r->ended)
+        return PROBLEM(r, "%s ends before step %lld is whole", r->lines.path, (long long)step);
+    return PROBLEM(r, "%s: there is no whole step %lld in it; record with --rollouts-every 1 and the "
+                   "same --prompts and --group", r->lines.path, (long long)step);
+}
+
+/* ---- lines ----------------------------------------------------------------------------------- */
+
+/* r->object becomes the next line of step `step`. */
+static bool next_of_step(struct Replay *r, int64_t step) {
+    for (int got; (got = lines_try(&r->lines)) != 0;) {
+        if (got < 0) return reading_failed(r);
+        cJSON_Delete(r->object);
+        r->object = lines_has_zero(&r->lines) ? NULL
+                                              : cJSON_ParseWithOpts(r->lines.text, NULL, true);
+        const cJSON *of = cJSON_GetObjectItemCaseSensitive(r->object, "step");
+        bool torn = !r->object && r->lines.text[r->lines.length - 1] != '\n';
+        if (torn) break;   /* by a writer that was killed: the line was never there */
+        if (!cJSON_IsNumber(of))
+            return PROBLEM(r, "%s:%ld: not a JSON object with a number \"step\"", AT(r));
+        if (of->valuedouble == (double)step) return true;
+        if (of->valuedouble > (double)step)
+            return PROBLEM(r, "%s:%ld: fewer completions of step %lld than this run has; record with "
+                           "--rollouts-every 1 and the same --prompts and --group", AT(r),
+                           (long long)step);
+    }
+    return file_is_over(r, step);
+}
+
+/* A list of the line into r->list [most]; returns its length, or -1. What is no number (null stands
+   for one that is not finite) becomes NaN. */
 static int read_list(struct Replay *r, const char *key, int most) {
     const cJSON *list = cJSON_GetObjectItemCaseSensitive(r->object, key), *item;
     int n = 0;
-    if (!cJSON_IsArray(list)) die_input("%s:%ld: there is no list \"%s\"", AT(r), key);
+    if (!cJSON_IsArray(list)) {
+        (void)PROBLEM(r, "%s:%ld: there is no list \"%s\"", AT(r), key);
+        return -1;
+    }
     cJSON_ArrayForEach(item, list) {
-        if (n == most)
-            die_input("%s:%ld: \"%s\" has more than %d entries, the longest completion here",
-                      AT(r), key, most);
+        if (n == most) {
+            (void)PROBLEM(r, "%s:%ld: \"%s\" has more than %d entries, the longest completion here",
+                          AT(r), key, most);
+            return -1;
+        }
         r->list[n++] = cJSON_IsNumber(item) ? item->valuedouble : NAN;
     }
     return n;
 }
 
-static void check_prompt(const struct Replay *r, const char *prompt) {
+static bool check_prompt(struct Replay *r, const struct Text *prompt) {
     const cJSON *text = cJSON_GetObjectItemCaseSensitive(r->object, "prompt");
-    if (!cJSON_IsString(text) || strcmp(text->valuestring, prompt) != 0)
-        die_input("%s:%ld: the prompt is not \"%s\", which this run has here; replay with the "
-                  "--task, --seed, --prompts and --group of the recorded run", AT(r), prompt);
+    if (cJSON_IsString(text) && strcmp(text->valuestring, prompt->bytes) == 0) return true;
+    return PROBLEM(r, "%s:%ld: the prompt is not \"%s\", which this run has here; replay with the "
+                   "--task, --seed, --prompts and --group of the recorded run", AT(r),
+                   quote(prompt->bytes));
+}
+
+static bool read_tokens(struct Replay *r, int *token, int n, int end_of_text, int V) {
+    for (int k = 0; k < n; k++) {
+        double id = r->list[k];
+        if (!(id >= 0 && id < V && id == floor(id)))
+            return PROBLEM(r, "%s:%ld: token %d is not an id in 0..%d", AT(r), k, V - 1);
+        token[k] = (int)id;
+        if (token[k] == end_of_text && k < n - 1)
+            return PROBLEM(r, "%s:%ld: token %d is the end of text, and more follow", AT(r), k);
+    }
+    return n > 0 || PROBLEM(r, "%s:%ld: there are no \"tokens\"", AT(r));
+}
+
+static bool read_numbers(struct Replay *r, const char *key, float *out, int n, int most) {
+    int found = read_list(r, key, most);
+    if (found < 0) return false;
+    if (found != n)
+        return PROBLEM(r, "%s:%ld: %d \"tokens\" and %d \"%s\": needs as many", AT(r), n, found, key);
+    for (int k = 0; k < n; k++) out[k] = (float)r->list[k];
+    return true;
 }
 
 /* The line's completion to its place in the rollout. */
-static void read_completion(struct Replay *r, int i, const struct RolloutRequest *request, int V,
+static bool read_completion(struct Replay *r, int i, const struct RolloutRequest *request, int V,
                             struct Rollout *out) {
-    size_t at = (size_t)i * (size_t)request->max_tokens;
-    const double *list = r->list;
-    int n = read_list(r, "tokens", request->max_tokens);
-    for (int k = 0; k < n; k++) {
-        if (!(list[k] >= 0 && list[k] < V && list[k] == floor(list[k])))
-            die_input("%s:%ld: token %d is not an id in 0..%d", AT(r), k, V - 1);
-        out->token[at + (size_t)k] = (int)list[k];
-    }
-    if (n == 0 || read_list(r, "logp", request->max_tokens) != n)
-        die_input("%s:%ld: needs as many \"logp\" as \"tokens\", and one at least", AT(r));
-    for (int k = 0; k < n; k++) out->logp[at + (size_t)k] = (float)list[k];
-    if (read_list(r, "entropy", request->max_tokens) != n)
-        die_input("%s:%ld: needs as many \"entropy\" as \"tokens\"", AT(r));
-    for (int k = 0; k < n; k++) out->entropy[at + (size_t)k] = (float)list[k];
+    int most = request->max_tokens;
+    size_t at = (size_t)i * (size_t)most;
+    int n = read_list(r, "tokens", most);
+    if (n < 0 || !read_tokens(r, out->token + at, n, request->end_of_text, V)) return false;
+    if (!read_numbers(r, "logp", out->logp + at, n, most)) return false;
+    if (!read_numbers(r, "entropy", out->entropy + at, n, most)) return false;
     out->start[i + 1] = n;
     out->ended[i] = out->token[at + (size_t)n - 1] == request->end_of_text;
+    return true;
 }
 
-void replay_rollout(struct Replay *r, int64_t step, const struct RolloutRequest *request,
-                    char (*prompt)[TASK_TEXT], int V, struct Rollout *out) {
+bool replay_rollout(struct Replay *r, int64_t step, const struct RolloutRequest *request,
+                    const struct Example *example, int V, struct Rollout *out) {
+    if (replay_problem(r)) return false;
     r->list = check_realloc(r->list, (size_t)request->max_tokens, sizeof *r->list, "a replay");
     rollout_clear(out, request);
     for (int i = 0; i < out->count; i++) {
-        next_of_step(r, step);
-        check_prompt(r, prompt[i / request->group]);
-        read_completion(r, i, request, V, out);
+        if (!next_of_step(r, step)) return false;
+        if (!check_prompt(r, &example[i / request->group].prompt)) return false;
+        if (!read_completion(r, i, request, V, out)) return false;
     }
     rollout_pack(out, request->max_tokens);
+    r->steps++;
+    return true;
 }

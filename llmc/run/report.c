@@ -72,15 +72,29 @@ static void end_line(struct Report *r) {
     tensorboard_flush(&r->board);
 }
 
-static void write_evaluation(struct Report *r, const struct Evaluation *e) {
-    static const char *const keys[] = {"eval/pass@1", "eval/pass@4", "eval/pass@16",
-                                       "eval/pass@64"};
-    for (int i = 0; i < 4; i++) measured(r, keys[i], e->pass_at[i]);
-    number(r, "eval/distinct_correct", e->distinct_correct);
-    number(r, "eval/entropy", e->entropy);
-    number(r, "eval/reward", e->reward);
-    number(r, "eval/mean_length", e->mean_length);
-    number(r, "eval/clipped_ratio", e->truncated);
+/* One number of an evaluation. Its tag in TensorBoard names the task: at the border of two tasks both
+   are evaluated at one step, and the curve of one must not run on in the other's. (A line of
+   metrics.jsonl names its task by itself.) */
+static void evaluated(struct Report *r, const char *task, const char *name, double value) {
+    char key[64], tag[TENSORBOARD_MAX_TAG];
+    snprintf(key, sizeof key, "eval/%s", name);
+    snprintf(tag, sizeof tag, "eval/%s/%s", task, name);
+    jsonl_number(&r->metrics, key, value);
+    tensorboard_scalar(&r->board, r->step, tag, value);
+}
+
+static void write_evaluation(struct Report *r, const char *task, const struct Evaluation *e) {
+    for (int i = 0; i < 4; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "pass@%d", evaluation_k[i]);
+        if (!isnan(e->pass_at[i])) evaluated(r, task, name, e->pass_at[i]);
+    }
+    evaluated(r, task, "distinct_correct", e->distinct_correct);
+    evaluated(r, task, "entropy", e->entropy);
+    evaluated(r, task, "reward", e->reward);
+    evaluated(r, task, "mean_length", e->mean_length);
+    evaluated(r, task, "clipped_ratio", e->truncated);
+    if (e->unscored > 0) evaluated(r, task, "unscored", e->unscored);
     jsonl_integer(&r->metrics, "eval/prompts", e->num_prompts);
     jsonl_integer(&r->metrics, "eval/samples", e->samples);
 }
@@ -144,8 +158,8 @@ static void write_control(struct Report *r, const struct EntropyState *e) {
 static void write_rollout(struct Report *r, const struct StepReport *s) {
     const struct Experience *e = s->experience;
     double entropy = e->sum_entropy / (double)e->generated_tokens;
-    number(r, "reward", e->sum_reward / (double)e->generated);
-    number(r, "reward_std", e->sum_reward_std);
+    number(r, "reward", e->sum_reward / (double)e->scored);
+    number(r, "reward_std", e->reward_std);
     number(r, "frac_reward_zero_std", e->frac_reward_zero_std);
     number(r, "entropy", entropy);
     number(r, "entropy_ratio", entropy / s->entropy->initial);
@@ -154,6 +168,8 @@ static void write_rollout(struct Report *r, const struct StepReport *s) {
     number(r, "completions/mean_length", e->sum_length / (double)e->generated);
     number(r, "completions/clipped_ratio", e->truncated / (double)e->generated);
     if (e->generated > e->count) number(r, "completions/generated", (double)e->generated);
+    if (e->generated > e->scored)
+        number(r, "completions/unscored", (double)(e->generated - e->scored));
 }
 
 static void write_timing(struct Report *r, const struct StepReport *s) {
@@ -216,8 +232,9 @@ static void write_rollouts(struct Jsonl *log, int64_t step, const struct Experie
         int at = e->loss_start[i];
         jsonl_begin(log);
         jsonl_integer(log, "step", step);
-        jsonl_string(log, "prompt", e->prompt[i], strlen(e->prompt[i]));
-        jsonl_string(log, "completion", e->answer[i], strlen(e->answer[i]));
+        jsonl_string(log, "prompt", text_list_at(&e->prompt, i), text_list_length(&e->prompt, i));
+        jsonl_string(log, "completion", text_list_at(&e->completion, i),
+                     text_list_length(&e->completion, i));
         jsonl_number(log, "reward", e->reward[i]);
         jsonl_number(log, "advantage", e->advantage[i]);
         jsonl_boolean(log, "ended", e->ended[i]);
@@ -232,7 +249,7 @@ void report_evaluation(struct Report *r, const char *task, int64_t step, const c
                        int phase, const struct Evaluation *evaluation) {
     begin_line(r, step, task);
     jsonl_integer(&r->metrics, when, phase);
-    write_evaluation(r, evaluation);
+    write_evaluation(r, task, evaluation);
     end_line(r);
     if (strcmp(when, "after_all") == 0) return;
     r->first = r->last = *evaluation, r->evaluated = true;   /* the summary is of the last task */
@@ -292,7 +309,7 @@ static void say_table_line(const struct Report *r, const struct StepReport *s) {
     double clipped = (s->stats.clipped_low + s->stats.clipped_high) / fmax(s->stats.tokens, 1);
     snprintf(step, sizeof step, "%lld/%lld", (long long)s->step, (long long)s->total_steps);
     say("%9s %7.3f %8.3f %6.2f %s %s %s %6.2f %6.2f %7.3f %8.0f %7s %8.4f", step,
-        e->sum_reward / (double)e->generated, entropy, entropy / s->entropy->initial,
+        e->sum_reward / (double)e->scored, entropy, entropy / s->entropy->initial,
         cell(c1, 7, 3, v ? v->pass_at[0] : NAN), cell(c64, 8, 3, v ? v->pass_at[3] : NAN),
         cell(cd, 8, 2, v ? v->distinct_correct : NAN), e->sum_length / (double)e->generated,
         100 * clipped, s->grad_norm, (double)e->generated_tokens / e->seconds_generate,
@@ -311,7 +328,7 @@ static void say_plain_line(const struct StepReport *s) {
         snprintf(evaluation, sizeof evaluation, " pass@1=%.4f pass@%d=%.4f distinct=%.3f",
                  v->pass_at[0], evaluation_k[last], v->pass_at[last], v->distinct_correct);
     say("step=%lld reward=%.4f entropy=%.4f%s grad_norm=%.4f step_time=%.3f loss=%.5f",
-        (long long)s->step, e->sum_reward / (double)e->generated,
+        (long long)s->step, e->sum_reward / (double)e->scored,
         e->sum_entropy / (double)e->generated_tokens, evaluation, s->grad_norm, s->seconds_step,
         s->stats.loss / fmax(s->updates, 1));
 }
@@ -333,7 +350,7 @@ void report_step(struct Report *r, const struct StepReport *s) {
     write_objective(r, s);
     jsonl_integer(&r->metrics, "num_tokens", s->num_tokens);
     if (s->attention_entropy) write_attention(r, s);
-    if (s->evaluation) write_evaluation(r, s->evaluation);
+    if (s->evaluation) write_evaluation(r, s->task, s->evaluation);
     write_timing(r, s);
     end_line(r);
     if (r->rollouts_every && s->step % r->rollouts_every == 0)
@@ -341,7 +358,7 @@ void report_step(struct Report *r, const struct StepReport *s) {
 
     const struct Experience *e = s->experience;
     r->last_entropy = e->sum_entropy / (double)e->generated_tokens;
-    r->last_reward = e->sum_reward / (double)e->generated;
+    r->last_reward = e->sum_reward / (double)e->scored;
     if (s->step == r->phase_step + 1)
         r->first_entropy = r->last_entropy, r->first_reward = r->last_reward;
     if (s->evaluation) {

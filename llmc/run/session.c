@@ -319,7 +319,13 @@ static void load(struct Session *s) {
 /* Weights from elsewhere are warm already: the supervised start is skipped unless asked for. */
 static void choose_warm_start(struct Session *s) {
     bool loaded = s->place.checkpoint[0] && !s->place.resumed;
-    if (loaded && !options_given(&s->options, "warm-start")) s->options.warm_start = 0;
+    bool given = options_given(&s->options, "warm-start");
+    if (loaded && !given) s->options.warm_start = 0;
+    if (s->options.warm_start == 0 || s->task->demonstrate) return;
+    if (given)
+        die_input("--warm-start: task %s has no demonstrations to learn from; set --warm-start 0",
+                  s->task->name);
+    s->options.warm_start = 0;
 }
 
 static void choose_replay(struct Session *s) {

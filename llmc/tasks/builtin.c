@@ -2,8 +2,7 @@
 
 #include <string.h>
 
-/* One alphabet for every task, so that a model trained on one can go on with another. */
-static const char shared_alphabet[] = "0123456789+-*:=abcdefgh";
+const char shared_alphabet[] = "0123456789+-*:=abcdefgh";
 
 /* The different right answers of one prompt. 81 = 9 * 9: two free digits, the third follows. */
 struct AnswerList {
@@ -17,9 +16,9 @@ static void answers_add(struct AnswerList *list, const char *text) {
     strcpy(list->text[list->count++], text);
 }
 
-static bool answers_pick(char answer[TASK_TEXT], const struct AnswerList *list, struct Rng *rng) {
+static bool answers_pick(struct Text *answer, const struct AnswerList *list, struct Rng *rng) {
     if (list->count == 0) return false;
-    strcpy(answer, list->text[rng_below(rng, (uint32_t)list->count)]);
+    text_format(answer, "%s", list->text[rng_below(rng, (uint32_t)list->count)]);
     return true;
 }
 
@@ -92,7 +91,7 @@ static int smallest(const int digit[3]) {
 
 /* Draws a random expression until its value has two digits, so that the prompt has an answer, and
    shows its digits in random order. */
-static void countdown_draw(char prompt[TASK_TEXT], struct Rng *rng, bool sorted) {
+static void countdown_draw(struct Text *prompt, struct Rng *rng, bool sorted) {
     struct Expression e;
     int value;
     do {
@@ -101,11 +100,7 @@ static void countdown_draw(char prompt[TASK_TEXT], struct Rng *rng, bool sorted)
         value = expression_value(&e);
     } while (value < 10 || value > 99 || (sorted && e.operand[0] != smallest(e.operand)));
     rng_shuffle(rng, e.operand, 3);
-    for (int i = 0; i < 3; i++) prompt[i] = (char)('0' + e.operand[i]);
-    prompt[3] = ':';
-    prompt[4] = (char)('0' + value / 10);
-    prompt[5] = (char)('0' + value % 10);
-    strcpy(prompt + 6, "=");
+    text_format(prompt, "%d%d%d:%d=", e.operand[0], e.operand[1], e.operand[2], value);
 }
 
 /* All right answers: 6 orders of the digits times 9 pairs of operators, equal texts once. */
@@ -128,49 +123,50 @@ static void countdown_answers(struct AnswerList *list, const char *prompt, bool 
     }
 }
 
-static float countdown_score(const char *prompt, const char *answer, size_t length, bool ended,
-                             bool sorted) {
+static float countdown_score(const struct Completion *c, bool sorted) {
     struct Expression e;
     int digit[3], target, unused[10] = {0};
-    if (!ended || !countdown_read(digit, &target, prompt)) return 0;
-    if (!expression_read(&e, answer, length) || expression_value(&e) != target) return 0;
+    if (!c->ended || !countdown_read(digit, &target, c->example->prompt.bytes)) return 0;
+    if (!expression_read(&e, c->text, c->length) || expression_value(&e) != target) return 0;
     for (int i = 0; i < 3; i++) unused[digit[i]]++;
     for (int i = 0; i < 3; i++)
         if (unused[e.operand[i]]-- == 0) return 0;
     return !sorted || e.operand[0] == smallest(digit);
 }
 
-static void countdown_draw_prompt(char prompt[TASK_TEXT], struct Rng *rng) {
-    countdown_draw(prompt, rng, false);
+static void countdown_next(struct Example *example, struct Rng *rng) {
+    countdown_draw(&example->prompt, rng, false);
 }
-static bool countdown_demonstrate(char answer[TASK_TEXT], const char *prompt, struct Rng *rng) {
+static void countdown_judge(float *reward, const struct Completion *completion, int count) {
+    for (int i = 0; i < count; i++) reward[i] = countdown_score(&completion[i], false);
+}
+static bool countdown_demonstrate(struct Text *answer, const struct Example *example,
+                                  struct Rng *rng) {
     struct AnswerList list;
-    countdown_answers(&list, prompt, false);
+    countdown_answers(&list, example->prompt.bytes, false);
     return answers_pick(answer, &list, rng);
 }
-static float countdown_reward(const char *prompt, const char *answer, size_t length, bool ended) {
-    return countdown_score(prompt, answer, length, ended, false);
-}
-static int countdown_count(const char *prompt) {
+static int countdown_count(const struct Example *example) {
     struct AnswerList list;
-    countdown_answers(&list, prompt, false);
+    countdown_answers(&list, example->prompt.bytes, false);
     return list.count;
 }
 
-static void sorted_draw_prompt(char prompt[TASK_TEXT], struct Rng *rng) {
-    countdown_draw(prompt, rng, true);
+static void sorted_next(struct Example *example, struct Rng *rng) {
+    countdown_draw(&example->prompt, rng, true);
 }
-static bool sorted_demonstrate(char answer[TASK_TEXT], const char *prompt, struct Rng *rng) {
+static void sorted_judge(float *reward, const struct Completion *completion, int count) {
+    for (int i = 0; i < count; i++) reward[i] = countdown_score(&completion[i], true);
+}
+static bool sorted_demonstrate(struct Text *answer, const struct Example *example,
+                               struct Rng *rng) {
     struct AnswerList list;
-    countdown_answers(&list, prompt, true);
+    countdown_answers(&list, example->prompt.bytes, true);
     return answers_pick(answer, &list, rng);
 }
-static float sorted_reward(const char *prompt, const char *answer, size_t length, bool ended) {
-    return countdown_score(prompt, answer, length, ended, true);
-}
-static int sorted_count(const char *prompt) {
+static int sorted_count(const struct Example *example) {
     struct AnswerList list;
-    countdown_answers(&list, prompt, true);
+    countdown_answers(&list, example->prompt.bytes, true);
     return list.count;
 }
 
@@ -188,12 +184,8 @@ static int split_target(const char *prompt) {
     return target >= 3 && target <= 27 ? target : 0;
 }
 
-static void split_draw_prompt(char prompt[TASK_TEXT], struct Rng *rng) {
-    int target = 3 + (int)rng_below(rng, 25);
-    char *end = prompt;
-    if (target > 9) *end++ = (char)('0' + target / 10);
-    *end++ = (char)('0' + target % 10);
-    strcpy(end, "=");
+static void split_next(struct Example *example, struct Rng *rng) {
+    text_format(&example->prompt, "%d=", 3 + (int)rng_below(rng, 25));
 }
 
 static void split_answers(struct AnswerList *list, const char *prompt) {
@@ -209,169 +201,159 @@ static void split_answers(struct AnswerList *list, const char *prompt) {
     }
 }
 
-static bool split_demonstrate(char answer[TASK_TEXT], const char *prompt, struct Rng *rng) {
+static void split_judge(float *reward, const struct Completion *completion, int count) {
+    for (int i = 0; i < count; i++) {
+        const struct Completion *c = &completion[i];
+        struct Expression e;
+        int target = split_target(c->example->prompt.bytes);
+        reward[i] = c->ended && target != 0 && expression_read(&e, c->text, c->length) &&
+                    e.operator[0] == '+' && e.operator[1] == '+' && expression_value(&e) == target;
+    }
+}
+
+static bool split_demonstrate(struct Text *answer, const struct Example *example,
+                              struct Rng *rng) {
     struct AnswerList list;
-    split_answers(&list, prompt);
+    split_answers(&list, example->prompt.bytes);
     return answers_pick(answer, &list, rng);
 }
 
-static float split_reward(const char *prompt, const char *answer, size_t length, bool ended) {
-    struct Expression e;
-    int target = split_target(prompt);
-    if (!ended || target == 0 || !expression_read(&e, answer, length)) return 0;
-    return e.operator[0] == '+' && e.operator[1] == '+' && expression_value(&e) == target;
-}
-
-static int split_count(const char *prompt) {
+static int split_count(const struct Example *example) {
     struct AnswerList list;
-    split_answers(&list, prompt);
+    split_answers(&list, example->prompt.bytes);
     return list.count;
 }
 
 /* ---- tasks with one right answer: smoke tests ----------------------------------------------- */
 
-/* 1 if `answer` is exactly the one that `demonstrate` gives (which draws nothing here). */
-static float only_answer_reward(bool (*demonstrate)(char *, const char *, struct Rng *),
-                                const char *prompt, const char *answer, size_t length,
-                                bool ended) {
-    char right[TASK_TEXT];
-    if (!ended || !demonstrate(right, prompt, NULL)) return 0;
-    return length == strlen(right) && memcmp(answer, right, length) == 0;
+typedef bool Demonstrate(struct Text *answer, const struct Example *example, struct Rng *rng);
+
+/* 1 for exactly the answer that `demonstrate` gives (which draws nothing here), else 0. */
+static void judge_by_demonstration(float *reward, const struct Completion *completion, int count,
+                                   Demonstrate *demonstrate) {
+    struct Text right = {0};
+    for (int i = 0; i < count; i++) {
+        const struct Completion *c = &completion[i];
+        text_clear(&right);
+        reward[i] = c->ended && demonstrate(&right, c->example, NULL) &&
+                    c->length == right.length && memcmp(c->text, right.bytes, c->length) == 0;
+    }
+    text_free(&right);
+}
+
+static int count_demonstration(const struct Example *example, Demonstrate *demonstrate) {
+    struct Text answer = {0};
+    int count = demonstrate(&answer, example, NULL);
+    text_free(&answer);
+    return count;
 }
 
 /* addition: `47+85=` -> `132`, two-digit numbers */
 
-static void addition_draw_prompt(char prompt[TASK_TEXT], struct Rng *rng) {
-    strcpy(prompt, "00+00=");
+static void addition_next(struct Example *example, struct Rng *rng) {
     for (int i = 0; i < 2; i++) {
-        prompt[3 * i] = (char)('0' + draw_digit(rng));
-        prompt[3 * i + 1] = (char)('0' + rng_below(rng, 10));
+        int tens = draw_digit(rng), ones = (int)rng_below(rng, 10);
+        text_format(&example->prompt, "%d%d%c", tens, ones, "+="[i]);
     }
 }
 
-static bool addition_demonstrate(char answer[TASK_TEXT], const char *prompt, struct Rng *rng) {
+static bool addition_demonstrate(struct Text *answer, const struct Example *example,
+                                 struct Rng *rng) {
     (void)rng;
+    const char *prompt = example->prompt.bytes;
     int sum = 0;
     if (strlen(prompt) != 6 || prompt[2] != '+' || prompt[5] != '=') return false;
     for (int i = 0; i < 2; i++) {
         if (!is_nonzero_digit(prompt[3 * i]) || !is_digit(prompt[3 * i + 1])) return false;
         sum += 10 * (prompt[3 * i] - '0') + prompt[3 * i + 1] - '0';
     }
-    if (sum > 99) *answer++ = '1';   /* at most 99 + 99 = 198 */
-    *answer++ = (char)('0' + sum / 10 % 10);
-    *answer++ = (char)('0' + sum % 10);
-    *answer = 0;
+    text_format(answer, "%d", sum);
     return true;
 }
 
-static float addition_reward(const char *prompt, const char *answer, size_t length, bool ended) {
-    return only_answer_reward(addition_demonstrate, prompt, answer, length, ended);
+static void addition_judge(float *reward, const struct Completion *completion, int count) {
+    judge_by_demonstration(reward, completion, count, addition_demonstrate);
 }
 
-static int addition_count(const char *prompt) {
-    char answer[TASK_TEXT];
-    return addition_demonstrate(answer, prompt, NULL);
+static int addition_count(const struct Example *example) {
+    return count_demonstration(example, addition_demonstrate);
 }
 
 /* reverse: `abcd=` -> `dcba`, 4 to 6 letters a-h */
 
-static void reverse_draw_prompt(char prompt[TASK_TEXT], struct Rng *rng) {
+static void reverse_next(struct Example *example, struct Rng *rng) {
     int length = 4 + (int)rng_below(rng, 3);
-    for (int i = 0; i < length; i++) prompt[i] = (char)('a' + rng_below(rng, 8));
-    strcpy(prompt + length, "=");
+    for (int i = 0; i < length; i++)
+        text_format(&example->prompt, "%c", 'a' + (int)rng_below(rng, 8));
+    text_append(&example->prompt, "=", 1);
 }
 
-static bool reverse_demonstrate(char answer[TASK_TEXT], const char *prompt, struct Rng *rng) {
+static bool reverse_demonstrate(struct Text *answer, const struct Example *example,
+                                struct Rng *rng) {
     (void)rng;
+    const char *prompt = example->prompt.bytes;
     size_t length = strlen(prompt);
     if (length < 5 || length > 7 || prompt[length - 1] != '=') return false;
     length--;
-    for (size_t i = 0; i < length; i++) {
+    for (size_t i = 0; i < length; i++)
         if (prompt[i] < 'a' || prompt[i] > 'h') return false;
-        answer[length - 1 - i] = prompt[i];
-    }
-    answer[length] = 0;
+    while (length-- > 0) text_append(answer, prompt + length, 1);
     return true;
 }
 
-static float reverse_reward(const char *prompt, const char *answer, size_t length, bool ended) {
-    return only_answer_reward(reverse_demonstrate, prompt, answer, length, ended);
+static void reverse_judge(float *reward, const struct Completion *completion, int count) {
+    judge_by_demonstration(reward, completion, count, reverse_demonstrate);
 }
 
-static int reverse_count(const char *prompt) {
-    char answer[TASK_TEXT];
-    return reverse_demonstrate(answer, prompt, NULL);
+static int reverse_count(const struct Example *example) {
+    return count_demonstration(example, reverse_demonstrate);
 }
 
 /* ---- the table ------------------------------------------------------------------------------ */
 
 /* max_completion is 5/4 of the longest right answer with its end-of-text: the soft overlong penalty
    falls on the last fifth, and must not reach a right answer. A row fits a context of 16. */
-static const struct Task tasks[] = {
-    {"countdown", "357:22= to an expression using each digit once, with + - *: 3*5+7",
-     shared_alphabet, 7, 8,
-     countdown_draw_prompt, countdown_demonstrate, countdown_reward, countdown_count, NULL},
-    {"countdown_sorted", "countdown whose first operand must be the smallest digit",
-     shared_alphabet, 7, 8,
-     sorted_draw_prompt, sorted_demonstrate, sorted_reward, sorted_count, "countdown"},
-    {"split", "17= to three digits 1-9 that sum to it: 9+3+5",
-     shared_alphabet, 3, 8,
-     split_draw_prompt, split_demonstrate, split_reward, split_count, NULL},
-    {"addition", "47+85= to the sum: 132",
-     shared_alphabet, 6, 5,
-     addition_draw_prompt, addition_demonstrate, addition_reward, addition_count, NULL},
-    {"reverse", "abcd= to the letters in reverse: dcba",
-     shared_alphabet, 7, 9,
-     reverse_draw_prompt, reverse_demonstrate, reverse_reward, reverse_count, NULL},
-};
-enum { NUM_TASKS = sizeof tasks / sizeof tasks[0] };
+static const struct Task countdown_task = {
+    "countdown", "357:22= to an expression using each digit once, with + - *: 3*5+7",
+    shared_alphabet, 7, 8,
+    countdown_next, countdown_judge, countdown_demonstrate, countdown_count, NULL};
+static const struct Task countdown_sorted_task = {
+    "countdown_sorted", "countdown whose first operand must be the smallest digit",
+    shared_alphabet, 7, 8,
+    sorted_next, sorted_judge, sorted_demonstrate, sorted_count, "countdown"};
+static const struct Task split_task = {
+    "split", "17= to three digits 1-9 that sum to it: 9+3+5",
+    shared_alphabet, 3, 8,
+    split_next, split_judge, split_demonstrate, split_count, NULL};
+static const struct Task addition_task = {
+    "addition", "47+85= to the sum: 132",
+    shared_alphabet, 6, 5,
+    addition_next, addition_judge, addition_demonstrate, addition_count, NULL};
+static const struct Task reverse_task = {
+    "reverse", "abcd= to the letters in reverse: dcba",
+    shared_alphabet, 7, 9,
+    reverse_next, reverse_judge, reverse_demonstrate, reverse_count, NULL};
 
-const struct Task *task_row(int i) { return i >= 0 && i < NUM_TASKS ? &tasks[i] : NULL; }
+/* Tasks in files of their own: a line here and a name below. */
+extern const struct Task sort_task;   /* example.c */
+
+static const struct Task *const tasks[] = {
+    &countdown_task, &countdown_sorted_task, &split_task, &addition_task, &reverse_task,
+    &sort_task,
+};
+enum { NUM_TASKS = sizeof tasks / sizeof *tasks };
+
+const struct Task *task_row(int i) { return i >= 0 && i < NUM_TASKS ? tasks[i] : NULL; }
 
 const struct Task *task_find(const char *name) {
     for (int i = 0; i < NUM_TASKS; i++)
-        if (strcmp(tasks[i].name, name) == 0) return &tasks[i];
+        if (strcmp(tasks[i]->name, name) == 0) return tasks[i];
     return NULL;
 }
 
 const char *task_names(void) {
-    static char names[256];
-    names[0] = 0;
-    for (int i = 0; i < NUM_TASKS; i++) {
-        if (i > 0) strcat(names, " ");
-        strcat(names, tasks[i].name);
-    }
-    return names;
-}
-
-/* ---- the split into training and held-out prompts ------------------------------------------- */
-
-/* splitmix64's output function (Steele, Lea, Flood 2014). */
-static uint64_t mix64(uint64_t x) {
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-    return x ^ (x >> 31);
-}
-
-/* Which of 8 classes a text belongs to. Texts are told apart as written: `357:22=` may be held out
-   while `735:22=`, the same digits in another order, is trained on. */
-static int text_class(const char *text, uint64_t seed) {
-    uint64_t hash = mix64(seed + 0x9E3779B97F4A7C15u);
-    for (; *text; text++) hash = mix64(hash + 0x9E3779B97F4A7C15u * (unsigned char)*text);
-    return (int)(hash >> 61);
-}
-
-/* The class held out is that of one fixed draw of the seed, so that it is never empty, however few
-   prompts a task has. */
-void task_prompt(const struct Task *task, char prompt[TASK_TEXT], uint64_t seed,
-                 enum RngPurpose purpose, uint64_t ordinal, enum TaskSplit split) {
-    struct Rng rng;
-    const struct Task *like = task->held_out_like ? task_find(task->held_out_like) : task;
-    rng_open(&rng, seed, RNG_EVAL_PROMPT, 0);
-    like->draw_prompt(prompt, &rng);
-    int held_out = text_class(prompt, seed);
-
-    rng_open(&rng, seed, purpose, ordinal);
-    do task->draw_prompt(prompt, &rng);
-    while ((text_class(prompt, seed) == held_out) != (split == SPLIT_HELD_OUT));
+    static struct Text names;
+    text_clear(&names);
+    for (int i = 0; i < NUM_TASKS; i++) text_format(&names, "%s%s", i ? " " : "", tasks[i]->name);
+    return names.bytes;
 }

@@ -1,0 +1,44 @@
+/* The example to copy: a complete task in forty lines. Prompt `dbca=`, four letters a-h, answer `abcd`,
+   the same letters in order.
+
+   A task of your own: copy this file, change the three functions and the row, and add the row's name
+   to the table in builtin.c (two lines there). Then ./train --task NAME trains on it. */
+#include <string.h>
+#include "task.h"
+
+enum { LETTERS = 4 };
+
+/* A prompt: random letters and an equals sign. */
+static void sort_next(struct Example *example, struct Rng *rng) {
+    for (int i = 0; i < LETTERS; i++)
+        text_format(&example->prompt, "%c", 'a' + (int)rng_below(rng, 8));
+    text_append(&example->prompt, "=", 1);
+}
+
+/* The right answer: counting each letter sorts them. It draws nothing, as there is only one. */
+static bool sort_demonstrate(struct Text *answer, const struct Example *example, struct Rng *rng) {
+    (void)rng;
+    for (char letter = 'a'; letter <= 'h'; letter++)
+        for (int i = 0; i < LETTERS; i++)
+            if (example->prompt.bytes[i] == letter) text_append(answer, &letter, 1);
+    return true;
+}
+
+/* Completions to rewards. A completion is any bytes: look at its length before its text. */
+static void sort_judge(float *reward, const struct Completion *completion, int count) {
+    struct Text right = {0};
+    for (int i = 0; i < count; i++) {
+        const struct Completion *c = &completion[i];
+        text_clear(&right);
+        sort_demonstrate(&right, c->example, NULL);
+        reward[i] = c->ended && c->length == right.length &&
+                    memcmp(c->text, right.bytes, right.length) == 0;
+    }
+    text_free(&right);
+}
+
+/* max_completion: the answer, end-of-text, and a quarter more, which the soft overlong penalty needs. */
+const struct Task sort_task = {
+    .name = "sort", .help = "dbca= to the letters in order: abcd", .alphabet = shared_alphabet,
+    .max_prompt = LETTERS + 1, .max_completion = 7, .next = sort_next, .judge = sort_judge,
+    .demonstrate = sort_demonstrate};

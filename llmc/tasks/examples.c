@@ -1,0 +1,121 @@
+#include "examples.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../base/check.h"
+
+/* ---- the split into training and held-out prompts ------------------------------------------- */
+
+/* splitmix64's output function (Steele, Lea, Flood 2014). */
+static uint64_t mix64(uint64_t x) {
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
+/* Which of 8 classes a text belongs to. Texts are told apart as written: `357:22=` may be held out
+   while `735:22=`, the same digits in another order, is trained on. */
+static int text_class(const struct Text *text, uint64_t seed) {
+    uint64_t hash = mix64(seed + 0x9E3779B97F4A7C15u);
+    for (size_t i = 0; i < text->length; i++)
+        hash = mix64(hash + 0x9E3779B97F4A7C15u * (unsigned char)text->bytes[i]);
+    return (int)(hash >> 61);
+}
+
+static void next(struct Example *example, const struct Task *task, struct Rng *rng) {
+    text_clear(&example->prompt);
+    task->next(example, rng);
+}
+
+/* The class held out is that of one fixed draw of the seed, so that it is never empty, however few
+   prompts a task has. */
+void example_draw(struct Example *example, const struct Task *task, uint64_t seed,
+                  enum RngPurpose purpose, uint64_t ordinal) {
+    enum { TRIES = 100000 };   /* 1 in 8 is held out: with several prompts, a few dozen do */
+    struct Rng rng;
+    const struct Task *like = task->held_out_like ? task_find(task->held_out_like) : task;
+    bool want_held_out = purpose == RNG_EVAL_PROMPT;
+    example->id = 0;
+    rng_open(&rng, seed, RNG_EVAL_PROMPT, 0);
+    next(example, like, &rng);
+    int held_out = text_class(&example->prompt, seed);
+
+    example->id = ordinal;
+    rng_open(&rng, seed, purpose, ordinal);
+    for (int i = 0; i < TRIES; i++) {
+        next(example, task, &rng);
+        if ((text_class(&example->prompt, seed) == held_out) == want_held_out) return;
+    }
+    die_input("task %s: none of %d draws gave a prompt %s; it needs more different prompts",
+              task->name, TRIES, want_held_out ? "to hold out" : "that is not held out");
+}
+
+void example_free(struct Example *example) { text_free(&example->prompt); }
+
+/* ---- batches ---------------------------------------------------------------------------------- */
+
+int encode_text(const struct Tokenizer *tokenizer, const struct Text *text, int **ids, int begin) {
+    /* an id stands for one byte at least */
+    *ids = check_realloc(*ids, (size_t)begin + text->length + 1, sizeof **ids, "prompts");
+    int length = tokenizer_encode(tokenizer, text->bytes, *ids + begin, (int)text->length);
+    if (length < 0)
+        die_input("the model's vocabulary has no ids for the text \"%s\"", quote(text->bytes));
+    return begin + length;
+}
+
+struct Examples examples_draw(const struct Task *task, const struct Tokenizer *tokenizer,
+                              uint64_t seed, enum RngPurpose purpose, uint64_t first, int count) {
+    size_t n = (size_t)count;
+    struct Examples e = {.task = task, .tokenizer = tokenizer, .count = count,
+                         .example = check_alloc(n, sizeof *e.example, "prompts"),
+                         .start = check_alloc(n + 1, sizeof *e.start, "prompts"),
+                         .ordinal = check_alloc(n, sizeof *e.ordinal, "prompts")};
+    for (int i = 0; i < count; i++) {
+        example_draw(&e.example[i], task, seed, purpose, first + (uint64_t)i);
+        e.start[i + 1] = encode_text(tokenizer, &e.example[i].prompt, &e.token, e.start[i]);
+        if (e.start[i + 1] == e.start[i]) die_input("task %s: prompt %d is empty", task->name, i);
+        e.ordinal[i] = (uint32_t)e.example[i].id;
+    }
+    return e;
+}
+
+void examples_free(struct Examples *e) {
+    for (int i = 0; i < e->count; i++) example_free(&e->example[i]);
+    free(e->example), free(e->token), free(e->start), free(e->ordinal);
+    *e = (struct Examples){0};
+}
+
+/* Adds the text of ids to the list. How long it becomes only the tokenizer knows: a text that fills
+   the room may have been cut. */
+static void add_decoded(struct TextList *list, const struct Tokenizer *tokenizer, const int *ids,
+                        int count) {
+    char *text = NULL;
+    int length;
+    size_t room = (size_t)count + 2;
+    for (;; room *= 2) {
+        text = check_realloc(text, room, 1, "a completion's text");
+        length = tokenizer_decode(tokenizer, ids, count, text, room);
+        if ((size_t)length + 1 < room) break;
+    }
+    text_list_add(list, text, (size_t)length);
+    free(text);
+}
+
+void examples_judge(float *reward, struct TextList *text, const struct Examples *examples,
+                    int group, const int *token, const int *start, const unsigned char *ended) {
+    int count = examples->count * group;
+    struct Completion *completion = check_alloc((size_t)count, sizeof *completion, "completions");
+    text_list_cut(text, 0);
+    for (int i = 0; i < count; i++)
+        add_decoded(text, examples->tokenizer, token + start[i], start[i + 1] - start[i]);
+    for (int i = 0; i < count; i++)
+        completion[i] = (struct Completion){.example = &examples->example[i / group],
+                                            .text = text_list_at(text, i),
+                                            .length = text_list_length(text, i),
+                                            .ended = ended[i]};
+    examples->task->judge(reward, completion, count);
+    for (int i = 0; i < count; i++)
+        if (!isfinite(reward[i])) reward[i] = NAN;
+    free(completion);
+}
