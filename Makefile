@@ -15,6 +15,7 @@ BUILD  ?= build
 # What the code needs whatever CFLAGS is. Never -ffast-math, -Ofast or -ffinite-math-only: they turn
 # isnan() off, and with it every guard against a diverging run (llmc/base/finite.h refuses them).
 NEEDED := -std=gnu11 -D_GNU_SOURCE -fopenmp -fno-math-errno -fno-trapping-math \
+          -include llmc/base/finite.h \
           -Wall -Wextra -Werror=incompatible-pointer-types
 
 # Goals that only call make again; everything else needs the libraries' places.
@@ -65,6 +66,7 @@ run:
 check:
 	@CC="$(CC)" sh scripts/install_deps.sh --check
 	@sh test/test_run.sh
+	@CC="$(CC)" sh test/test_flags.sh
 	@$(MAKE) --no-print-directory $(PARALLEL) programs
 	@$(MAKE) --no-print-directory tests
 

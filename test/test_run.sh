@@ -56,7 +56,7 @@ failing() {
 [==========] ${1}Running 2 test(s).
 [ RUN      ] test_a
 [  ERROR   ] --- 0x1 != 0x2
-[   LINE   ] --- test/test_x.c:7: error: Failure!
+[   LINE   ] --- test/test_base.c:7: error: Failure!
 [  FAILED  ] test_a
 [ RUN      ] test_b
 [       OK ] test_b

@@ -1,0 +1,99 @@
+#!/bin/sh
+# check_style.sh: what the eye should not have to check, in every source file and page of this tree:
+# lines of at most 100 columns, files of at most 700 lines, functions of at most 80, and no name of a
+# file that does not exist, neither in a page (`paths`, links) nor in a comment. Prints FILE:LINE and
+# what is wrong; exit code 1 if anything is. Needs awk, find and sort.
+#
+# Excepted: test/golden/ (data written by programs), and from the columns tables of pages, whose rows
+# cannot be broken, and lines that are one word (an address). A name with X, NAME, * or % stands for
+# many; foreign names are listed below.
+set -u
+cd "$(dirname "$0")/.."
+
+find Makefile train_gpt2.cu ./*.md .ci llmc test dev doc scripts experiments -type f \
+    \( -name '*.[ch]' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' -o -name '*.mk' -o -name '*.sh' \
+    -o -name '*.py' -o -name '*.md' -o -name Makefile -o -name run \) |
+    sed 's|^\./||' | grep -v '^test/golden/' | sort >"${TMPDIR:-/tmp}/style.$$"
+trap 'rm -f "${TMPDIR:-/tmp}/style.$$"' EXIT
+
+# The files of this tree, then those to read: one awk knows the first when it reads the second.
+{ find . -name .git -prune -o -name build -prune -o -name runs -prune -o -type f -print | sed 's|^\./||'; } |
+    LC_ALL=C awk -v foreign="llm.c llama2.c policy.c train_gpt2.c core_algos.py try_norm.cu IN.cu" '
+    function complain(what) { print FILENAME ":" FNR ": " what; wrong++ }
+
+    # A path as it is written, from the root, or from the folder of the file that names it.
+    function exists(path, folder) {
+        sub(/^\.\//, "", path)
+        sub(/[:.,]+$/, "", path)
+        sub(/\/$/, "", path)
+        if (path in file || path in directory) return 1
+        folder = FILENAME
+        if (!sub(/\/[^\/]*$/, "", folder)) folder = ""
+        while (path ~ /^\.\.\//) {
+            path = substr(path, 4)
+            if (!sub(/\/[^\/]*$/, "", folder)) folder = ""
+        }
+        path = folder == "" ? path : folder "/" path
+        return path in file || path in directory
+    }
+    # X.c, NAME, X_*.c, step_%d: not names of one file; and what is built is not there yet.
+    function stands_for_many(path) {
+        return path ~ /\.s?o$|[*%<>{}$@]|\.\.\.$|(^|[\/_.])(X|NAME|DIR|FILE|DTYPE)([\/_.]|$)/
+    }
+
+    # Every word of a comment, a string or a page that begins with one of our folders.
+    function look_for_paths(line, path) {
+        while (match(line, /(^|[^A-Za-z0-9_.\/)}$*-])(llmc|test|dev|doc|scripts|experiments)\/[A-Za-z0-9_.\/*%<{$@-]*/)) {
+            path = substr(line, RSTART, RLENGTH)
+            line = substr(line, RSTART + RLENGTH)
+            sub(/^[^a-z]/, "", path)
+            if (!stands_for_many(path) && !exists(path)) complain("there is no " path)
+        }
+    }
+    # Bare names of files (`objectives.c`): one of that name must be somewhere.
+    function look_for_names(line, word) {
+        while (match(line, /(^|[^A-Za-z0-9_.\/*%<>-])[A-Za-z0-9_]+\.(c|cu|cuh|md|sh|py|mk)([^A-Za-z0-9_.\/*(=-]|[.,:]?$|[.] )/)) {
+            word = substr(line, RSTART, RLENGTH)
+            line = substr(line, RSTART + RLENGTH - 1)
+            gsub(/^[^A-Za-z0-9_]+|[^A-Za-z0-9_]+$/, "", word)
+            if (!stands_for_many(word) && !(word in base) && index(" " foreign " ", " " word " ") == 0)
+                complain("there is no file called " word)
+        }
+    }
+    function look_for_links(line, path) {
+        while (match(line, /\]\([^)]*\)/)) {
+            path = substr(line, RSTART + 2, RLENGTH - 3)
+            line = substr(line, RSTART + RLENGTH)
+            sub(/#.*/, "", path)
+            if (path == "" || path ~ /^[a-z]+:/) continue
+            if (!exists(path)) complain("the link leads nowhere: " path)
+        }
+    }
+
+    FILENAME == "-" {
+        file[$0]; path = $0; n = split($0, part, "/"); base[part[n]]
+        while (sub(/\/[^\/]*$/, "", path)) directory[path]
+        next
+    }
+    FNR == 1 { start = 0; page = FILENAME ~ /\.md$/; code = FILENAME ~ /\.([ch]|cc|cu|cuh)$/ }
+    FNR == 701 { complain("more than 700 lines") }
+    {
+        columns = $0
+        gsub(/[\200-\277]/, "", columns)
+        if (length(columns) > 100 && !(page && /^ *\|/) && $0 !~ /^[^ ]+$/)
+            complain(length(columns) " columns")
+        look_for_paths($0)
+        if (page) look_for_links($0)
+        if (page || /\/\*|^ *\*|^   [^;{}]*$|\/\/|^ *#[^i]/) look_for_names($0)
+    }
+    # A function: from the line that begins with its type to the brace in the first column.
+    code && /^[A-Za-z_]/ && !/[;:]$/ { if (!start) start = FNR }
+    code && /;$/ && !/^ / { start = 0 }
+    code && /^}/ {
+        if (start && /^} *(\/\*.*)?$/ && FNR - start + 1 > 80)
+            complain("a function of " FNR - start + 1 " lines")
+        start = 0
+    }
+    code && /^$/ && start && FNR == start + 1 { start = 0 }
+    END { if (wrong) print wrong " things to mend (scripts/check_style.sh)"; exit wrong > 0 }' \
+        - $(cat "${TMPDIR:-/tmp}/style.$$")
