@@ -113,8 +113,8 @@ struct HeadTokens {
     int n, N;
 };
 
-/* Per-token results of the head, HOST arrays [n]. Any pointer but logp may be NULL. p is the softmax
-   over the V real columns at the given temperature; logs are natural, entropies in nats. */
+/* Per-token results of the head, HOST arrays [n]. Any pointer but logp may be NULL. p is the
+   softmax over the V real columns at the given temperature; logs are natural, entropies in nats. */
 struct HeadStats {
     float *logp;     /* log p_y */
     float *entropy;  /* H = -sum_j p_j log p_j, from the centred moment (doc/head.md) */
@@ -281,7 +281,7 @@ struct Ops {
                                const floatX *qkv, const float *lse, const struct Rows *rows,
                                const struct Heads *heads, void *workspace);
 
-    /* ---- the head: E [N,C] hidden states, W [Vp,C] head weight -------------------------------- */
+    /* ---- the head: E [N,C] hidden states, W [Vp,C] head weight ------------------------------- */
 
     /* Statistics of the listed tokens. stats: host arrays [n]. Scoring only: never more than a tile
        of logits exists. n <= N of the workspace's shape. */
@@ -298,7 +298,7 @@ struct Ops {
                                   const struct HeadTokens *tokens, const struct Head *head,
                                   HeadUpstream upstream, void *context, void *workspace);
 
-    /* ---- decoding: R rows, one token each; a row's bits never depend on the other rows ---------- */
+    /* ---- decoding: R rows, one token each; a row's bits never depend on the other rows ------- */
 
     /* Bytes of w [OC,C] in the layout matmul_decode reads, and the packing, once per update. */
     size_t (*matmul_packed_size)(int C, int OC);
@@ -324,8 +324,8 @@ struct Ops {
 
     /* ---- the update -------------------------------------------------------------------------- */
 
-    /* out[0] = sum of squares of x [n], accumulated in double or better; out: backend memory. Inf or
-       NaN in x makes it non-finite. */
+    /* out[0] = sum of squares of x [n], accumulated in double or better; out: backend memory. Inf
+       or NaN in x makes it non-finite. */
     void (*sum_of_squares)(double *out, const float *x, size_t n, void *workspace);
     /* One AdamW step on elements [begin, end) of the flat buffers (decoupled decay; ranges: host
        array, sorted, disjoint; elements outside every range are left alone). master: float32
@@ -334,10 +334,10 @@ struct Ops {
                   const struct AdamwRange *ranges, int num_ranges, size_t begin, size_t end,
                   const struct AdamwStep *step);
 
-    /* ---- communication over ranks; float32; with one rank each is the identity ------------------ */
+    /* ---- communication over ranks; float32; with one rank each is the identity --------------- */
 
-    /* Meeting: rank 0 makes an id of 128 bytes, hands it to the others by whatever means it has, and
-       all call comm_open, before any of the four below. A single process need not. */
+    /* Meeting: rank 0 makes an id of 128 bytes, hands it to the others by whatever means it has,
+       and all call comm_open, before any of the four below. A single process need not. */
     void (*comm_id)(void *id);
     void (*comm_open)(int rank, int ranks, const void *id);
     void (*all_reduce)(float *x, size_t n);                           /* sum, in place */
@@ -350,8 +350,8 @@ struct Ops {
    workspace; returns how many there are. */
 int ops_missing(const struct Ops *ops, char *out, size_t capacity);
 
-/* Every block of `block` queries of B rows, for struct Rows: writes at most N / block + B of them to
-   out, those with more keys before them first, and returns how many. start [B+1]: host. */
+/* Every block of `block` queries of B rows, for struct Rows: writes at most N / block + B of them
+   to out, those with more keys before them first, and returns how many. start [B+1]: host. */
 int rows_cut_blocks(struct QueryBlock *out, const int *start, int B, int block);
 
 /* The address of element `index` of x: the only host arithmetic on backend pointers. */

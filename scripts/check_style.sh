@@ -1,12 +1,12 @@
 #!/bin/sh
 # check_style.sh: what the eye should not have to check, in every source file and page of this tree:
-# lines of at most 100 columns, files of at most 700 lines, functions of at most 80, and no name of a
-# file that does not exist, neither in a page (`paths`, links) nor in a comment. Prints FILE:LINE and
-# what is wrong; exit code 1 if anything is. Needs awk, find and sort.
+# lines of at most 100 columns, files of at most 700 lines, functions of at most 80, and no name of
+# a file that does not exist, neither in a page (`paths`, links) nor in a comment. Prints FILE:LINE
+# and what is wrong; exit code 1 if anything is. Needs awk, find and sort.
 #
-# Excepted: test/golden/ (data written by programs), and from the columns tables of pages, whose rows
-# cannot be broken, and lines that are one word (an address). A name with X, NAME, * or % stands for
-# many; foreign names are listed below.
+# Excepted: test/golden/ (data written by programs), and from the columns tables of pages, whose
+# rows cannot be broken, and lines that are one word (an address). A name with X, NAME, * or %
+# stands for many; foreign names are listed below.
 set -u
 cd "$(dirname "$0")/.."
 

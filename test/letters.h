@@ -1,6 +1,6 @@
-/* A task and words for tests that give completions by hand. Prompts are 0= to 9=; a completion's reward
-   is what its last letter says: r right, h half right, u unscored, all else wrong. In a word `.` is the
-   end-of-text token. */
+/* A task and words for tests that give completions by hand. Prompts are 0= to 9=; a completion's
+   reward is what its last letter says: r right, h half right, u unscored, all else wrong. In a word
+   `.` is the end-of-text token. */
 #ifndef LETTERS_H
 #define LETTERS_H
 
@@ -57,8 +57,8 @@ static inline struct Rollout rollout_of(const char *const *words, int count) {
     return rollout;
 }
 
-/* Appends `words` to a rollouts.jsonl as step `step`: `group` completions of each training prompt from
-   number `first` on, with the numbers of rollout_of. */
+/* Appends `words` to a rollouts.jsonl as step `step`: `group` completions of each training prompt
+   from number `first` on, with the numbers of rollout_of. */
 static inline void write_step(const char *path, int step, int first, int group,
                               const char *const *words, int count) {
     struct Tokenizer tokenizer = letters_tokenizer();

@@ -1,25 +1,25 @@
-/* The whole program on one backend beside the CPU's: PROGRAM [BACKEND], default sim. The same tokens are
-   learnt from on both (--replay), so what differs is arithmetic; and what the backend samples by itself
-   is compared token by token. */
+/* The whole program on one backend beside the CPU's: PROGRAM [BACKEND], default sim. The same
+   tokens are learnt from on both (--replay), so what differs is arithmetic; and what the backend
+   samples by itself is compared token by token. */
 #include <math.h>
 #include "../llmc/io/safetensors.h"
 #include "program_rig.h"
 
 static const char *backend = "sim";
 
-/* Five supervised steps and three of RL on the built-in task, from weights that the CPU has warmed up,
-   so that there are rewards to tell apart. Small steps: AdamW gives a weight whose gradient is 0 but
-   for roundings a whole step of either sign, and two runs must not go apart by that. */
+/* Five supervised steps and three of RL on the built-in task, from weights that the CPU has warmed
+   up, so that there are rewards to tell apart. Small steps: AdamW gives a weight whose gradient is
+   0 but for roundings a whole step of either sign, and two runs must not go apart by that. */
 #define TASK "--model base --warm-start 5 --warm-batch 24 --warm-lr 1e-4 --prompts 4 --group 12 --minibatches 2 " \
              "--eval-every 0 --threads 2 --rollouts-every 1 --quiet "
 enum { WARM_STEPS = 5, STEPS = 3 };
 
 static bool is_simulated(void) { return strncmp(backend, "sim", 3) == 0; }
 
-/* ---- the same tokens ------------------------------------------------------------------------------ */
+/* ---- the same tokens ------------------------------------------------------------------------- */
 
-/* |x - y| / |y| of one number of a log's line; where y is a sum of signed terms of size 1 (the loss of a
-   policy gradient is near 0), relative to 1. */
+/* |x - y| / |y| of one number of a log's line; where y is a sum of signed terms of size 1 (the loss
+   of a policy gradient is near 0), relative to 1. */
 static double relative(const cJSON *log, const cJSON *reference, int line, const char *key) {
     double x = cJSON_GetObjectItem(cJSON_GetArrayItem(log, line), key)->valuedouble;
     double y = cJSON_GetObjectItem(cJSON_GetArrayItem(reference, line), key)->valuedouble;
@@ -73,8 +73,9 @@ static float *read_tensor(const char *from, int step, const char *name, size_t *
     return x;
 }
 
-/* ||x - y|| and ||y - start|| over a tensor but for the key biases: to a query all keys' scores move
-   together with them, so their true gradient is 0, and AdamW makes steps of noise from its roundings. */
+/* ||x - y|| and ||y - start|| over a tensor but for the key biases: to a query all keys' scores
+   move together with them, so their true gradient is 0, and AdamW makes steps of noise from its
+   roundings. */
 static void add_distances(double sums[2], const char *name, const float *x, const float *y,
                           const float *start, size_t n) {
     bool qkv_bias = strstr(name, "c_attn.bias") != NULL;
@@ -105,9 +106,10 @@ static double weights_apart(const char *ours, const char *reference, int step) {
     return sqrt(sums[0] / sums[1]);
 }
 
-/* In float32 a gradient is the CPU's to 1e-5. AdamW divides each by its own size: where one is smaller
-   than that error, of which there is a share of about 1e-5, the step's sign is a matter of rounding.
-   So the weights are apart by sqrt(4 * 1e-5) of their way, and another such share with each step. */
+/* In float32 a gradient is the CPU's to 1e-5. AdamW divides each by its own size: where one is
+   smaller than that error, of which there is a share of about 1e-5, the step's sign is a matter of
+   rounding. So the weights are apart by sqrt(4 * 1e-5) of their way, and another such share with
+   each step. */
 static void test_same_tokens_fp32(void **state) {
     (void)state;
     run_reference();
@@ -118,10 +120,10 @@ static void test_same_tokens_fp32(void **state) {
     ASSERT_CLOSE("weights", weights_apart("fp32", "cpu", STEPS), sqrt(4e-5 * (WARM_STEPS + STEPS)));
 }
 
-/* Narrow elements. Weights are rounded at every step, so trajectories go apart; but from the same weights,
-   those of the narrow run, one step is the CPU's to a few roundings (2^-8, 2^-11): sums of many rounded
-   terms err by about one rounding of their size, and a gradient has passed through ten of them, which
-   do not all point the same way. */
+/* Narrow elements. Weights are rounded at every step, so trajectories go apart; but from the same
+   weights, those of the narrow run, one step is the CPU's to a few roundings (2^-8, 2^-11): sums of
+   many rounded terms err by about one rounding of their size, and a gradient has passed through ten
+   of them, which do not all point the same way. */
 static void check_narrow(const char *dtype, double rounding) {
     char warm[32], ours[32], theirs[32];
     snprintf(warm, sizeof warm, "%s-warm", dtype);
@@ -144,8 +146,8 @@ static void test_same_tokens_narrow(void **state) {
     check_narrow("fp16", 0x1p-11);
 }
 
-/* A loss scale under which every gradient overflows: it shrinks until one does not, no update is lost,
-   and the update is the one that the usual scale makes, up to what fp16 rounds. */
+/* A loss scale under which every gradient overflows: it shrinks until one does not, no update is
+   lost, and the update is the one that the usual scale makes, up to what fp16 rounds. */
 static void test_loss_scale(void **state) {
     (void)state;
     run_reference();
@@ -166,7 +168,7 @@ static void test_loss_scale(void **state) {
     cJSON_Delete(usual), cJSON_Delete(log);
 }
 
-/* ---- tokens of its own ----------------------------------------------------------------------------- */
+/* ---- tokens of its own ----------------------------------------------------------------------- */
 
 /* Its own rollouts in float32, saved on the way. */
 static void run_own(void) {
@@ -190,8 +192,8 @@ static double entry(const cJSON *line, const char *list, int k) {
 }
 
 /* Compares two completions of one prompt until they part; returns the largest difference between
-   log-probabilities of equal tokens, and in *gap the difference between the two scores where they part
-   (0: they do not): by the Gumbel rule each backend found its own the larger. */
+   log-probabilities of equal tokens, and in *gap the difference between the two scores where they
+   part (0: they do not): by the Gumbel rule each backend found its own the larger. */
 static double compare_completions(const cJSON *a, const cJSON *b, int sample, int ordinal,
                                   double *gap) {
     int prompt = (int)strlen(cJSON_GetObjectItem(a, "prompt")->valuestring);

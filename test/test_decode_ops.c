@@ -1,6 +1,6 @@
 /* The operations of a decode step but attention: the packed product, and drawing a token. Each
-   against its definition in double; and bit by bit against itself in other batches, for a row's bits
-   may not depend on its neighbours. */
+   against its definition in double; and bit by bit against itself in other batches, for a row's
+   bits may not depend on its neighbours. */
 #include "test_ops.h"
 #include <omp.h>
 

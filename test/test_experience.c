@@ -162,7 +162,8 @@ static void test_long_completions(void **state) {
     experience_free(&e);
 }
 
-/* A file that does not give the step leaves the ordinal alone, so that what is saved then goes on. */
+/* A file that does not give the step leaves the ordinal alone, so that what is saved then goes
+   on. */
 static void test_nothing_to_replay(void **state) {
     (void)state;
     static const char *const words[] = {"r.", "w."};

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The test of llmc/base/finite.h: with flags under which isnan() is a constant nothing compiles, and the
-# message says why; with others everything does. Exit code 1 if not so.
+# The test of llmc/base/finite.h: with flags under which isnan() is a constant nothing compiles, and
+# the message says why; with others everything does. Exit code 1 if not so.
 set -u
 cd "$(dirname "$0")/.."
 work=$(mktemp -d) || exit 1

@@ -71,8 +71,8 @@ static inline float *get_x(const floatX *in, size_t n) {
     return get_floats(wide, n);
 }
 
-/* A packed batch whose rows begin at start [B+1]: it, and its blocks where the backend wants some, to
-   the backend. */
+/* A packed batch whose rows begin at start [B+1]: it, and its blocks where the backend wants some,
+   to the backend. */
 static inline struct Rows put_rows(const int *start, int B) {
     struct Rows rows = {.N = start[B], .B = B, .start = put_ints(start, (size_t)B + 1)};
     for (int b = 0; b < B; b++)
@@ -143,8 +143,8 @@ static inline void open_backend(int argc, char **argv) {
     asked_for_small = argc > 4;
 }
 
-/* The simulator's checking builds, and compute-sanitizer, run each access through a checker, 5 to 40
-   times slower: there, tests take the smaller of their shapes (still larger than one block, and
+/* The simulator's checking builds, and compute-sanitizer, run each access through a checker, 5 to
+   40 times slower: there, tests take the smaller of their shapes (still larger than one block, and
    ragged). */
 static inline bool is_slow(void) {
     return asked_for_small || strcmp(ops->name, "sim-asan") == 0 || strcmp(ops->name, "sim-race") == 0;

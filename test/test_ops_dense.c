@@ -324,8 +324,9 @@ static void fill_tokens(int *token, int *position, const struct Embedding *e) {
     }
 }
 
-/* The relative error of a float32 sum of n terms: partial sums grow as sqrt(n), and each is rounded,
-   so the roundings add up to a random walk of n steps, against a sum of sqrt(n): 2^-24 sqrt(n). */
+/* The relative error of a float32 sum of n terms: partial sums grow as sqrt(n), and each is
+   rounded, so the roundings add up to a random walk of n steps, against a sum of sqrt(n): 2^-24
+   sqrt(n). */
 static double sum_bound(const int *key, int N) {
     int most = 0;
     for (int n = 0; n < N; n++) {
@@ -566,8 +567,9 @@ static void check_matmul(int N, int C, int OC, bool with_bias, bool with_dx, int
                     OC);
     check_x("out", out, out_d, no, bound_of(1));
     if (with_dx) check_x("dx", dx, dx_d, nx, bound_of(1));
-    /* A chain of N additions of random terms errs by about 2^-25 sqrt(N). A tensor core, which takes 8
-       narrow products at a time, cuts off instead of rounding: up to N/8 errors of one sign, 2^-23. */
+    /* A chain of N additions of random terms errs by about 2^-25 sqrt(N). A tensor core, which
+       takes 8 narrow products at a time, cuts off instead of rounding: up to N/8 errors of one
+       sign, 2^-23. */
     double chain = fmax(1e-6, 0x1p-25 * sqrt(N));
     double cut = strcmp(ops->dtype, "fp32") == 0 ? 0 : 0x1p-26 * N;
     check_floats("dw", dw, dw_d, nw, chain + cut);

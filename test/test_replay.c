@@ -1,5 +1,5 @@
-/* --replay: a good file word for word; every kind of bad line by name and number; the end of the file
-   where a step is missing, torn or never there. */
+/* --replay: a good file word for word; every kind of bad line by name and number; the end of the
+   file where a step is missing, torn or never there. */
 #include "letters.h"
 #include <sys/stat.h>
 #include <unistd.h>
@@ -66,7 +66,8 @@ static void test_good_file(void **state) {
 
 static void fail_now(void *replay) { replay_fail(replay); }
 
-/* After step 1 of the file there is no step 2: `ends` (the run is over) or not (the file is wrong). */
+/* After step 1 of the file there is no step 2: `ends` (the run is over) or not (the file is
+   wrong). */
 static void check_no_second_step(bool ends, const char *says) {
     struct Replay *replay = replay_open(path);
     struct Rollout got = {0};
@@ -115,7 +116,8 @@ static void test_nothing_in_it(void **state) {
     rollout_free(&got);
 }
 
-/* A later step where this one should be: recorded with --rollouts-every 2, or with fewer prompts. */
+/* A later step where this one should be: recorded with --rollouts-every 2, or with fewer
+   prompts. */
 static void test_steps_that_are_missing(void **state) {
     (void)state;
     write_steps(1, 1);

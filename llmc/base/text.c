@@ -94,7 +94,7 @@ void text_free(struct Text *text) {
     *text = (struct Text){0};
 }
 
-/* ---- lists of texts --------------------------------------------------------------------------- */
+/* ---- lists of texts -------------------------------------------------------------------------- */
 
 void text_list_add(struct TextList *list, const char *bytes, size_t length) {
     if (list->count + 2 > list->capacity) {

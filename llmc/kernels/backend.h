@@ -1,5 +1,5 @@
-/* How a backend is put together from its list of kernel files; and what a plug-in exports and may ask
-   of the program: C, and nothing else crosses the border. */
+/* How a backend is put together from its list of kernel files; and what a plug-in exports and may
+   ask of the program: C, and nothing else crosses the border. */
 #ifndef LLMC_BACKEND_H
 #define LLMC_BACKEND_H
 
@@ -36,8 +36,9 @@ struct BackendHost {
 };
 
 /* ops_size: sizeof(struct Ops) of the program; a plug-in of another age refuses. Fills `ops` for
-   elements of type `dtype` ("bf16", "fp16", "fp32") on device `device` of this machine. Returns NULL, or one sentence (static storage) saying why there is no such backend here:
-   no driver, no device, one that is too old. Called once. */
+   elements of type `dtype` ("bf16", "fp16", "fp32") on device `device` of this machine. Returns
+   NULL, or one sentence (static storage) saying why there is no such backend here: no driver, no
+   device, one that is too old. Called once. */
 typedef const char *BackendOpen(struct Ops *ops, size_t ops_size, const char *dtype, int device,
                                 const struct BackendHost *host);
 #define BACKEND_OPEN "backend_open"

@@ -48,7 +48,7 @@ static bool plugin_open(struct Ops *ops, const char *name, const char *dtype, ch
     return problem == NULL;
 }
 
-/* ---- the choice ------------------------------------------------------------------------------- */
+/* ---- the choice ------------------------------------------------------------------------------ */
 
 static bool is_one_of(const char *word, const char *const *words) {
     while (*words && strcmp(word, *words) != 0) words++;

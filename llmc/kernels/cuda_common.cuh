@@ -53,7 +53,7 @@ template <> __device__ __forceinline__ __nv_bfloat16 from_f<__nv_bfloat16>(float
 }
 template <> __device__ __forceinline__ __half from_f<__half>(float x) { return __float2half_rn(x); }
 
-/* ---- 16 bytes at a time ------------------------------------------------------------------------- */
+/* ---- 16 bytes at a time ---------------------------------------------------------------------- */
 
 /* Elements in 16 bytes: 4 floats, 8 narrow ones. */
 template <class T> struct Vector { enum { size = 16 / sizeof(T) }; };
@@ -106,7 +106,7 @@ static __host__ __device__ __forceinline__ bool rows_aligned(const void *base, s
     return (uintptr_t)base % 16 == 0 && stride * element_size % 16 == 0;
 }
 
-/* ---- reductions: every thread gets the result ----------------------------------------------------- */
+/* ---- reductions: every thread gets the result ------------------------------------------------ */
 
 static __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll

@@ -1,5 +1,5 @@
-/* The CUDA device: opening it, its memory, the order of its work, recorded sequences. Compiled once,
-   for all element types; the plug-in's entry is at the end. */
+/* The CUDA device: opening it, its memory, the order of its work, recorded sequences. Compiled
+   once, for all element types; the plug-in's entry is at the end. */
 #include "cuda_device.h"
 
 #include <stdarg.h>
@@ -9,7 +9,7 @@
 struct CudaDevice cuda;
 static struct BackendHost host;
 
-/* ---- errors --------------------------------------------------------------------------------------- */
+/* ---- errors ---------------------------------------------------------------------------------- */
 
 void cuda_die(const char *format, ...) {
     char text[1024];
@@ -40,7 +40,7 @@ void cuda_fail(const char *file, int line, const char *what, cudaError_t error) 
              cudaGetErrorName(error), hint_for(error));
 }
 
-/* ---- memory ----------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static size_t total_memory; /* of the device, bytes */
 
@@ -112,7 +112,7 @@ static void device_fill_zero(void *out, size_t bytes) {
     CUDA_CHECK(cudaMemsetAsync(out, 0, bytes, cuda.stream));
 }
 
-/* ---- order ------------------------------------------------------------------------------------------ */
+/* ---- order ----------------------------------------------------------------------------------- */
 
 enum { EVENTS = 64 };
 static cudaEvent_t events[EVENTS];
@@ -123,7 +123,7 @@ static void event_record(int event) { CUDA_CHECK(cudaEventRecord(events[event], 
 
 static void event_wait(int event) { CUDA_CHECK(cudaStreamWaitEvent(cuda.stream, events[event], 0)); }
 
-/* ---- recorded sequences ------------------------------------------------------------------------------ */
+/* ---- recorded sequences ---------------------------------------------------------------------- */
 
 enum { GRAPHS = 64, KEY = 64 };
 
@@ -197,7 +197,7 @@ static void fill(struct Ops *ops) {
 
 extern const struct KernelFile cuda_memory = {"memory", fill, no_workspace};
 
-/* ---- the entry ---------------------------------------------------------------------------------------- */
+/* ---- the entry ------------------------------------------------------------------------------- */
 
 /* NULL if there is a device that the kernels run on, else why not. */
 static const char *check_device(int device) {
@@ -242,8 +242,8 @@ static void open_device(int device) {
     CUDA_CHECK(cudaMalloc(&cuda.lt_workspace, cuda.lt_workspace_bytes));
 }
 
-/* One row per element type; each is a compilation of the same files (cuda_backend.cu). Weak: a plug-in
-   may be built without some. */
+/* One row per element type; each is a compilation of the same files (cuda_backend.cu). Weak: a
+   plug-in may be built without some. */
 __attribute__((weak)) void cuda_fill_fp32(struct Ops *ops);
 __attribute__((weak)) void cuda_fill_bf16(struct Ops *ops);
 __attribute__((weak)) void cuda_fill_fp16(struct Ops *ops);

@@ -1,8 +1,8 @@
 /* The head: per-token log-probability, entropy and their gradients, without the N x V logits.
 
    With z = E W^T / temperature over the V columns and y the target, row_state.h gives lse, H, Q
-   and QL of each row; logp = z_y - lse. From the objective's a = dJ/dlogp and b = dJ/dH the gradient
-   of J by the logits is
+   and QL of each row; logp = z_y - lse. From the objective's a = dJ/dlogp and b = dJ/dH the
+   gradient of J by the logits is
 
        dz = p (k0 + k1 log p) + a 1[y],   k0 = -a - b H,  k1 = -b,  log p = z - m - ln s
 

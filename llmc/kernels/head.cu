@@ -24,8 +24,8 @@
        dz       |d0 d1|d2 d3| ...                  floatX: never behind the logit it is made from
 
    Tensor cores want the contiguous side of a matrix in multiples of 8. Of dz that is the
-   vocabulary, and V is often odd (50257). So dz has zeros for the first few padding rows of W, which
-   are finite, and the products take words up to the next multiple of 8.
+   vocabulary, and V is often odd (50257). So dz has zeros for the first few padding rows of W,
+   which are finite, and the products take words up to the next multiple of 8.
 
    Besides the products, 10 bytes of traffic per logit in the narrow types and 12 in float32: read,
    read, dz written. doc/head.md has the sums. */
@@ -141,10 +141,10 @@ stats_kernel(struct RowValues row, const float *logits, const int *target, int V
     row.log_s[i] = log_s;
 }
 
-/* dz over the words of a row, in place of its logits; 0 from V on. The block goes through the row in tiles:
-   all threads read, then all write. What is written lies in this tile or before it, where all has
-   been read; so one barrier between the two is enough, and none is needed between a tile's writing
-   and the next one's reading. */
+/* dz over the words of a row, in place of its logits; 0 from V on. The block goes through the row
+   in tiles: all threads read, then all write. What is written lies in this tile or before it, where
+   all has been read; so one barrier between the two is enough, and none is needed between a tile's
+   writing and the next one's reading. */
 static __global__ void __launch_bounds__(THREADS)
 dlogits_kernel(float *logits, struct RowValues row, const int *target, int V, int words,
                size_t stride, float inv_temperature) {

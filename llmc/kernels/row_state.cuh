@@ -5,7 +5,8 @@
                                                                  Q   = q / s^2
                                                                  QL  = (r - q ln s) / s^2
 
-   w is centred at the maximum: see row_state.h for what that is worth. m starts at -inf, never 0. */
+   w is centred at the maximum: see row_state.h for what that is worth. m starts at -inf, never
+   0. */
 #pragma once
 #include "cuda_common.cuh"
 

@@ -9,7 +9,8 @@
 
 const int evaluation_k[4] = {1, 4, 16, 64};
 
-/* The answers to one prompt: how many are scored and right, and how many different texts those are. */
+/* The answers to one prompt: how many are scored and right, and how many different texts those
+   are. */
 struct Tally {
     int scored, right, distinct;
     double reward;
@@ -21,7 +22,8 @@ static bool same_text(const struct TextList *text, int a, int b) {
            memcmp(text_list_at(text, a), text_list_at(text, b), length) == 0;
 }
 
-/* Of completions [first, first + samples). seen: room for `samples` numbers of distinct right ones. */
+/* Of completions [first, first + samples). seen: room for `samples` numbers of distinct right
+   ones. */
 static struct Tally tally_group(int *seen, const float *reward, const struct TextList *text,
                                 int first, int samples) {
     struct Tally tally = {0};

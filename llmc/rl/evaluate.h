@@ -14,8 +14,8 @@ struct Evaluation {
 };
 extern const int evaluation_k[4];
 
-/* The numbers of completions that are there: `samples` of each held-out prompt, in `rollout`. A prompt
-   counts in pass@k when k of its completions are scored, in distinct_correct when one is. */
+/* The numbers of completions that are there: `samples` of each held-out prompt, in `rollout`. A
+   prompt counts in pass@k when k of its completions are scored, in distinct_correct when one is. */
 struct Evaluation evaluation_of(const struct Examples *held_out, const struct Rollout *rollout,
                                 int samples);
 

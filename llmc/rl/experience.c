@@ -63,7 +63,7 @@ static int experience_append(struct Experience *e, const int *prompt, int prompt
     return loss_at;
 }
 
-/* ---- demonstrations -------------------------------------------------------------------------------- */
+/* ---- demonstrations -------------------------------------------------------------------------- */
 
 void experience_demonstrate(struct Experience *e, const struct CollectOptions *o, int count,
                             int64_t *ordinal) {
@@ -86,7 +86,7 @@ void experience_demonstrate(struct Experience *e, const struct CollectOptions *o
     example_free(&example), text_free(&answer), free(ids);
 }
 
-/* ---- rollouts -------------------------------------------------------------------------------------- */
+/* ---- rollouts -------------------------------------------------------------------------------- */
 
 /* Copies group g of the rollout into the experience, with its rewards and texts. */
 static void append_group(struct Experience *e, const struct Examples *prompts, int group,
@@ -155,7 +155,8 @@ static bool last_group_is_flat(const struct Experience *e) {
     return objective_filter_groups(&batch, &keep) == 0;
 }
 
-/* The completions of `prompts` into e->rollout: sampled, or the replayed file's (false: not there). */
+/* The completions of `prompts` into e->rollout: sampled, or the replayed file's (false: not
+   there). */
 static bool generate(struct Experience *e, struct Sampler *sampler, const struct Weights *weights,
                      const struct CollectOptions *o, const struct Examples *prompts,
                      void *workspace) {
@@ -171,7 +172,8 @@ static bool generate(struct Experience *e, struct Sampler *sampler, const struct
     return true;
 }
 
-/* Judges the rollout and takes what is wanted of it. Returns the groups with a scored completion. */
+/* Judges the rollout and takes what is wanted of it. Returns the groups with a scored
+   completion. */
 static int take_rollout(struct Experience *e, const struct CollectOptions *o,
                         const struct Examples *prompts) {
     int wanted = o->prompts * o->group, groups_scored = 0;
@@ -214,7 +216,7 @@ bool experience_collect(struct Experience *e, struct Sampler *sampler,
     return true;
 }
 
-/* ---- views ------------------------------------------------------------------------------------------ */
+/* ---- views ----------------------------------------------------------------------------------- */
 
 struct RewardBatch experience_rewards(const struct Experience *e, int max_tokens) {
     return (struct RewardBatch){.count = e->count, .group_size = e->group_size,

@@ -3,7 +3,7 @@
 
        token      3 5 7 : 2 2 = 3 * 5 + 7 EOT | 3 5 7 : 2 2 = 5 + ...       start       0   13 ...
        loss_mask  0 0 0 0 0 0 0 1 1 1 1 1 1   | 0 ...                       loss_start  0   6  ...
-       logp, entropy, one per token with loss                                                        */
+       logp, entropy, one per token with loss */
 #ifndef LLMC_EXPERIENCE_H
 #define LLMC_EXPERIENCE_H
 
@@ -57,8 +57,8 @@ struct CollectOptions {
 bool experience_collect(struct Experience *out, struct Sampler *sampler,
                         const struct Weights *weights, const struct CollectOptions *options,
                         int64_t *ordinal, void *workspace);
-/* `count` prompts with a random right answer each, for the supervised warm start. The task must have
-   demonstrations. */
+/* `count` prompts with a random right answer each, for the supervised warm start. The task must
+   have demonstrations. */
 void experience_demonstrate(struct Experience *out, const struct CollectOptions *options, int count,
                             int64_t *ordinal);
 /* Rewards and lengths as objectives.h reads them; pointers into `experience`. */

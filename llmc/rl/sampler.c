@@ -51,9 +51,9 @@ struct Generation {
 
 /* ---- reserve and free ----------------------------------------------------------------------- */
 
-/* A number of rows that recurs, at least `rows` and at most 1/8 or one unit more: multiples of the backend's
-   unit, and of 1/8 of the power of two below. So 512 rows that finish one by one pass through 32
-   sizes, each of which is recorded once. */
+/* A number of rows that recurs, at least `rows` and at most 1/8 or one unit more: multiples of the
+   backend's unit, and of 1/8 of the power of two below. So 512 rows that finish one by one pass
+   through 32 sizes, each of which is recorded once. */
 static int recurring_size(const struct Ops *ops, int rows) {
     int unit = ops->decode_multiple;
     if (unit == 1) return rows;
@@ -267,9 +267,9 @@ static void enqueue_step(struct Generation *g, const struct StepKey *step,
     ops->decode_advance(&s->device, s->device_drawn, sampled);
 }
 
-/* Draws one token for every live row. Rows are uploaded only where they are not the last step's, and
-   what was drawn comes back in one piece: stopping needs it. A step without prompts has one of few
-   sizes and is replayed as one launch. */
+/* Draws one token for every live row. Rows are uploaded only where they are not the last step's,
+   and what was drawn comes back in one piece: stopping needs it. A step without prompts has one of
+   few sizes and is replayed as one launch. */
 static void draw_tokens(struct Generation *g, const struct Weights *weights, void *workspace) {
     struct Sampler *s = g->sampler;
     const struct Ops *ops = s->model->ops;

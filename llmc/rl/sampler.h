@@ -56,8 +56,8 @@ void sampler_load_weights(struct Sampler *sampler, const struct Weights *weights
 void sampler_generate(struct Sampler *sampler, const struct Weights *weights,
                       const struct RolloutRequest *request, struct Rollout *out, void *workspace);
 void sampler_free(struct Sampler *sampler);
-/* For whoever fills a rollout: clear makes room for every completion at its longest, of which i lies
-   at i * max_tokens while start[i + 1] counts its tokens; pack moves them together. */
+/* For whoever fills a rollout: clear makes room for every completion at its longest, of which i
+   lies at i * max_tokens while start[i + 1] counts its tokens; pack moves them together. */
 void rollout_clear(struct Rollout *out, const struct RolloutRequest *request);
 void rollout_pack(struct Rollout *out, int max_tokens);
 void rollout_free(struct Rollout *rollout);

@@ -72,8 +72,8 @@ static void end_line(struct Report *r) {
     tensorboard_flush(&r->board);
 }
 
-/* One number of an evaluation. Its tag in TensorBoard names the task: at the border of two tasks both
-   are evaluated at one step, and the curve of one must not run on in the other's. (A line of
+/* One number of an evaluation. Its tag in TensorBoard names the task: at the border of two tasks
+   both are evaluated at one step, and the curve of one must not run on in the other's. (A line of
    metrics.jsonl names its task by itself.) */
 static void evaluated(struct Report *r, const char *task, const char *name, double value) {
     char key[64], tag[TENSORBOARD_MAX_TAG];

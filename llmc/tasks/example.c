@@ -1,8 +1,8 @@
-/* The example to copy: a complete task in forty lines. Prompt `dbca=`, four letters a-h, answer `abcd`,
-   the same letters in order.
+/* The example to copy: a complete task in forty lines. Prompt `dbca=`, four letters a-h, answer
+   `abcd`, the same letters in order.
 
-   A task of your own: copy this file, change the three functions and the row, and add the row's name
-   to the table in builtin.c (two lines there). Then ./train --task NAME trains on it. */
+   A task of your own: copy this file, change the three functions and the row, and add the row's
+   name to the table in builtin.c (two lines there). Then ./train --task NAME trains on it. */
 #include <string.h>
 #include "task.h"
 
@@ -37,7 +37,8 @@ static void sort_judge(float *reward, const struct Completion *completion, int c
     text_free(&right);
 }
 
-/* max_completion: the answer, end-of-text, and a quarter more, which the soft overlong penalty needs. */
+/* max_completion: the answer, end-of-text, and a quarter more, which the soft overlong penalty
+   needs. */
 const struct Task sort_task = {
     .name = "sort", .help = "dbca= to the letters in order: abcd", .alphabet = shared_alphabet,
     .max_prompt = LETTERS + 1, .max_completion = 7, .next = sort_next, .judge = sort_judge,

@@ -53,7 +53,7 @@ void example_draw(struct Example *example, const struct Task *task, uint64_t see
 
 void example_free(struct Example *example) { text_free(&example->prompt); }
 
-/* ---- batches ---------------------------------------------------------------------------------- */
+/* ---- batches --------------------------------------------------------------------------------- */
 
 int encode_text(const struct Tokenizer *tokenizer, const struct Text *text, int **ids, int begin) {
     /* an id stands for one byte at least */

@@ -1,6 +1,6 @@
-/* Tasks: where prompts and rewards come from. A task is one row, a struct Task: next draws an example,
-   judge turns completions into rewards, demonstrate (optional) gives a right answer for the warm
-   start. Training and evaluation use it alike, through examples.h.
+/* Tasks: where prompts and rewards come from. A task is one row, a struct Task: next draws an
+   example, judge turns completions into rewards, demonstrate (optional) gives a right answer for
+   the warm start. Training and evaluation use it alike, through examples.h.
 
    To add one: copy example.c, change its functions, and add its line to the table at the end of
    builtin.c. The built-in tasks share an alphabet of ASCII characters:
@@ -24,8 +24,8 @@
 #include "../base/text.h"
 
 /* One prompt, for training or held out, with what its completions are judged by. What a task needs
-   beyond the prompt's text (a reference answer, metadata, ids of its own) becomes a field here, set by
-   next and read by judge; the built-in tasks read everything off the prompt. */
+   beyond the prompt's text (a reference answer, metadata, ids of its own) becomes a field here, set
+   by next and read by judge; the built-in tasks read everything off the prompt. */
 struct Example {
     uint64_t id;              /* which draw of its kind it is: see example_draw */
     struct Text prompt;
@@ -47,21 +47,23 @@ struct Task {
     /* Appends to example->prompt (empty, id set) one prompt that has at least one right answer. All
        randomness is rng's, so that the same id gives the same example. */
     void (*next)(struct Example *example, struct Rng *rng);
-    /* reward [count]: 1 is right (what pass@k counts), NaN unscored: it is left out of every mean and
-       taught nothing from. Must not fail, whatever the text. */
+    /* reward [count]: 1 is right (what pass@k counts), NaN unscored: it is left out of every mean
+       and taught nothing from. Must not fail, whatever the text. */
     void (*judge)(float *reward, const struct Completion *completion, int count);
-    /* Appends a random right answer to `answer` (empty), uniform over those of the task's documented
-       form; false if there is none. NULL: the task has no demonstrations, and no warm start. */
+    /* Appends a random right answer to `answer` (empty), uniform over those of the task's
+       documented form; false if there is none. NULL: the task has no demonstrations, and no warm
+       start. */
     bool (*demonstrate)(struct Text *answer, const struct Example *example, struct Rng *rng);
-    /* How many different answers of the demonstrated form are right: the attainable diversity. NULL:
-       nobody knows. */
+    /* How many different answers of the demonstrated form are right: the attainable diversity.
+       NULL: nobody knows. */
     int (*count_answers)(const struct Example *example);
-    /* The task whose held-out prompts are held out here too, because prompts have the same form; NULL:
-       its own. */
+    /* The task whose held-out prompts are held out here too, because prompts have the same form;
+       NULL: its own. */
     const char *held_out_like;
 };
 
-/* The built-in tasks' alphabet, one for all, so that a model trained on one can go on with another. */
+/* The built-in tasks' alphabet, one for all, so that a model trained on one can go on with
+   another. */
 extern const char shared_alphabet[];
 
 /* The row called `name`, or NULL. task_names: space-separated, for messages. */
