@@ -96,6 +96,9 @@ static const struct { const char *options; int code; const char *says; } lines[]
     {"--objective rloo --logp-dtype bf16", 0, "--logp-dtype does nothing"},
     {"--lr-min-ratio 0.5", 0, "--lr-min-ratio does nothing"},
     {"--lr-schedule exponential", 2, "cosine"},
+    {"--logp-dtype bf16", 0, "precision study"},
+    {"--lr-warmup 600", 0, "never reaches --lr"},
+    {"--objective repo --entropy-target 3.2", 0, "at most 3.18"},
 };
 
 static void test_lines(void **state) {

@@ -135,6 +135,9 @@ void choose_warn(const struct Options *o, const struct Objective *objective) {
         warn("--zeta-min does nothing here: --controller pi has no smallest size");
     if (options_given(o, "lr-min-ratio") && strcmp(o->lr_schedule, "constant") == 0)
         warn("--lr-min-ratio does nothing here: --lr-schedule constant does not fall");
+    if (strcmp(o->logp_dtype, "fp32") != 0 && !objective_ignores(objective, "logp-dtype"))
+        warn("--logp-dtype %s rounds log-probabilities before the ratio, on purpose: for the "
+             "precision study (doc/entropy.md)", o->logp_dtype);
     if (o->minibatches > o->prompts * o->group)
         warn("--minibatches %lld: a rollout has %lld completions, and a minibatch without one "
              "makes no update", (long long)o->minibatches, (long long)(o->prompts * o->group));

@@ -179,6 +179,21 @@ static void describe_control(const struct Session *s) {
         say("entropy   scale %s; %s", choose_scale(&s->options), line);
 }
 
+/* What will not happen as it reads. */
+static void warn_of_limits(const struct Session *s, int updates) {
+    const struct Options *o = &s->options;
+    int V = s->model->config.V;
+    if (o->lr_warmup >= s->plan.steps && s->plan.steps > 0 && o->lr_warmup > 0)
+        warn("--lr-warmup %lld is not shorter than the %lld steps: the rate never reaches --lr",
+             (long long)o->lr_warmup, (long long)s->plan.steps);
+    const struct EntropyOptions *entropy = &s->entropy_options;
+    if (entropy_controls[entropy->control].has_target && entropy->target > log(V))
+        warn("--entropy-target %g cannot be reached: the entropy of %d words is at most %.3g",
+             entropy->target, V, log(V));
+    const char *inert = objective_check_updates(&s->objective, updates);
+    if (inert) warn("%s", inert);
+}
+
 static void describe(const struct Session *s) {
     const struct Options *o = &s->options;
     const struct ModelConfig *c = &s->model->config;
@@ -210,8 +225,7 @@ static void describe(const struct Session *s) {
     if (strcmp(o->lr_schedule, "constant") != 0)
         say("schedule  learning rate %g falls to %g (%s) over all %lld steps; more --steps stretch "
             "it", o->lr, o->lr * o->lr_min_ratio, o->lr_schedule, (long long)s->plan.steps);
-    const char *inert = objective_check_updates(&s->objective, (int)updates);
-    if (inert) warn("%s", inert);
+    warn_of_limits(s, (int)updates);
     if (!o->quiet) arena_print(&s->arena, stdout);
 }
 
