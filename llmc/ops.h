@@ -207,9 +207,9 @@ struct Ops {
     void (*free)(void *memory);
     /* Bytes that alloc can still be asked for. */
     size_t (*memory_available)(void);
-    void (*upload)(void *out, const void *host, size_t bytes);   /* the host may reuse `host` at once */
+    void (*upload)(void *out, const void *host, size_t bytes); /* the host may reuse `host` at once */
     void (*download)(void *host, const void *in, size_t bytes);  /* waits */
-    void (*copy)(void *out, const void *in, size_t bytes);       /* backend to backend, no overlap */
+    void (*copy)(void *out, const void *in, size_t bytes);     /* backend to backend, no overlap */
     void (*fill_zero)(void *out, size_t bytes);
     void (*sync)(void);                                          /* waits for everything enqueued */
     /* Order between the compute stream and the communication stream; event is in [0, 64). */

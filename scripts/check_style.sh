@@ -11,14 +11,15 @@ set -u
 cd "$(dirname "$0")/.."
 
 find Makefile train_gpt2.cu ./*.md .ci llmc test dev doc scripts experiments -type f \
-    \( -name '*.[ch]' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' -o -name '*.mk' -o -name '*.sh' \
-    -o -name '*.py' -o -name '*.md' -o -name Makefile -o -name run \) |
+    \( -name '*.[ch]' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' -o -name '*.mk' \
+    -o -name '*.sh' -o -name '*.py' -o -name '*.md' -o -name Makefile -o -name run \) |
     sed 's|^\./||' | grep -v '^test/golden/' | sort >"${TMPDIR:-/tmp}/style.$$"
 trap 'rm -f "${TMPDIR:-/tmp}/style.$$"' EXIT
 
 # The files of this tree, then those to read: one awk knows the first when it reads the second.
-{ find . -name .git -prune -o -name build -prune -o -name runs -prune -o -type f -print | sed 's|^\./||'; } |
-    LC_ALL=C awk -v foreign="llm.c llama2.c policy.c train_gpt2.c core_algos.py try_norm.cu IN.cu" '
+find . -name .git -prune -o -name build -prune -o -name runs -prune -o -type f -print |
+    sed 's|^\./||' |
+    LC_ALL=C awk -v foreign=" llm.c llama2.c policy.c train_gpt2.c core_algos.py IN.cu " '
     function complain(what) { print FILENAME ":" FNR ": " what; wrong++ }
 
     # A path as it is written, from the root, or from the folder of the file that names it.
@@ -43,7 +44,7 @@ trap 'rm -f "${TMPDIR:-/tmp}/style.$$"' EXIT
 
     # Every word of a comment, a string or a page that begins with one of our folders.
     function look_for_paths(line, path) {
-        while (match(line, /(^|[^A-Za-z0-9_.\/)}$*-])(llmc|test|dev|doc|scripts|experiments)\/[A-Za-z0-9_.\/*%<{$@-]*/)) {
+        while (match(line, before folder "/[A-Za-z0-9_./*%<{$@-]*")) {
             path = substr(line, RSTART, RLENGTH)
             line = substr(line, RSTART + RLENGTH)
             sub(/^[^a-z]/, "", path)
@@ -52,11 +53,11 @@ trap 'rm -f "${TMPDIR:-/tmp}/style.$$"' EXIT
     }
     # Bare names of files (`objectives.c`): one of that name must be somewhere.
     function look_for_names(line, word) {
-        while (match(line, /(^|[^A-Za-z0-9_.\/*%<>-])[A-Za-z0-9_]+\.(c|cu|cuh|md|sh|py|mk)([^A-Za-z0-9_.\/*(=-]|[.,:]?$|[.] )/)) {
+        while (match(line, before "[A-Za-z0-9_]+[.](c|cu|cuh|md|sh|py|mk)" behind)) {
             word = substr(line, RSTART, RLENGTH)
             line = substr(line, RSTART + RLENGTH - 1)
             gsub(/^[^A-Za-z0-9_]+|[^A-Za-z0-9_]+$/, "", word)
-            if (!stands_for_many(word) && !(word in base) && index(" " foreign " ", " " word " ") == 0)
+            if (!stands_for_many(word) && !(word in base) && !index(foreign, " " word " "))
                 complain("there is no file called " word)
         }
     }
@@ -70,6 +71,11 @@ trap 'rm -f "${TMPDIR:-/tmp}/style.$$"' EXIT
         }
     }
 
+    BEGIN {
+        folder = "(llmc|test|dev|doc|scripts|experiments)"
+        before = "(^|[^]A-Za-z0-9_./)}$*%<>-])"
+        behind = "([^A-Za-z0-9_./*(=-]|[.,:]?$|[.] )"
+    }
     FILENAME == "-" {
         file[$0]; path = $0; n = split($0, part, "/"); base[part[n]]
         while (sub(/\/[^\/]*$/, "", path)) directory[path]

@@ -49,8 +49,8 @@ left() {
 commit=$(git rev-parse --short HEAD 2>/dev/null || echo "(no git)")
 row "date, commit" "$(date -u +%Y-%m-%dT%H:%MZ) $commit"
 if [ "$backend" = cuda ]; then
-    row "GPU" "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 |
-        head -n 1)"
+    card=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1)
+    row "GPU" "$(echo "$card" | head -n 1)"
     plugin="cuda"
     nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
     row "toolkit" "$($nvcc --version | sed -n 's/^Cuda compilation tools, //p')"

@@ -56,7 +56,8 @@ static struct Prompts make_prompts(const int *order) {
 }
 
 static const int in_order[PROMPTS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
-__attribute__((unused)) static const int shuffled[PROMPTS] = {8, 0, 12, 5, 3, 11, 1, 9, 2, 10, 7, 4, 6};
+__attribute__((unused))
+static const int shuffled[PROMPTS] = {8, 0, 12, 5, 3, 11, 1, 9, 2, 10, 7, 4, 6};
 
 static struct RolloutRequest make_request(const struct Prompts *prompts, float temperature) {
     return (struct RolloutRequest){

@@ -10,8 +10,8 @@ static const char *backend = "sim";
 /* Five supervised steps and three of RL on the built-in task, from weights that the CPU has warmed
    up, so that there are rewards to tell apart. Small steps: AdamW gives a weight whose gradient is
    0 but for roundings a whole step of either sign, and two runs must not go apart by that. */
-#define TASK "--model base --warm-start 5 --warm-batch 24 --warm-lr 1e-4 --prompts 4 --group 12 --minibatches 2 " \
-             "--eval-every 0 --threads 2 --rollouts-every 1 --quiet "
+#define TASK "--model base --warm-start 5 --warm-batch 24 --warm-lr 1e-4 --prompts 4 --group 12 " \
+             "--minibatches 2 --eval-every 0 --threads 2 --rollouts-every 1 --quiet "
 enum { WARM_STEPS = 5, STEPS = 3 };
 
 static bool is_simulated(void) { return strncmp(backend, "sim", 3) == 0; }
@@ -134,7 +134,8 @@ static void check_narrow(const char *dtype, double rounding) {
     RUN_OK("cp -r %s %s && cp -r %s %s", warm, ours, warm, theirs);
     RUN_OK("$T " TASK "--backend %s --dtype %s --steps 1 --replay cpu/rollouts.jsonl --resume %s",
            backend, dtype, ours);
-    RUN_OK("$T " TASK "--backend cpu --dtype fp32 --steps 1 --replay cpu/rollouts.jsonl --resume %s",
+    RUN_OK("$T " TASK "--backend cpu --dtype fp32 --steps 1 --replay cpu/rollouts.jsonl "
+           "--resume %s",
            theirs);
     compare_log(ours, theirs, "metrics.jsonl", 1, 4 * rounding);
 }
@@ -156,7 +157,8 @@ static void test_loss_scale(void **state) {
     RUN_OK("sed -i 's/\"loss_scale\":[^,]*/\"loss_scale\": 1099511627776/' "
            "overflow/checkpoints/step_000000/trainer_state.json");
     for (int i = 0; i < 2; i++)
-        RUN_OK("$T " TASK "--backend %s --dtype fp16 --steps 1 --replay cpu/rollouts.jsonl --resume %s",
+        RUN_OK("$T " TASK "--backend %s --dtype fp16 --steps 1 --replay cpu/rollouts.jsonl "
+               "--resume %s",
                backend, i ? "overflow" : "scale");
     compare_log("overflow", "scale", "metrics.jsonl", 1, 4 * 0x1p-11);
     cJSON *usual = read_log("scale/metrics.jsonl"), *log = read_log("overflow/metrics.jsonl");
@@ -181,7 +183,8 @@ static void run_own(void) {
 /* -log(-log u) of word v for the token at `position` of a sample. */
 static double noise(int v, int position, int sample, int ordinal) {
     uint32_t key[2], out[4];
-    uint32_t counter[4] = {(uint32_t)v / 4, (uint32_t)position, (uint32_t)sample, (uint32_t)ordinal};
+    uint32_t counter[4] = {(uint32_t)v / 4, (uint32_t)position, (uint32_t)sample,
+                           (uint32_t)ordinal};
     rng_key(key, 1, RNG_SAMPLE);
     philox(out, counter, key);
     return -log(-log((double)rng_uniform(out[v % 4])));

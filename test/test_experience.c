@@ -106,7 +106,7 @@ static void test_unscored(void **state) {
     assert_int_equal(e.scored, 4);
     ASSERT_CLOSE("reward", fabs(e.sum_reward - 3), 1e-12);
     ASSERT_CLOSE("reward_std", fabs(e.reward_std - (sqrt(0.5) + 0) / 2), 1e-12);
-    ASSERT_CLOSE("zero std", fabs(e.frac_reward_zero_std - 2 / 3.0), 1e-12);   /* they teach nothing */
+    ASSERT_CLOSE("zero std", fabs(e.frac_reward_zero_std - 2 / 3.0), 1e-12); /* teach nothing */
     assert_true(isnan(e.reward[1]) && e.reward[0] == 1);
     collect(&e, options_of(1, 3), words + 3, 3);
     assert_true(e.scored == 0 && isnan(e.reward_std) && e.sum_reward == 0);
@@ -117,8 +117,8 @@ static void test_unscored(void **state) {
    what came after the batch was full too. */
 static void test_group_filter(void **state) {
     (void)state;
-    static const char *const words[] = {"r.", "r.", "xr.", "w.", "w.", "w.",       /* keeps the 2nd */
-                                        "r.", "xw.", "xxr.", "w.", "r.", "xxxw."}; /* the 1st and 2nd */
+    static const char *const words[] = {"r.", "r.", "xr.", "w.", "w.", "w.",     /* 2nd stays */
+                                        "r.", "xw.", "xxr.", "w.", "r.", "xxxw."}; /* 1st, 2nd */
     struct Experience e = {0};
     struct CollectOptions o = options_of(3, 2);
     o.filter = true, o.filter_rounds = 4;
@@ -152,7 +152,8 @@ static void test_long_completions(void **state) {
         assert_int_equal(text_list_length(&e.completion, i), LONG);
         assert_memory_equal(text_list_at(&e.completion, i), words[i], LONG);
     }
-    struct Examples held_out = examples_draw(&letters, &tokenizer, LETTERS_SEED, RNG_EVAL_PROMPT, 0, 1);
+    struct Examples held_out =
+        examples_draw(&letters, &tokenizer, LETTERS_SEED, RNG_EVAL_PROMPT, 0, 1);
     struct Rollout rollout = rollout_of(words, 2);
     struct Evaluation evaluation = evaluation_of(&held_out, &rollout, 2);
     assert_true(evaluation.reward == (e.reward[0] + e.reward[1]) / 2);
@@ -229,7 +230,8 @@ static void test_views(void **state) {
     collect(&e, options_of(2, 2), words, 4);
     struct RewardBatch rewards = experience_rewards(&e, 50);
     assert_true(rewards.count == 4 && rewards.group_size == 2 && rewards.max_tokens == 50);
-    assert_true(rewards.reward == e.reward && rewards.length == e.length && rewards.ended == e.ended);
+    assert_true(rewards.reward == e.reward && rewards.length == e.length);
+    assert_true(rewards.ended == e.ended);
     struct TrainingSet set = experience_training_set(&e);
     assert_true(set.count == 4 && set.start == e.start && set.token == e.token);
     assert_true(set.loss_mask == e.loss_mask && set.loss_start == e.loss_start);

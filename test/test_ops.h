@@ -147,7 +147,8 @@ static inline void open_backend(int argc, char **argv) {
    40 times slower: there, tests take the smaller of their shapes (still larger than one block, and
    ragged). */
 static inline bool is_slow(void) {
-    return asked_for_small || strcmp(ops->name, "sim-asan") == 0 || strcmp(ops->name, "sim-race") == 0;
+    return asked_for_small || strcmp(ops->name, "sim-asan") == 0 ||
+           strcmp(ops->name, "sim-race") == 0;
 }
 static inline bool is_cpu(void) { return strcmp(ops->name, "cpu") == 0; }
 

@@ -407,7 +407,7 @@ static void test_embedding(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct Embedding e = cases[i];
-        if (is_slow() && e.V > 65536) e.V = 65600, e.C = 3; /* checked bytes cost 40 times themselves */
+        if (is_slow() && e.V > 65536) e.V = 65600, e.C = 3; /* a check costs 40 accesses */
         check_embedding(&e);
     }
 }

@@ -122,7 +122,8 @@ static void test_line_errors(void **state) {
         {"--lr 1e999", "--lr inf is out of range: it goes from 0 to 1"},
         {"--lr 2", "--lr 2 is out of range: it goes from 0 to 1"},
         {"--group 0", "--group 0 is out of range: it goes from 1 to 65536"},
-        {"--backend cud", "--backend cud is unknown; choose from: auto cpu cuda sim sim-asan sim-race"},
+        {"--backend cud",
+         "--backend cud is unknown; choose from: auto cpu cuda sim sim-asan sim-race"},
         {"--backend=", "--backend  is unknown; choose from: auto cpu cuda sim sim-asan sim-race"},
         {"--overwrite=maybe", "--overwrite is true or false, not \"maybe\""},
         {"--overwrite maybe", "unexpected \"maybe\": options begin with -- (see --help)"},
@@ -186,7 +187,8 @@ static void test_config_errors(void **state) {
         {"{\"lr\": 1e999}", "--lr inf is out of range: it goes from 0 to 1"},
         {"{\"quiet\": 1}", "--quiet wants true or false"},
         {"{\"task\": 1}", "--task wants a string"},
-        {"{\"backend\": \"gpu\"}", "--backend gpu is unknown; choose from: auto cpu cuda sim sim-asan sim-race"},
+        {"{\"backend\": \"gpu\"}",
+         "--backend gpu is unknown; choose from: auto cpu cuda sim sim-asan sim-race"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char expected[256];
@@ -293,7 +295,8 @@ static void test_help_agrees(void **state) {
     assert_int_equal(count, cJSON_GetArraySize(saved));
     cJSON_Delete(saved);
     static const char *const lines[] = {
-        "(0 to 1000000000; default 600)", "(auto cpu cuda sim sim-asan sim-race; default auto)", "(default countdown)",
+        "(0 to 1000000000; default 600)", "(auto cpu cuda sim sim-asan sim-race; default auto)",
+        "(default countdown)",
         "default the objective's)", "(0 to 9007199254740991; default 1)",
         "(0 to 1; default 0.0001)",
     };

@@ -38,7 +38,8 @@ static bool ask(struct Replay *replay, int step, int max_tokens, struct Rollout 
 
 static void write_steps(int from, int to) {
     assert_int_equal(truncate(path, 0), 0);
-    for (int step = from; step <= to; step++) write_step(path, step, 10 * step, GROUP, words, COUNT);
+    for (int step = from; step <= to; step++)
+        write_step(path, step, 10 * step, GROUP, words, COUNT);
 }
 
 static void test_good_file(void **state) {
@@ -174,7 +175,8 @@ static void test_bad_lines(void **state) {
         {6, "\"tokens\": [14", "\"tokens\": [null", ":6: token 0 is not an id"},
         {6, "\"tokens\": [14", "\"tokens\": [16", ":6: token 0 is the end of text"},
         {6, "\"tokens\": [14, 16]", "\"tokens\": []", ":6: there are no \"tokens\""},
-        {6, "\"tokens\": [14", "\"tokens\": [1, 1, 1, 1, 14", ":6: \"tokens\" has more than 5 entries"},
+        {6, "\"tokens\": [14", "\"tokens\": [1, 1, 1, 1, 14",
+         ":6: \"tokens\" has more than 5 entries"},
         {6, "\"tokens\": [14", "\"tokens\": [1, 14", ":6: 3 \"tokens\" and 2 \"logp\""},
         {6, "\"entropy\": [", "\"entropy\": [0.1, ", ":6: 2 \"tokens\" and 3 \"entropy\""},
     };

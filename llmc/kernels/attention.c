@@ -252,7 +252,8 @@ struct Segment {
 
 static struct Segment prompt_segment(const struct KvCache *c, int layer, int slot, int g) {
     size_t head = (size_t)c->prompt_capacity * c->heads.HS;
-    floatX *k = c->prompt + (((size_t)layer * c->prompt_slots + slot) * 2 * c->heads.NKV + g) * head;
+    size_t block = ((size_t)layer * c->prompt_slots + slot) * 2 * c->heads.NKV + g;
+    floatX *k = c->prompt + block * head;
     return (struct Segment){k, k + c->heads.NKV * head};
 }
 

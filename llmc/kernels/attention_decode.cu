@@ -428,4 +428,5 @@ static size_t workspace_bytes(const struct OpsShape *shape) {
 
 static void fill(struct Ops *ops) { ops->attention_decode = attention_decode; }
 
-extern const struct KernelFile PER_TYPE(cuda_attention_decode) = {"attention_decode", fill, workspace_bytes};
+extern const struct KernelFile PER_TYPE(cuda_attention_decode) = {"attention_decode", fill,
+                                                                  workspace_bytes};

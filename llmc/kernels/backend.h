@@ -11,7 +11,8 @@ extern "C" {
 #endif
 
 /* Fills the slots from each file of a list, which lives as long as ops. */
-static inline void kernel_files_fill(struct Ops *ops, const struct KernelFile *const *files, int n) {
+static inline void kernel_files_fill(struct Ops *ops, const struct KernelFile *const *files,
+                                     int n) {
     ops->files = files;
     ops->num_files = n;
     for (int i = 0; i < n; i++) files[i]->fill(ops);

@@ -121,7 +121,9 @@ static void device_sync(void) { CUDA_CHECK(cudaStreamSynchronize(cuda.stream)); 
 
 static void event_record(int event) { CUDA_CHECK(cudaEventRecord(events[event], cuda.stream)); }
 
-static void event_wait(int event) { CUDA_CHECK(cudaStreamWaitEvent(cuda.stream, events[event], 0)); }
+static void event_wait(int event) {
+    CUDA_CHECK(cudaStreamWaitEvent(cuda.stream, events[event], 0));
+}
 
 /* ---- recorded sequences ---------------------------------------------------------------------- */
 

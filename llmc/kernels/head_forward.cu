@@ -183,4 +183,5 @@ static size_t workspace_bytes(const struct OpsShape *shape) {
 
 static void fill(struct Ops *ops) { ops->head_forward = head_forward; }
 
-extern const struct KernelFile PER_TYPE(cuda_head_forward) = {"head_forward", fill, workspace_bytes};
+extern const struct KernelFile PER_TYPE(cuda_head_forward) = {"head_forward", fill,
+                                                              workspace_bytes};

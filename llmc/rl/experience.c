@@ -233,7 +233,8 @@ struct TrainingSet experience_training_set(const struct Experience *e) {
 
 void experience_free(struct Experience *e) {
     void *owned[] = {e->start, e->loss_start, e->token,  e->loss_mask, e->logp,   e->entropy,
-                     e->logp_ref, e->logp_scored, e->reward,  e->advantage, e->ended,  e->active, e->length};
+                     e->logp_ref, e->logp_scored, e->reward,  e->advantage, e->ended,  e->active,
+                      e->length};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     text_list_free(&e->prompt);
     text_list_free(&e->completion);

@@ -31,7 +31,7 @@ struct Experience {
     /* over everything generated for this batch, groups that the filter dropped included */
     double sum_entropy, sum_length, truncated;
     double sum_reward;               /* over the `scored` of the `generated` completions */
-    double reward_std;               /* mean over groups with a scored completion; NaN without one */
+    double reward_std;               /* mean over groups with a scored completion; NaN if none */
     double frac_reward_zero_std;     /* groups whose scored rewards are all equal */
     long generated, scored, generated_tokens;
     double seconds_generate, seconds_reward;
@@ -47,7 +47,7 @@ struct CollectOptions {
     float temperature;
     bool filter;                     /* drop groups of equal rewards and refill ... */
     int filter_rounds;               /* ... with at most this many rounds of generation */
-    struct Replay *replay;           /* where completions come from instead of sampling, or NULL ... */
+    struct Replay *replay;           /* completions in place of sampled ones, or NULL ... */
     int64_t step;                    /* ... and which step's; no filter then */
 };
 

@@ -138,7 +138,8 @@ static bool read_numbers(struct Replay *r, const char *key, float *out, int n, i
     int found = read_list(r, key, most);
     if (found < 0) return false;
     if (found != n)
-        return PROBLEM(r, "%s:%ld: %d \"tokens\" and %d \"%s\": needs as many", AT(r), n, found, key);
+        return PROBLEM(r, "%s:%ld: %d \"tokens\" and %d \"%s\": needs as many", AT(r), n, found,
+                       key);
     for (int k = 0; k < n; k++) out[k] = (float)r->list[k];
     return true;
 }
