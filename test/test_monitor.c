@@ -77,10 +77,43 @@ static void test_entropy_push(void **state) {
     rig_close(&rig);
 }
 
+/* -1 is 2 %: of 30 times the batch, 540 tokens, 10; so every 54th completion, two of four tokens. */
+static void test_entropy_push_share(void **state) {
+    (void)state;
+    enum { TIMES = 30 };
+    static int start[COUNT * TIMES + 1], loss_start[COUNT * TIMES + 1], token[64 * TIMES];
+    static int length[COUNT * TIMES];
+    static unsigned char mask[64 * TIMES], active[COUNT * TIMES];
+    static float old[18 * TIMES];
+    struct Rig rig;
+    struct Reference x;
+    rig_open(&rig, 64, NULL, NULL);
+    reference_set(&x, &rig, rig.w, 1, NULL);
+    int tokens = rig.start[COUNT];
+    for (int c = 0; c < TIMES; c++) {
+        memcpy(token + c * tokens, rig.token, (size_t)tokens * sizeof(int));
+        memcpy(mask + c * tokens, rig.mask, (size_t)tokens);
+        for (int s = 0; s < COUNT; s++) {
+            int i = c * COUNT + s;
+            start[i + 1] = c * tokens + rig.start[s + 1];
+            loss_start[i + 1] = 18 * c + rig.loss_start[s + 1];
+            length[i] = rig.loss_start[s + 1] - rig.loss_start[s], active[i] = 1;
+        }
+        for (int t = 0; t < 18; t++) old[18 * c + t] = (float)x.entropy[t] - (float)c;
+    }
+    struct Experience e = {.count = COUNT * TIMES, .group_size = 2, .start = start,
+                           .loss_start = loss_start, .token = token, .loss_mask = mask,
+                           .entropy = old, .active = active, .length = length};
+    double found = monitor_entropy_push(rig.trainer, &e, 1, -1);
+    ASSERT_CLOSE("push of copies 0 and 9", fabs(found - (0 + 9) / 2.), 2e-5);
+    rig_close(&rig);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_repo_d),
         cmocka_unit_test(test_entropy_push),
+        cmocka_unit_test(test_entropy_push_share),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -16,8 +16,8 @@
 #define ROW(name_, advantage_, ratio_, surrogate_, low_, high_, aggregation_, control_, filter_, \
             overlong_)                                                                           \
     {.name = name_, .advantage = ADVANTAGE_##advantage_, .std_epsilon = 1e-4,                    \
-     .ratio = RATIO_##ratio_, .surrogate = SURROGATE_##surrogate_, .clip_low = low_,       \
-     .clip_high = high_,                                                                          \
+     .ratio = RATIO_##ratio_, .surrogate = SURROGATE_##surrogate_, .clip_low = low_,             \
+     .clip_high = high_,                                                                         \
      .aggregation = AGGREGATE_##aggregation_, .control = CONTROL_##control_, .filter = filter_,  \
      .overlong = OVERLONG_##overlong_, .kl = KL_K3}
 
