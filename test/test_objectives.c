@@ -73,6 +73,15 @@ static void test_presets(void **state) {
                               "token_mean, entropy control none, group filter on, overlong soft");
 }
 
+static void test_dual_clip_is_said(void **state) {
+    (void)state;
+    char line[256];
+    objective_describe(objective_find("verl_grpo"), line, sizeof line);
+    assert_string_equal(line, "verl_grpo: advantage zscore, clip 0.8..1.2 of the token ratio, dual "
+                              "clip 3, token_mean, entropy control none, group filter off, "
+                              "overlong none");
+}
+
 static void test_axes(void **state) {
     (void)state;
     const char *controls =
@@ -431,7 +440,7 @@ static void test_logged_kl_is_not_clamped(void **state) {
     f->ref[0] = f->ref[1] = 3e4f;
     memset(&f->stats, 0, sizeof f->stats);
     fixture_run(f);
-    assert_true(isfinite(f->stats.kl) && f->stats.kl > 1e200);
+    assert_true(isfinite(f->stats.kl) && f->stats.kl > 1e30 && f->stats.kl < 1e31);
 }
 
 /* ---- selection by covariance ---------------------------------------------------------------- */
@@ -506,13 +515,14 @@ static void test_kl_cov_noise(void **state) {
     (void)state;
     static float plain[MAX_TOKENS];
     struct Fixture *f = &fixture;
-    for (int control = CONTROL_NONE; control <= CONTROL_KL_COV; control += CONTROL_KL_COV) {
-        covariance_fixture(f, control, 3000);
+    static const enum EntropyControl controls[] = {CONTROL_NONE, CONTROL_KL_COV};
+    for (int c = 0; c < 2; c++) {
+        covariance_fixture(f, controls[c], 3000);
         for (int t = 0; t < f->batch.num_tokens; t++)   /* -4, -3, .. 4 ulp of numbers up to 8 */
             f->old[t] = f->logp[t] + (float)(t % 9 - 4) * 0x1p-22f;
         f->batch.noise = 0x1p-20f;
         fixture_run(f);
-        if (control == CONTROL_NONE) memcpy(plain, f->dlogp, sizeof plain);
+        if (c == 0) memcpy(plain, f->dlogp, sizeof plain);
     }
     assert_memory_equal(plain, f->dlogp, (size_t)f->batch.num_tokens * sizeof(float));
     assert_true(f->stats.loss == f->stats.policy_loss);
@@ -607,6 +617,7 @@ static void test_rounding(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_presets),
+        cmocka_unit_test(test_dual_clip_is_said),
         cmocka_unit_test(test_axes),
         cmocka_unit_test(test_advantages),
         cmocka_unit_test(test_equal_is_exact),

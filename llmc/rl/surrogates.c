@@ -331,9 +331,11 @@ static void stats_add_clips(struct ObjectiveStats *stats, const struct Objective
 }
 
 /* k3 without the limits of the loss, so that what is logged is the estimate: a mean of clamped
-   values would hide exactly the tokens that drift. Where e^d does not fit, a number stands in whose
-   sums do. */
-static double kl_estimate(double d) { return fmin(expm1(d) - d, 1e290); }
+   values would hide exactly the tokens that drift. Beyond d = 69 a number stands in that every
+   reader of the log can hold. */
+static double kl_estimate(double d) {
+    return fmin(expm1(d) - d, 1e30);
+}
 
 static void stats_add_token(struct ObjectiveStats *stats, const struct Objective *objective,
                             const struct ObjectiveBatch *batch, int t, const struct Token *token,
