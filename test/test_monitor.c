@@ -77,8 +77,7 @@ static void test_entropy_push(void **state) {
     rig_close(&rig);
 }
 
-/* -1 is 2 %: of 30 times the batch, 540 tokens, 10; so every 54th completion, two of four tokens.
-   */
+/* -1 is 2 %: of 30 times the batch, 540 tokens, 10: every 54th completion, two of four tokens. */
 static void test_entropy_push_share(void **state) {
     (void)state;
     enum { TIMES = 30 };
