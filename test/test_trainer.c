@@ -1,7 +1,6 @@
 /* The trainer against the mathematics: scores and gradients against a float64 model and differences
    of a loss written out here, whatever the micro-batch; what is inactive; clipping, skipping and
-   the loss scale; attention entropy. That a run does not depend on its micro-batch: test_program.c.
-   */
+   the loss scale; attention entropy. Runs do not depend on their micro-batch: test_program.c. */
 #include "trainer_rig.h"
 
 /* lr 0 moves nothing: the gradients stay those of the weights at the start. */

@@ -222,8 +222,7 @@ void entropy_open(struct EntropyState *state, const struct EntropyOptions *optio
     if (row->variable) *(float *)((char *)&state->control + row->value) = start;
 }
 
-/* Names in trainer_state.json are older than the struct's. Bounds: no option can lead further out.
-   */
+/* Names in trainer_state.json are older than the struct's. Bounds: no option leads further out. */
 #define SAVED(type, member, name) FIELD(type, struct EntropyState, member, name)
 static const struct Field saved_fields[] = {
     {SAVED(FIELD_REAL, initial, "entropy_initial"), 0, 1e6, .or_nan = true},

@@ -43,8 +43,7 @@ static const struct Objective presets[] = {
 enum { NUM_PRESETS = sizeof presets / sizeof *presets };
 
 /* The values of an axis are the rows of a list that ends with one without a name; a row's index is
-   its enum, its first member its name. Surrogates and entropy controls have rows of their own kind.
-   */
+   its enum, its first member its name. Surrogates and entropy controls have rows of their own. */
 static const char *const advantages[] = {
     [ADVANTAGE_NONE] = "none", [ADVANTAGE_MEAN] = "mean", [ADVANTAGE_ZSCORE] = "zscore",
     [ADVANTAGE_LOO] = "loo", NULL};

@@ -33,8 +33,7 @@ struct Objective choose_objective(const struct Options *options);
 /* "tiny" or "llm": whose values the entropy options start from. */
 const char *choose_scale(const struct Options *options);
 struct EntropyOptions choose_entropy(const struct Options *options, enum EntropyControl control);
-/* Warns of options that were set and do nothing: an axis or control that was not chosen reads them.
-   */
+/* Warns of options that were set and do nothing: what reads them was not chosen. */
 void choose_warn(const struct Options *options, const struct Objective *objective);
 
 #endif
