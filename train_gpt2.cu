@@ -293,7 +293,7 @@ static void evaluate_only(struct Session *s) {
 
 int main(int argc, char **argv) {
     struct Session session;
-    launch_with_patient_threads(argv);
+    launch_prepare(argv);
     json_memory(malloc);   /* a library's failed allocation ends the program too */
     session_open(&session, argc, argv);
     if (session.options.score[0]) session_score(&session);

@@ -5,22 +5,31 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* OpenMP threads that wait for each other spin by default, for milliseconds: right on an idle
+/* Call first in main. Two things that only the beginning can settle:
+
+   Standard descriptors that are closed are opened on /dev/null, so that no file of the run gets
+   their number and with it what is said.
+
+   OpenMP threads that wait for each other spin by default, for milliseconds: right on an idle
    machine, ruinous on a shared one, where the thread waited for may not be running (measured: 5x
    slower with other work on the same cores). The runtime reads its settings when it is loaded, so
    this runs the program again with short spins. What the environment already says (GOMP_SPINCOUNT,
-   KMP_BLOCKTIME, OMP_WAIT_POLICY) stands. Call first in main; returns if nothing is to be done or
-   exec fails. */
-void launch_with_patient_threads(char **argv);
+   KMP_BLOCKTIME, OMP_WAIT_POLICY) stands. Returns if nothing is to be done or exec fails. */
+void launch_prepare(char **argv);
 /* The kernels OpenBLAS uses now, e.g. "SkylakeX". */
 const char *launch_blas_name(void);
 
-/* Sets the OpenMP thread count: n, or with n = 0 the processors this process may use (its affinity,
-   and its control group's quota). Returns it. */
+/* Settles the OpenMP thread count and returns it: what OpenMP really gives of n, or of the threads
+   it would take by itself with n = 0 (OMP_NUM_THREADS, else the processors that this process may use:
+   its affinity, and its control group's quota). */
 int launch_threads(int64_t n);
 
-/* SIGINT and SIGTERM ask the loop to stop after its step; a second SIGINT ends at once. */
+/* For a program that saves: SIGINT, SIGTERM, SIGHUP, and a reader of its output that goes away
+   (SIGPIPE), ask the loop to stop after its step. The second signal of a kind ends the program at
+   once. What the caller had ignored (nohup) stays ignored. */
 void launch_catch_signals(void);
 bool launch_stop_requested(void);
+/* For every program: writing past a file size limit is an error that is said, not the end. */
+void launch_ignore_size_limit(void);
 
 #endif

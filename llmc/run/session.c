@@ -385,7 +385,8 @@ static void choose(struct Session *s, int argc, char **argv) {
     struct Options *o = &s->options;
     *o = directory_options(argc, argv, &s->before);
     console_open(o->quiet || o->score[0]);
-    launch_catch_signals();
+    launch_ignore_size_limit();
+    if (!o->eval_only && !o->score[0]) launch_catch_signals();   /* measuring has nothing to save */
     s->threads = launch_threads(o->threads);   /* workspaces are sized by it */
     s->plan = choose_plan(o);
     s->objective = choose_objective(o);
