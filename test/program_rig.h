@@ -4,8 +4,10 @@
 
 #include <cjson/cJSON.h>
 #include <libgen.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include "test.h"
 
@@ -60,6 +62,45 @@ static void assert_same_file(const char *a, const char *b) {
     char *data_a = read_file(a, &size_a), *data_b = read_file(b, &size_b);
     if (size_a != size_b || memcmp(data_a, data_b, size_a) != 0) fail_msg("%s and %s differ", a, b);
     free(data_a), free(data_b);
+}
+
+/* ---- a program in the background ------------------------------------------------------------- */
+
+/* Starts the program on `arguments` in the test's directory, its output in signalled.log. */
+static inline pid_t start(const char *arguments) {
+    char line[20000];
+    snprintf(line, sizeof line, "cd %s && exec %s %s %s >signalled.log 2>&1", place, train, always,
+             arguments);
+    pid_t child = fork();
+    if (child == 0) {
+        /* whatever this process was told to ignore, say by make test & */
+        signal(SIGINT, SIG_DFL), signal(SIGHUP, SIG_DFL), signal(SIGTERM, SIG_DFL);
+        execl("/bin/sh", "sh", "-c", line, (char *)NULL);
+        _exit(127);
+    }
+    return child;
+}
+
+static inline void pause_for(long microseconds) {
+    struct timespec pause = {microseconds / 1000000, microseconds % 1000000 * 1000};
+    nanosleep(&pause, NULL);
+}
+
+/* Waits until the file is there and not empty; a minute at most. */
+static inline void wait_for_file(const char *name) {
+    for (int i = 0; i < 6000; i++, pause_for(10000))
+        if (run("test -s %s", name) == 0) return;
+    fail_msg("%s did not come", name);
+}
+
+/* The child's status; killed after a minute. */
+static inline int wait_for_end(pid_t child) {
+    int status;
+    for (int i = 0; i < 6000; i++, pause_for(10000))
+        if (waitpid(child, &status, WNOHANG) == child) return status;
+    kill(child, SIGKILL);
+    waitpid(child, &status, 0);
+    return status;
 }
 
 /* ---- logs ------------------------------------------------------------------------------------ */

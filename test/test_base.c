@@ -421,7 +421,7 @@ static void launches(void *unused) {
     execl("/proc/self/exe", "test_base", "launched", NULL);
 }
 
-static void test_launch_with_patient_threads(void **state) {
+static void test_launch_prepare(void **state) {
     (void)state;
     unsetenv("OMP_WAIT_POLICY"), unsetenv("GOMP_SPINCOUNT"), unsetenv("KMP_BLOCKTIME");
     assert_int_equal(run_in_child(launches, NULL, output, sizeof output), 0);
@@ -458,7 +458,7 @@ static void test_signals(void **state) {
 
 int main(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[1], "launched") == 0) {
-        launch_with_patient_threads(argv);
+        launch_prepare(argv);
         printf("%s", getenv("GOMP_SPINCOUNT") ? getenv("GOMP_SPINCOUNT") : "unset");
         return 0;
     }
@@ -479,7 +479,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_seconds),
         cmocka_unit_test(test_console_time),
         cmocka_unit_test(test_console),
-        cmocka_unit_test(test_launch_with_patient_threads),
+        cmocka_unit_test(test_launch_prepare),
         cmocka_unit_test(test_launch_threads),
         cmocka_unit_test(test_signals),
     };

@@ -1,10 +1,5 @@
 /* The whole program as a user meets it: runs ./train in a fresh directory and looks at exit codes,
    messages and files. Small runs of the built-in task, a fraction of a second each. */
-#include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <sys/stat.h>
-#include <time.h>
 #include "../llmc/rl/objectives.h"
 #include "../llmc/tasks/task.h"
 #include "program_rig.h"
@@ -92,8 +87,8 @@ static void test_long_completions_are_logged_whole(void **state) {
     cJSON_Delete(log);
 }
 
-/* A backend that cannot be opened is one line: the machine's fault where it was asked for by name, the
-   user's where the CPU is asked for what it has not. auto takes the CPU. */
+/* A backend that cannot be opened is one line: the machine's fault where it was asked for by name,
+   the user's where the CPU is asked for what it has not. auto takes the CPU. */
 static void test_backends_not_there(void **state) {
     (void)state;
     assert_int_equal(run("$T --dtype bf16 --dry-run"), 2);
@@ -128,7 +123,7 @@ static void test_resume_is_bitwise(void **state) {
 /* An objective whose gradient is not zero where every answer is wrong. */
 #define BONUS "--objective rloo --entropy-control bonus --entropy-coef 0.1 "
 
-/* Micro-batches are memory only: the first rollout is the same to the bit, gradients to rounding. */
+/* Micro-batches are memory only: the first rollout is the same bits, gradients equal to rounding. */
 static void test_micro_batches_do_not_matter(void **state) {
     (void)state;
     RUN_OK("$T " SMALL "--warm-start 100 --warm-batch 64 --steps 0 --run warm");
@@ -177,7 +172,8 @@ static void test_every_objective_runs(void **state) {
     (void)state;
     for (int i = 0; objective_row(i); i++) {
         const char *name = objective_row(i)->name;
-        RUN_OK("$T " SMALL "--steps 2 --eval-every 0 --objective %s --run objective-%s", name, name);
+        RUN_OK("$T " SMALL "--steps 2 --eval-every 0 --objective %s --run objective-%s", name,
+               name);
     }
 }
 
@@ -412,19 +408,10 @@ static void test_full_disk(void **state) {
 
 /* Starts the program on `arguments`, sends it `signal` after `microseconds`; returns its status. */
 static int run_and_signal(const char *arguments, int signal, long microseconds) {
-    char line[9000];
-    snprintf(line, sizeof line, "cd %s && exec %s %s >signalled.log 2>&1", place, train, arguments);
-    pid_t child = fork();
-    if (child == 0) {
-        execl("/bin/sh", "sh", "-c", line, (char *)NULL);
-        _exit(127);
-    }
-    struct timespec pause = {microseconds / 1000000, microseconds % 1000000 * 1000};
-    nanosleep(&pause, NULL);
+    pid_t child = start(arguments);
+    pause_for(microseconds);
     kill(child, signal);
-    int status;
-    waitpid(child, &status, 0);
-    return status;
+    return wait_for_end(child);
 }
 
 /* Long enough that it cannot be over before the signal; one checkpoint a step. */
