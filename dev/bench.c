@@ -417,7 +417,7 @@ int main(int argc, char **argv) {
     static const struct { const char *name; void (*run)(void); } benches[] = {
         {"step", bench_step}, {"head", bench_head}, {"decode", bench_decode}, {"task", bench_task},
         {"monitors", bench_monitors}};
-    launch_with_patient_threads(argv);
+    launch_prepare(argv);
     int threads = launch_threads(0);
     printf("machine  %d threads, OpenBLAS %s\n", threads, launch_blas_name());
     for (size_t i = 0; i < sizeof benches / sizeof *benches; i++) {

@@ -456,7 +456,7 @@ int main(int argc, char **argv) {
     } benches[] = {{"head", bench_head}, {"attention", bench_attention},
                    {"elementwise", bench_elementwise}, {"step", bench_step},
                    {"decode", bench_decode}};
-    launch_with_patient_threads(argv);
+    launch_prepare(argv);
     launch_threads(0);
     ops = ops_open(argc > 1 ? argv[1] : "cuda", argc > 2 ? argv[2] : "auto");
     tiny = strncmp(ops->name, "sim", 3) == 0;
