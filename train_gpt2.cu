@@ -67,8 +67,8 @@ static bool due(int64_t step, int64_t every) { return every > 0 && step % every 
 
 /* ---- one step of policy gradient ------------------------------------------------------------- */
 
-/* prompt -> completion -> reward -> advantage, and the entropy controller's turn. False: a replayed file
-   gives no more completions, and nothing was changed. */
+/* prompt -> completion -> reward -> advantage, and the entropy controller's turn. False: a replayed
+   file gives no more completions, and nothing was changed. */
 static bool collect(struct Session *s) {
     struct Experience *e = &s->experience;
     struct CollectOptions options = session_collect_options(s);
@@ -255,7 +255,7 @@ static void evaluate_earlier_tasks(struct Session *s) {
     }
 }
 
-/* Everything is saved by now, also where the replayed file was wrong and the program ends with that. */
+/* Everything is saved by now, also where the replayed file was wrong and the program ends so. */
 static void say_why_it_stopped(struct Session *s) {
     const char *problem = replay_problem(s->replay);
     if (problem && !replay_ended(s->replay)) replay_fail(s->replay);
@@ -270,7 +270,8 @@ static void train(struct Session *s) {
         warm_step(s);
         if (due(s->progress.warm_step, o->save_every)) session_save(s);
     }
-    while (s->progress.step < s->plan.steps && !launch_stop_requested() && !replay_problem(s->replay)) {
+    while (s->progress.step < s->plan.steps && !launch_stop_requested() &&
+           !replay_problem(s->replay)) {
         int phase = (int)s->progress.phases_begun;
         if (phase < s->plan.num_phases && s->progress.step == s->plan.phases[phase].begin) begin_phase(s, phase);
         if (step(s) && due(s->progress.step, o->save_every)) session_save(s);

@@ -5,7 +5,11 @@
 
 Follows RUN/metrics.jsonl until interrupted (Ctrl-C), or with --once to its present end. What was
 sent is remembered in RUN/wandb.json, so that a second call goes on after the last step sent, in
-the same run of W&B; --new begins another one.
+the same run of W&B; --new begins another one. So does a run that was started anew: ./train
+--overwrite removes RUN/wandb.json with the rest of the old run.
+
+Evaluations are sent as eval/TASK/pass@1 and so on: at the border of two tasks both are evaluated
+at one step, and W&B keeps one value of a name per step.
 
 Needs wandb (python3 -m pip install wandb). Exit codes: 0 done, 2 the input is wrong.
 """
@@ -64,8 +68,17 @@ def parse_row(line):
         return None
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         return None
-    return step, {key: value for key, value in row.items() if key != "step" and value is not None
+    return step, {name_of(key, row): value for key, value in row.items()
+                  if key != "step" and value is not None
                   and not (isinstance(value, float) and math.isnan(value))}
+
+
+def name_of(key, row):
+    """What W&B calls a key: an evaluation's names its task."""
+    task = row.get("task")
+    if key.startswith("eval/") and isinstance(task, str):
+        return f"eval/{task}/{key[len('eval/'):]}"
+    return key
 
 
 class Sender:
@@ -74,6 +87,11 @@ class Sender:
     def __init__(self, run, memory, path):
         self.run, self.memory, self.path = run, memory, path
         self.floor = self.last = memory["step"]
+        self.remembered = os.path.exists(path)   # in a file that must stay
+
+    def forgotten(self):
+        """Was the memory removed? Then ./train --overwrite has started the run anew."""
+        return self.remembered and not os.path.exists(self.path)
 
     def send(self, anew, lines):
         """Returns how many rows were sent."""
@@ -86,7 +104,7 @@ class Sender:
             if step > self.floor and step >= self.last:
                 self.run.log(metrics, step=step)
                 self.last, sent = step, sent + 1
-        if sent:
+        if sent and not self.forgotten():
             self.memory["step"] = self.last
             self.save()
         return sent
@@ -96,6 +114,7 @@ class Sender:
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump(self.memory, file)
         os.replace(temporary, self.path)
+        self.remembered = True
 
 
 def parse_arguments():
@@ -114,17 +133,32 @@ def parse_arguments():
     return arguments
 
 
+def begin(wandb, arguments, path, memory):
+    """A sender to a run of W&B: the remembered one, or with {} a new one."""
+    if not isinstance(memory.get("id"), str) or not isinstance(memory.get("step"), int):
+        memory = {"id": uuid.uuid4().hex[:8], "step": -1}
+    name = arguments.name or os.path.basename(os.path.abspath(arguments.run))
+    run = wandb.init(project=arguments.project, name=name, id=memory["id"], resume="allow",
+                     config=load_json(os.path.join(arguments.run, "config.json")))
+    return Sender(run, memory, path)
+
+
 def follow(sender, metrics, arguments):
-    """Returns how many rows were sent, at the end of the file or on Ctrl-C."""
+    """Returns how many rows were sent: at the end of the file, on Ctrl-C, or when the run was
+    started anew."""
     follower, sent = Follower(metrics), 0
     try:
-        while True:
-            sent += sender.send(*follower.read())
+        while not sender.forgotten():
+            try:
+                sent += sender.send(*follower.read())
+            except FileNotFoundError:   # the run is being started anew
+                pass
             if arguments.once:
                 return sent
             time.sleep(arguments.every)
     except KeyboardInterrupt:
-        return sent
+        arguments.once = True
+    return sent
 
 
 def main():
@@ -140,23 +174,19 @@ def main():
         fail("wandb is missing; install it with: python3 -m pip install wandb")
     path = os.path.join(arguments.run, "wandb.json")
     memory = {} if arguments.new else load_json(path)
-    if not isinstance(memory.get("id"), str) or not isinstance(memory.get("step"), int):
-        memory = {"id": uuid.uuid4().hex[:8], "step": -1}
-    name = arguments.name or os.path.basename(os.path.abspath(arguments.run))
-    run = wandb.init(project=arguments.project, name=name, id=memory["id"], resume="allow",
-                     config=load_json(os.path.join(arguments.run, "config.json")))
-    sender = Sender(run, memory, path)
-    before = memory["step"]
-    try:
-        sent = follow(sender, metrics, arguments)
-    except OSError as error:
-        fail(f"{error.filename}: {error.strerror}")
-    finally:
-        run.finish()
-    print(f"to_wandb.py: sent {sent} lines, to step {sender.last}")
-    if sent == 0 and before >= 0:
-        print(f"to_wandb.py: steps to {before} were sent before; if the run was started anew "
-              "since, give --new", file=sys.stderr)
+    while True:
+        sender = begin(wandb, arguments, path, memory)
+        try:
+            sent = follow(sender, metrics, arguments)
+        except OSError as error:
+            fail(f"{error.filename}: {error.strerror}")
+        finally:
+            sender.run.finish()
+        print(f"to_wandb.py: sent {sent} lines, to step {sender.last}", flush=True)
+        if arguments.once:
+            return
+        print("to_wandb.py: the run was started anew: on to another run of W&B", flush=True)
+        memory = {}
 
 
 if __name__ == "__main__":

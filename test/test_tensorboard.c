@@ -7,6 +7,7 @@
 #include <sys/time.h>
 #include "../llmc/base/files.h"
 #include "../llmc/io/tensorboard.h"
+#include "../llmc/run/report.h"
 #include "child.h"
 
 static char folder[64];
@@ -290,6 +291,35 @@ static void test_flush_shows_all(void **state) {
     tensorboard_close(&board);
 }
 
+/* At the border of two tasks both are evaluated at one step: each under its own tag. */
+static void test_evaluations_name_their_task(void **state) {
+    (void)state;
+    static struct Report report;
+    static struct Event events[64];
+    static const char *const tasks[] = {"first", "second"};
+    struct Progress progress = {.step = 0};
+    report_open(&report, folder, 0, &progress);
+    for (int i = 0; i < 2; i++) {
+        struct Evaluation e = {.num_prompts = 1, .samples = 4, .reward = 0.25 + 0.5 * i,
+                               .pass_at = {0.25 + 0.5 * i, 1, NAN, NAN}};
+        report_evaluation(&report, tasks[i], 7, i ? "phase_start" : "after_all", i, &e);
+    }
+    int count = read_events(events, 64, report.board.path), found = 0;
+    for (int i = 0; i < count; i++)
+        for (int k = 0; k < 2; k++) {
+            char tag[64];
+            snprintf(tag, sizeof tag, "eval/%s/pass@1", tasks[k]);
+            if (strcmp(events[i].tag, tag) != 0) continue;
+            assert_true(events[i].step == 7 && events[i].value == 0.25f + 0.5f * (float)k);
+            found++;
+        }
+    assert_int_equal(found, 2);
+    for (int i = 0; i < count; i++)   /* no value of a name twice at one step */
+        for (int k = 0; k < i; k++)
+            assert_true(!events[i].tag[0] || strcmp(events[i].tag, events[k].tag) != 0);
+    report_close(&report);
+}
+
 static int not_hidden(const struct dirent *entry) { return entry->d_name[0] != '.'; }
 
 /* What TensorBoard does: files by name, events in order, START drops what came before from its step
@@ -406,6 +436,7 @@ int main(void) {
         IN_FOLDER(test_reads_back),
         IN_FOLDER(test_values_that_are_not_finite),
         IN_FOLDER(test_flush_shows_all),
+        IN_FOLDER(test_evaluations_name_their_task),
         IN_FOLDER(test_resume_drops_later_steps),
         IN_FOLDER(test_new_file_sorts_last),
         IN_FOLDER(test_remove_all_removes_ours),

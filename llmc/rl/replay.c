@@ -67,8 +67,8 @@ static bool file_is_over(struct Replay *r, int64_t step) {
     r->ended = r->steps > 0;
     if (r->ended)
         return PROBLEM(r, "%s ends before step %lld is whole", r->lines.path, (long long)step);
-    return PROBLEM(r, "%s: there is no whole step %lld in it; record with --rollouts-every 1 and the "
-                   "same --prompts and --group", r->lines.path, (long long)step);
+    return PROBLEM(r, "%s: there is no whole step %lld in it; record with --rollouts-every 1 and "
+                   "the same --prompts and --group", r->lines.path, (long long)step);
 }
 
 /* ---- lines ----------------------------------------------------------------------------------- */
@@ -87,8 +87,8 @@ static bool next_of_step(struct Replay *r, int64_t step) {
             return PROBLEM(r, "%s:%ld: not a JSON object with a number \"step\"", AT(r));
         if (of->valuedouble == (double)step) return true;
         if (of->valuedouble > (double)step)
-            return PROBLEM(r, "%s:%ld: fewer completions of step %lld than this run has; record with "
-                           "--rollouts-every 1 and the same --prompts and --group", AT(r),
+            return PROBLEM(r, "%s:%ld: fewer completions of step %lld than this run has; record "
+                           "with --rollouts-every 1 and the same --prompts and --group", AT(r),
                            (long long)step);
     }
     return file_is_over(r, step);

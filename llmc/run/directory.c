@@ -257,7 +257,8 @@ static void refuse_inside(const char *run, const char *checkpoint) {
 /* A fresh start in a run's directory removes what the old run logged and saved, nothing else. */
 static void clear_run(const char *run) {
     static const char *const logs[] = {"metrics.jsonl", "warm_start.jsonl", "rollouts.jsonl",
-                                       "attention_entropy.jsonl", "failure.jsonl"};
+                                       "attention_entropy.jsonl", "failure.jsonl",
+                                       "wandb.json"};   /* what to_wandb.py has sent of it */
     static const char *const bundles[] = {"reference", "failure"};
     char path[4096];
     for (size_t i = 0; i < sizeof logs / sizeof *logs; i++) {
