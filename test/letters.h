@@ -39,9 +39,10 @@ static inline struct Rollout rollout_of(const char *const *words, int count) {
     struct Tokenizer tokenizer = letters_tokenizer();
     struct Rollout rollout = {.count = count};
     size_t room = 0;
+    assert_true(count >= 0);
     for (int i = 0; i < count; i++) room += strlen(words[i]);
     rollout.start = calloc((size_t)count + 1, sizeof *rollout.start);
-    rollout.ended = calloc((size_t)count, 1);
+    rollout.ended = calloc((size_t)(unsigned)count, 1);
     rollout.token = calloc(room, sizeof *rollout.token);
     rollout.logp = calloc(room, sizeof *rollout.logp);
     rollout.entropy = calloc(room, sizeof *rollout.entropy);
