@@ -132,7 +132,7 @@ struct Gpt2 {
 
 static void gpt2_config(struct ModelConfig *config, const struct Ops *ops, int max_T) {
     model_config_named(config, "gpt2");
-    config->V = 50257;
+    config->V = config->V_saved = 50257;
     config->Vp = (config->V + ops->vocabulary_multiple - 1) / ops->vocabulary_multiple *
                  ops->vocabulary_multiple;
     if (max_T) config->max_T = max_T;

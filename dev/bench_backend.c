@@ -336,7 +336,7 @@ static void bench_elementwise(void) {
 
 static void gpt2_config(struct ModelConfig *c) {
     model_config_named(c, tiny ? "tiny" : "gpt2");
-    c->V = tiny ? 97 : 50257;
+    c->V = c->V_saved = tiny ? 97 : 50257;
     c->Vp = (c->V + ops->vocabulary_multiple - 1) / ops->vocabulary_multiple *
             ops->vocabulary_multiple;
 }

@@ -84,12 +84,6 @@ static int tensor_file_shape(const struct Tensor *tensor, bool transposed, int64
     return tensor->shape[1] ? 2 : 1;
 }
 
-/* The name without the prefix that a bare GPT2Model's file leaves out. */
-static const char *short_name(const char *name) {
-    const char *prefix = "transformer.";
-    return strncmp(name, prefix, strlen(prefix)) == 0 ? name + strlen(prefix) : name;
-}
-
 /* out [columns,rows] = in [rows,columns] transposed, in blocks that fit a first-level cache. */
 static void transpose(float *out, const float *in, size_t rows, size_t columns) {
     for (size_t r0 = 0; r0 < rows; r0 += BLOCK)
@@ -131,7 +125,7 @@ static const struct SafetensorsEntry *find_entry(const struct Safetensors *file,
     snprintf(name, sizeof name, "%s%s", prefix, tensor->name);
     const struct SafetensorsEntry *entry = safetensors_find(file, name);
     if (entry == NULL) {
-        snprintf(name, sizeof name, "%s%s", prefix, short_name(tensor->name));
+        snprintf(name, sizeof name, "%s%s", prefix, tensor->short_name);
         entry = safetensors_find(file, name);
     }
     int64_t shape[2];
@@ -150,15 +144,10 @@ static const struct SafetensorsEntry *find_entry(const struct Safetensors *file,
     return entry;
 }
 
-/* Buffers that old GPT-2 files carry beside the weights, and the second name of a tied head. */
+/* What is none of the family's weights, and the second name of a tied head. */
 static bool is_ignored(const struct Model *model, const char *name) {
-    static const char *const suffixes[] = {".attn.bias", ".attn.masked_bias"};
-    size_t length = strlen(name);
-    for (int i = 0; i < 2; i++) {
-        size_t tail = strlen(suffixes[i]);
-        if (length > tail && strcmp(name + length - tail, suffixes[i]) == 0) return true;
-    }
-    return model->config.tied && strcmp(name, "lm_head.weight") == 0;
+    return family_ignores(model->family, name) ||
+           (model->config.tied && strcmp(name, family_head_name(model->family)) == 0);
 }
 
 /* A tensor with no place in the model means that config.json and the file do not belong together:
@@ -168,7 +157,8 @@ static void refuse_unknown(const struct Safetensors *file, const struct Model *m
         const char *name = file->entries[e].name;
         bool known = is_ignored(model, name);
         for (int i = 0; i < model->num_tensors && !known; i++)
-            known = strcmp(short_name(model->tensors[i].name), short_name(name)) == 0;
+            known = strcmp(model->tensors[i].short_name,
+                           family_short_name(model->family, name)) == 0;
         if (!known)
             die_input("%s: tensor %s has no place in the model that config.json describes "
                       "(expected %d layers)", file->path, quote(name), model->config.L);
@@ -562,7 +552,7 @@ void checkpoint_save(const char *run_directory, const struct Model *model,
     check_path(path, sizeof path, "%s/model.safetensors", writing);
     weights_save(model, weights, path, &sums);
     cJSON *json = cJSON_CreateObject();
-    /* GPT-2's own vocabulary has end-of-text last, like ours. */
+    /* Without a tokenizer: the last word, as in most vocabularies. */
     model_config_write(json, &model->config,
                        tokenizer ? tokenizer->end_of_text : model->config.V - 1);
     check_path(path, sizeof path, "%s/config.json", writing);

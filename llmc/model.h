@@ -1,6 +1,6 @@
-/* The transformer. A family is a row of a table (GPT-2 first): a config reader, and a table of
-   tensors with one row per tensor (Hugging Face name, shape, initialiser, decay), from which the
-   flat buffers, the initialisation, the checkpoint and the optimizer's ranges all follow.
+/* The transformer. A family (families/family.h) gives a table of tensors with one row per tensor
+   (Hugging Face name, shape, initialiser, decay), from which the flat buffers, the initialisation,
+   the checkpoint and the optimizer's ranges all follow.
 
    Weights, gradients and moments are flat buffers in the same layer-major table order:
 
@@ -14,14 +14,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "arena.h"
+#include "families/family.h"
 #include "ops.h"
-
-struct ModelConfig {
-    char family[16];   /* row of the families table: "gpt2" */
-    int L, NH, NKV, C, HS, F, V, Vp, max_T;
-    bool tied;         /* the head is wte */
-    double norm_epsilon;
-};
 
 static inline struct Heads model_heads(const struct ModelConfig *config) {
     return (struct Heads){config->NH, config->NKV, config->HS};
@@ -30,30 +24,24 @@ static inline struct Heads model_heads(const struct ModelConfig *config) {
 /* One tensor. Offsets and counts are in elements of the flat buffers. */
 struct Tensor {
     char name[80];     /* Hugging Face name, e.g. transformer.h.0.attn.c_attn.weight */
+    const char *short_name;   /* within it: what a file calls it that leaves the prefix out */
     int shape[2];      /* as the kernels read it: [rows, columns], or [n, 0] */
-    int rows_saved;    /* rows in a file: V where shape[0] is Vp, else shape[0] */
+    int rows_saved;    /* rows in a file: V_saved where shape[0] is Vp, else shape[0] */
+    int rows_trained;  /* rows that learn: V where shape[0] is Vp, else shape[0] */
     bool transposed;   /* the file holds [columns, rows] (GPT-2's Conv1D) */
     bool decay;        /* weight decay applies */
     bool trainable;
     float init_std;    /* normal(0, init_std); 0 with init_value */
     float init_value;  /* constant */
-    size_t offset, count, saved;   /* saved: count without padding rows */
+    size_t offset, count, saved;   /* saved: count without the rows that no file has */
 };
 
-/* The tensors by the names the passes use. One list serves three structs: offsets in elements
-   (here), pointers to weights and pointers to gradients (transformer.c). */
-#define LAYER_TENSORS(X)                                                                      \
-    X(ln_1_weight) X(ln_1_bias) X(qkv_weight) X(qkv_bias) X(proj_weight) X(proj_bias)         \
-    X(ln_2_weight) X(ln_2_bias) X(fc_weight) X(fc_bias) X(fc_proj_weight) X(fc_proj_bias)
-#define GLOBAL_TENSORS(X) X(wte) X(wpe) X(ln_f_weight) X(ln_f_bias) X(head)
-
-#define X(name) size_t name;
-struct LayerOffsets { LAYER_TENSORS(X) };
-struct GlobalOffsets { GLOBAL_TENSORS(X) };   /* head is wte where they are tied */
-#undef X
+/* Offsets of tensors in the flat buffers; of one that the family does not have: */
+#define NO_TENSOR SIZE_MAX
 
 struct Model {
     struct ModelConfig config;
+    const struct Family *family;
     struct Tensor *tensors;
     struct LayerOffsets *layers;   /* [L] */
     struct GlobalOffsets globals;
@@ -73,6 +61,22 @@ struct OptimizerState {
     float *m, *v, *master;
 };
 
+/* Pointers to the tensors of a layer, and to those of no layer; NULL where the family has none. */
+#define X(name) const floatX *name;
+struct LayerWeights { LAYER_TENSORS(X) };
+struct GlobalWeights { GLOBAL_TENSORS(X) };
+#undef X
+#define X(name) float *name;
+struct LayerGradients { LAYER_TENSORS(X) };
+struct GlobalGradients { GLOBAL_TENSORS(X) };
+#undef X
+struct LayerWeights model_layer_weights(const struct Model *model, const struct Weights *weights,
+                                        int l);
+struct GlobalWeights model_global_weights(const struct Model *model,
+                                          const struct Weights *weights);
+struct LayerGradients model_layer_gradients(const struct Model *model, float *grads, int l);
+struct GlobalGradients model_global_gradients(const struct Model *model, float *grads);
+
 /* A packed batch; all arrays are the backend's. */
 struct Batch {
     struct Rows rows;
@@ -85,20 +89,24 @@ struct DecodeState;      /* decode's memory for R rows and its cache; opaque, in
 struct cJSON;
 
 /* Sizes by name: "tiny" (L3 C64 NH4 T16), "gpt2" (124M), "gpt2-medium" (355M), "gpt2-large" (774M),
-   "gpt2-xl" (1558M). Returns false for an unknown name. V and Vp are left to the caller. */
+   "gpt2-xl" (1558M). Returns false for an unknown name. The vocabulary (V, V_saved, Vp) is left to
+   the caller. */
 bool model_config_named(struct ModelConfig *config, const char *name);
 /* Space-separated names, for messages. */
 const char *model_config_names(void);
 /* NULL if the config can be run, else one sentence saying what is wrong (static storage). */
 const char *model_config_problem(const struct ModelConfig *config);
-/* A Hugging Face config.json. Reading chooses the family by its model_type; Vp becomes V, for the
-   caller to pad; NULL or one sentence saying what is wrong. Writing adds all that from_pretrained
-   needs. */
+/* A Hugging Face config.json. Reading chooses the family by its model_type; V and Vp become V_saved,
+   for the caller to cut and to pad; NULL or one sentence saying what is wrong. Writing adds all that
+   from_pretrained needs. */
 const char *model_config_read(struct ModelConfig *config, const struct cJSON *json);
 void model_config_write(struct cJSON *json, const struct ModelConfig *config, int end_of_text);
 
-/* Builds the tensor table. The config must have no problem. */
+/* Builds the tensor table: that of the config's family, or of another. The config must have no
+   problem. */
 struct Model *model_build(const struct ModelConfig *config, const struct Ops *ops);
+struct Model *model_build_as(const struct Family *family, const struct ModelConfig *config,
+                             const struct Ops *ops);
 void model_free(struct Model *model);
 /* The table, one line per tensor. */
 void model_print(const struct Model *model, FILE *out);

@@ -13,44 +13,44 @@
 #include <stdlib.h>
 #include "base/check.h"
 
-#define X(name) const floatX *name;
-struct LayerWeights { LAYER_TENSORS(X) };
-struct GlobalWeights { GLOBAL_TENSORS(X) };
-#undef X
-#define X(name) float *name;
-struct LayerGradients { LAYER_TENSORS(X) };
-struct GlobalGradients { GLOBAL_TENSORS(X) };
-#undef X
+static const floatX *weight_at(const struct Model *model, const struct Weights *weights,
+                               size_t offset) {
+    return offset == NO_TENSOR ? NULL : ops_at(model->ops, weights->data, offset);
+}
 
-static struct LayerWeights layer_weights(const struct Model *model, const struct Weights *weights,
-                                         int l) {
+static float *gradient_at(float *grads, size_t offset) {
+    return offset == NO_TENSOR ? NULL : grads + offset;
+}
+
+struct LayerWeights model_layer_weights(const struct Model *model, const struct Weights *weights,
+                                        int l) {
     struct LayerWeights pointers;
-#define X(name) pointers.name = ops_at(model->ops, weights->data, model->layers[l].name);
+#define X(name) pointers.name = weight_at(model, weights, model->layers[l].name);
     LAYER_TENSORS(X)
 #undef X
     return pointers;
 }
 
-static struct GlobalWeights global_weights(const struct Model *model,
-                                           const struct Weights *weights) {
+struct GlobalWeights model_global_weights(const struct Model *model,
+                                          const struct Weights *weights) {
     struct GlobalWeights pointers;
-#define X(name) pointers.name = ops_at(model->ops, weights->data, model->globals.name);
+#define X(name) pointers.name = weight_at(model, weights, model->globals.name);
     GLOBAL_TENSORS(X)
 #undef X
     return pointers;
 }
 
-static struct LayerGradients layer_gradients(const struct Model *model, float *grads, int l) {
+struct LayerGradients model_layer_gradients(const struct Model *model, float *grads, int l) {
     struct LayerGradients pointers;
-#define X(name) pointers.name = grads + model->layers[l].name;
+#define X(name) pointers.name = gradient_at(grads, model->layers[l].name);
     LAYER_TENSORS(X)
 #undef X
     return pointers;
 }
 
-static struct GlobalGradients global_gradients(const struct Model *model, float *grads) {
+struct GlobalGradients model_global_gradients(const struct Model *model, float *grads) {
     struct GlobalGradients pointers;
-#define X(name) pointers.name = grads + model->globals.name;
+#define X(name) pointers.name = gradient_at(grads, model->globals.name);
     GLOBAL_TENSORS(X)
 #undef X
     return pointers;
@@ -198,7 +198,7 @@ static void layer_forward(const struct Model *model, const struct Weights *weigh
                           struct Activations *a, const struct Batch *batch, int l, float *entropy,
                           void *workspace) {
     const struct Ops *ops = model->ops;
-    const struct LayerWeights w = layer_weights(model, weights, l);
+    const struct LayerWeights w = model_layer_weights(model, weights, l);
     const struct LayerActivations s = layer_activations(model, a, l);
     const struct Norm norm_1 = model_norm(model, w.ln_1_weight, w.ln_1_bias);
     const struct Mlp mlp = layer_mlp(model, &w);
@@ -238,7 +238,7 @@ floatX *model_forward(const struct Model *model, const struct Weights *weights,
     const struct ModelConfig *config = &model->config;
     const struct Ops *ops = model->ops;
     struct Activations *a = activations;
-    const struct GlobalWeights w = global_weights(model, weights);
+    const struct GlobalWeights w = model_global_weights(model, weights);
     const struct Norm norm_f = model_norm(model, w.ln_f_weight, w.ln_f_bias);
     const struct Rows *rows = &batch->rows;
     int N = rows->N, C = config->C, L = config->L;
@@ -264,8 +264,8 @@ static void layer_backward(const struct Model *model, const struct Weights *weig
                            void *workspace) {
     const struct ModelConfig *config = &model->config;
     const struct Ops *ops = model->ops;
-    const struct LayerWeights w = layer_weights(model, weights, l);
-    const struct LayerGradients d = layer_gradients(model, grads, l);
+    const struct LayerWeights w = model_layer_weights(model, weights, l);
+    const struct LayerGradients d = model_layer_gradients(model, grads, l);
     const struct LayerActivations s = layer_activations(model, a, l);
     const struct Norm norm_1 = model_norm(model, w.ln_1_weight, w.ln_1_bias);
     const struct Norm norm_2 = model_norm(model, w.ln_2_weight, w.ln_2_bias);
@@ -293,8 +293,8 @@ void model_backward(const struct Model *model, const struct Weights *weights,
                     void *workspace) {
     const struct Ops *ops = model->ops;
     struct Activations *a = activations;
-    const struct GlobalWeights w = global_weights(model, weights);
-    const struct GlobalGradients d = global_gradients(model, grads);
+    const struct GlobalWeights w = model_global_weights(model, weights);
+    const struct GlobalGradients d = model_global_gradients(model, grads);
     const struct Norm norm_f = model_norm(model, w.ln_f_weight, w.ln_f_bias);
     int N = batch->rows.N, C = model->config.C, L = model->config.L;
 
@@ -399,7 +399,7 @@ void decode_load_weights(const struct Model *model, struct DecodeState *state,
                          const struct Weights *weights) {
     const struct Ops *ops = model->ops;
     for (int l = 0; l < model->config.L; l++) {
-        const struct LayerWeights w = layer_weights(model, weights, l);
+        const struct LayerWeights w = model_layer_weights(model, weights, l);
         packed_load(&state->qkv, ops, w.qkv_weight, l);
         packed_load(&state->proj, ops, w.proj_weight, l);
         packed_load(&state->fc, ops, w.fc_weight, l);
@@ -413,7 +413,7 @@ static void layer_decode(const struct Model *model, const struct Weights *weight
                          struct DecodeState *s, const struct DecodeRows *rows, int l, int R,
                          void *workspace) {
     const struct Ops *ops = model->ops;
-    const struct LayerWeights w = layer_weights(model, weights, l);
+    const struct LayerWeights w = model_layer_weights(model, weights, l);
     const struct Norm norm_1 = model_norm(model, w.ln_1_weight, w.ln_1_bias);
     const struct Norm norm_2 = model_norm(model, w.ln_2_weight, w.ln_2_bias);
     int C = model->config.C;
@@ -432,7 +432,7 @@ floatX *model_decode(const struct Model *model, const struct Weights *weights,
                      struct DecodeState *state, const struct DecodeRows *rows, int R,
                      void *workspace) {
     const struct Ops *ops = model->ops;
-    const struct GlobalWeights w = global_weights(model, weights);
+    const struct GlobalWeights w = model_global_weights(model, weights);
     const struct Norm norm_f = model_norm(model, w.ln_f_weight, w.ln_f_bias);
     struct DecodeState *s = state;
     int C = model->config.C;

@@ -90,7 +90,7 @@ static int find_frequent_token(int lowest) {
 static int setup(void **state) {
     (void)state;
     struct ModelConfig config = {.family = "gpt2", .L = 3, .NH = 3, .NKV = 3, .C = 60, .HS = 20,
-                                 .F = 100, .V = V, .max_T = CONTEXT, .tied = true,
+                                 .F = 100, .V = V, .V_saved = V, .max_T = CONTEXT, .tied = true,
                                  .norm_epsilon = 1e-5};
     config.Vp = (V / ops->vocabulary_multiple + 1) * ops->vocabulary_multiple;
     assert_null(model_config_problem(&config));

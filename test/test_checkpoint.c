@@ -113,7 +113,7 @@ static void test_master_weights(void **state) {
 static void test_round_trip_of_large_tensors(void **state) {
     (void)state;
     struct ModelConfig config = small_config(true);
-    config.L = 1, config.F = 15000, config.V = 14600, config.Vp = 14720;
+    config.L = 1, config.F = 15000, config.V = config.V_saved = 14600, config.Vp = 14720;
     struct Run run, back;
     run_open(&run, &config);
     run_open(&back, &config);
@@ -265,7 +265,7 @@ static void test_misfits_are_named(void **state) {
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         struct ModelConfig wrong = config;
-        wrong.L = rows[i].L, wrong.V = wrong.Vp = rows[i].V, wrong.max_T = rows[i].max_T;
+        wrong.L = rows[i].L, wrong.V = wrong.V_saved = wrong.Vp = rows[i].V, wrong.max_T = rows[i].max_T;
         wrong.tied = rows[i].tied;
         struct Run run;
         run_open(&run, &wrong);

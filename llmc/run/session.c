@@ -46,15 +46,17 @@ static void choose_model(struct Session *s) {
         if (!problem && s->tokenizer.vocab_size > config.V)
             problem = "vocab.json has more tokens than config.json's vocab_size";
         if (problem && !o->score[0]) die_input("%s: %s", checkpoint, problem);
+        /* What cannot be decoded is never sampled; --score without a tokenizer takes all words. */
+        if (!problem) config.V = s->tokenizer.vocab_size;
         refuse_shape_options(s);
     } else {
         model_config_named(&config, o->model);
         tokenizer_from_alphabet(&s->tokenizer, s->task->alphabet);
         shape_from_options(&config, o);
-        config.V = s->tokenizer.vocab_size;
+        config.V = config.V_saved = s->tokenizer.vocab_size;
     }
     int multiple = s->ops->vocabulary_multiple;
-    config.Vp = (config.V + multiple - 1) / multiple * multiple;
+    config.Vp = (config.V_saved + multiple - 1) / multiple * multiple;
     problem = model_config_problem(&config);
     if (problem) die_input("the model cannot be built: %s", problem);
     s->model = model_build(&config, s->ops);
@@ -208,6 +210,9 @@ static void describe(const struct Session *s) {
         s->model->num_real_parameters, c->L, c->C, c->NH, c->max_T, c->V,
         c->tied ? "tied" : "untied",
         s->place.checkpoint[0] ? s->place.checkpoint : "random weights");
+    if (c->V < c->V_saved)
+        say("          the last %d of the %d rows of its vocabulary have no word in the tokenizer: "
+            "never drawn, never trained", c->V_saved - c->V, c->V_saved);
     if (s->ops->device[0])
         say("machine   backend %s %s, %s, %lld threads", s->ops->name, s->ops->dtype,
             s->ops->device, (long long)s->progress.threads);
