@@ -286,14 +286,15 @@ static bool tensors_differ(const struct Safetensors *file, const struct Safetens
 
 /* Does the file hold a head of the embedding's shape and other values? A file that cannot be read
    is refused when the weights are loaded. */
-static bool has_own_head(const char *directory) {
+static bool has_own_head(const char *directory, const struct Family *family) {
     char path[PATH_SIZE];
+    const char *name = family->rows[0].name;   /* the embedding, in every family's table */
     struct Safetensors file;
     check_path(path, sizeof path, "%s/model.safetensors", directory);
     if (safetensors_open(&file, path) != NULL) return false;
-    const struct SafetensorsEntry *head = safetensors_find(&file, "lm_head.weight");
-    const struct SafetensorsEntry *embedding = safetensors_find(&file, "transformer.wte.weight");
-    if (embedding == NULL) embedding = safetensors_find(&file, "wte.weight");
+    const struct SafetensorsEntry *head = safetensors_find(&file, family_head_name(family));
+    const struct SafetensorsEntry *embedding = safetensors_find(&file, name);
+    if (embedding == NULL) embedding = safetensors_find(&file, family_short_name(family, name));
     bool own = head && embedding && is_float(head) && is_float(embedding) &&
                head->num_dims == embedding->num_dims &&
                memcmp(head->shape, embedding->shape, sizeof head->shape) == 0 &&
@@ -310,8 +311,8 @@ const char *checkpoint_config(const char *directory, struct ModelConfig *config)
     cJSON *json = json_read(path, MOST_JSON_BYTES, &problem);
     if (json != NULL) problem = model_config_read(config, json);
     cJSON_Delete(json);
-    if (problem == NULL && config->tied && has_own_head(directory)) {
-        say("model     %s: lm_head.weight differs from the embedding: a head of its own, as in "
+    if (problem == NULL && config->tied && has_own_head(directory, family_find(config->family))) {
+        say("model     %s: its head differs from the embedding: a head of its own, as in "
             "transformers", directory);
         config->tied = false;
     }

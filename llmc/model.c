@@ -8,6 +8,7 @@
 #include <string.h>
 #include "base/check.h"
 #include "base/rng.h"
+#include "base/text.h"
 
 /* Every tensor begins on a multiple of this many elements, so that vector loads of a whole flat
    buffer's tensors are aligned whatever C is. The gaps are zero and stay zero. */
@@ -84,7 +85,7 @@ const char *model_config_read(struct ModelConfig *config, const struct cJSON *js
     if (!cJSON_IsString(type)) return "there is no \"model_type\"";
     const struct Family *family = family_find(type->valuestring);
     if (family == NULL)
-        return family_sentence("model_type is \"%.40s\"; known are: %s", type->valuestring,
+        return family_sentence("model_type is \"%s\"; known are: %s", quote(type->valuestring),
                                family_names());
     memset(config, 0, sizeof *config);
     snprintf(config->family, sizeof config->family, "%s", family->name);

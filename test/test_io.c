@@ -5,6 +5,9 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "../llmc/base/check.h"
 #include "../llmc/io/jsonl.h"
 #include "../llmc/io/lines.h"
 #include "../llmc/io/safetensors.h"
@@ -81,6 +84,15 @@ FILE *fopen(const char *path, const char *mode) {
     bad_file = real(path, mode);
     position = 0;
     return fopencookie(&position, "r", (cookie_io_functions_t){.read = read_until_bad});
+}
+
+/* Likewise: the bytes before bad_after of every file can be read, where bad_path is set. */
+ssize_t pread(int descriptor, void *out, size_t bytes, off_t begin) {
+    if (bad_path && (size_t)begin + bytes > bad_after) {
+        errno = EIO;
+        return -1;
+    }
+    return (ssize_t)syscall(SYS_pread64, descriptor, out, bytes, begin);
 }
 
 /* ---- lines ----------------------------------------------------------------------------------- */
@@ -330,6 +342,7 @@ static void test_safetensors_types(void **state) {
     (void)state;
     struct Safetensors file;
     assert_null(safetensors_open(&file, "test/golden/types.safetensors"));
+    const char *golden = read_bytes("test/golden/types.safetensors", NULL);
     assert_int_equal(file.count, 11);
     static const struct { const char *name, *exact; } pairs[] = {
         {"half", "half_exact"}, {"bf16", "bf16_exact"}, {"single", "single_exact"}};
@@ -339,7 +352,7 @@ static void test_safetensors_types(void **state) {
         float *x = read_floats(&file, pairs[p].name, 0);
         for (size_t i = 0; i < exact->count; i++) {
             double want;
-            memcpy(&want, file.data + exact->begin + 8 * i, 8);
+            memcpy(&want, golden + file.data_begin + exact->begin + 8 * i, 8);
             if (isnan(want)) assert_true(isnan(x[i]));
             else assert_true((double)x[i] == want && !signbit(x[i]) == !signbit(want));
         }
@@ -426,6 +439,32 @@ static void writes_too_little(void *path) {
     safetensors_commit(writer, NULL);
 }
 
+static void reads_halves(void *unused) {
+    (void)unused;
+    struct Safetensors file;
+    float x[8];
+    const char *wrong = safetensors_open(&file, "test/golden/types.safetensors");
+    if (wrong) die_input("%s", wrong);
+    safetensors_read(&file, safetensors_find(&file, "half"), x, 0, 8);
+}
+
+/* A disk that fails in the header or in the data is the machine's fault, and nothing is made of
+   it. */
+static void test_safetensors_on_a_failing_disk(void **state) {
+    (void)state;
+    struct Safetensors file;
+    assert_null(safetensors_open(&file, "test/golden/types.safetensors"));
+    size_t places[] = {0, 40, file.data_begin};
+    safetensors_close(&file);
+    assert_int_equal(run_in_child(reads_halves, NULL, output, sizeof output), 0);
+    for (int i = 0; i < 3; i++) {
+        bad_path = "", bad_after = places[i];
+        assert_int_equal(run_in_child(reads_halves, NULL, output, sizeof output), 1);
+        assert_non_null(strstr(output, "Input/output error"));
+        bad_path = NULL;
+    }
+}
+
 static void reads_integers(void *unused) {
     (void)unused;
     struct Safetensors file;
@@ -456,11 +495,12 @@ static const char *open_bytes(const void *bytes, size_t length) {
     write_bytes(path, bytes, length);
     const char *wrong = safetensors_open(&file, path);
     if (wrong) {
-        assert_null(file.map);
+        assert_int_equal(file.descriptor, -1);
         assert_null(file.entries);
+        for (const char *c = wrong; *c; c++) assert_true(*c >= 32 && *c < 127);
         return wrong;
     }
-    size_t data_bytes = file.map_bytes - (size_t)(file.data - file.map);
+    size_t data_bytes = file.bytes - file.data_begin;
     for (int i = 0; i < file.count; i++) {
         const struct SafetensorsEntry *entry = &file.entries[i];
         assert_true(entry->begin <= entry->end && entry->end <= data_bytes);
@@ -536,6 +576,21 @@ static void test_safetensors_hostile_headers(void **state) {
         else if (!wrong || !strstr(wrong, cases[i].wrong))
             fail_msg("%s: \"%s\", expected \"%s\"", cases[i].header, wrong ? wrong : "accepted",
                      cases[i].wrong);
+    }
+}
+
+/* What a file says is quoted as ASCII, also where it is not (open_bytes looks at every message). */
+static void test_safetensors_quotes_in_ascii(void **state) {
+    (void)state;
+    static const struct { const char *header, *wrong; } cases[] = {
+        {"{" F32("\xC3\xA4\xE2\x80\xAE", "[2]", "[0,4]") "}", "\\xc3\\xa4\\xe2\\x80\\xae has"},
+        {"{\"\xFF\x9B\":3}", "\\xff\\x9b is not described"},
+        {"{\"a\":{\"dtype\":\"\\u001b[2J\xFF\",\"shape\":[2],\"data_offsets\":[0,8]}}",
+         "dtype \"\\x1b[2J\\xff\""},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *wrong = open_header(cases[i].header, 8);
+        if (!wrong || !strstr(wrong, cases[i].wrong)) fail_msg("%s", wrong ? wrong : "accepted");
     }
 }
 
@@ -647,6 +702,43 @@ static void test_tokenizer_files(void **state) {
     assert_memory_equal(&read, &written, sizeof read);
 }
 
+/* What transformers 5 saves: tokenizer.json alone. Read where it is a vocabulary of characters. */
+static void test_tokenizer_library_file(void **state) {
+    (void)state;
+#define MODEL(vocab, merges) \
+    "{\"model\": {\"type\": \"BPE\", \"vocab\": " vocab ", \"merges\": " merges "}"
+#define ADDED(id) ", \"added_tokens\": [" END(id) "]}"
+#define END(id) "{\"id\": " #id ", \"content\": \"<|endoftext|>\", \"special\": true}"
+    static const struct { const char *text, *wrong; } cases[] = {
+        {MODEL("{\"1\": 1, \"0\": 0, \"\xC4\xA0\": 2, \"<|endoftext|>\": 3}", "[]") ADDED(3), NULL},
+        {MODEL("{\"0\": 0, \"1\": 1, \"\xC4\xA0\": 2}", "[]") ADDED(3), NULL},
+        {MODEL("{\"0\": 0, \"1\": 1, \"\xC4\xA0\": 2, \"<|endoftext|>\": 3}", "[]") "}", NULL},
+        {MODEL("{\"0\": 0, \"1\": 1}", "[]") ADDED(3), "leaves out"},
+        {MODEL("{\"0\": 0, \"1\": 1}", "[]") ADDED(1), "there twice"},
+        {MODEL("{\"0\": 0}", "[]") "}", "no <|endoftext|>"},
+        {MODEL("{\"0\": 0, \"01\": 1}", "[]") "}", "not one ASCII character"},
+        {MODEL("{\"0\": 0, \"1\": 1}", "[[\"0\", \"1\"]]") "}", "joins characters"},
+        {MODEL("[[\"0\", -1.5]]", "[]") "}", "no tokens with ids"},
+        {MODEL("{\"0\": 0}", "[]") ", \"added_tokens\": [{\"id\": 1}]}", "without content"},
+        {"{}", "no tokens with ids"},
+        {"[", "not JSON"},
+    };
+    remove(in_folder("vocab.json"));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct Tokenizer t;
+        int ids[4];
+        write_bytes(in_folder("tokenizer.json"), cases[i].text, strlen(cases[i].text));
+        const char *wrong = tokenizer_load(&t, folder);
+        if ((wrong == NULL) != (cases[i].wrong == NULL) ||
+            (wrong && (!strstr(wrong, cases[i].wrong) || !strstr(wrong, "tokenizer.json"))))
+            fail_msg("%s: \"%s\"", cases[i].text, wrong ? wrong : "accepted");
+        if (wrong) continue;
+        assert_int_equal(t.end_of_text, 3);
+        assert_int_equal(tokenizer_encode(&t, "10 ", ids, 4), 3);
+        assert_memory_equal(ids, ((int[]){1, 0, 2}), 3 * sizeof *ids);
+    }
+}
+
 static void test_tokenizer_bad_files(void **state) {
     (void)state;
     static const struct { const char *text, *wrong; } cases[] = {
@@ -696,11 +788,14 @@ int main(void) {
         cmocka_unit_test(test_safetensors_every_half),
         cmocka_unit_test(test_safetensors_written),
         cmocka_unit_test(test_safetensors_misuse),
+        cmocka_unit_test(test_safetensors_on_a_failing_disk),
         cmocka_unit_test(test_safetensors_hostile_headers),
+        cmocka_unit_test(test_safetensors_quotes_in_ascii),
         cmocka_unit_test(test_safetensors_hostile_sizes),
         cmocka_unit_test(test_safetensors_damage),
         cmocka_unit_test(test_tokenizer),
         cmocka_unit_test(test_tokenizer_files),
+        cmocka_unit_test(test_tokenizer_library_file),
         cmocka_unit_test(test_tokenizer_bad_files),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);

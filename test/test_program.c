@@ -394,6 +394,45 @@ static void test_hostile_checkpoint(void **state) {
 }
 
 /* A full disk is the machine's failure (exit 1); what was there stays whole. */
+/* The run's directory goes away under the run: the save at its end makes none in its place, and
+   says so. */
+static void test_run_removed_under_it(void **state) {
+    (void)state;
+    int code = run("$T " SMALL "--steps 1000000 --save-every 0 --run under & pid=$!; while ! "
+                   "[ -s under/metrics.jsonl ]; do sleep .05; done; mv under moved; "
+                   "kill -TERM $pid; wait $pid");
+    if (code != 1 || !strstr(output, "the directory under is gone"))
+        fail_msg("%d %s", code, output);
+    assert_int_equal(run("[ -e under ]"), 1);
+    RUN_OK("rm -r moved");
+}
+
+/* The last step of --save-every is the last save: a directory that somebody reads is not replaced
+   by its like. */
+static void test_no_step_is_saved_twice(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--steps 2 --keep 0 --run once");
+    RUN_OK("stat -c %%i once/checkpoints/step_000002 > before");
+    run("$T --quiet --resume once");   /* there is nothing left to do */
+    RUN_OK("stat -c %%i once/checkpoints/step_000002 > after");
+    assert_same_file("before", "after");
+}
+
+/* One changed byte of the weights, which would still be numbers. */
+static void test_rotten_weights(void **state) {
+    (void)state;
+    RUN_OK("$T " SMALL "--steps 1 --run rotten");
+    RUN_OK("printf x | dd of=rotten/checkpoints/step_000001/model.safetensors bs=1 seek=100000 "
+           "conv=notrunc");
+    static const char *const lines[] = {"--resume rotten --steps 2", "--model rotten --eval-only",
+                                        "--model rotten --score /dev/null"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        int code = run("$T --quiet %s", lines[i]);
+        if (code != 2 || !strstr(output, "model.safetensors is damaged"))
+            fail_msg("%s: %d %s", lines[i], code, output);
+    }
+}
+
 static void test_full_disk(void **state) {
     (void)state;
     RUN_OK("$T " SMALL "--steps 2 --run full");
@@ -475,6 +514,9 @@ int main(void) {
         cmocka_unit_test(test_empty_minibatches),
         cmocka_unit_test(test_reference_across_tasks),
         cmocka_unit_test(test_hostile_checkpoint),
+        cmocka_unit_test(test_run_removed_under_it),
+        cmocka_unit_test(test_no_step_is_saved_twice),
+        cmocka_unit_test(test_rotten_weights),
         cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_sigterm_saves_and_exits_0),
         cmocka_unit_test(test_sigkill_at_random_moments),

@@ -6,6 +6,7 @@
 #include <string.h>
 #include "check.h"
 #include "json.h"
+#include "text.h"
 
 /* ---- names ----------------------------------------------------------------------------------- */
 
@@ -114,7 +115,8 @@ static void check_text(const struct Option *o, const char *value, const char *so
         die_input("%s--%s is too long: at most %d bytes", source, o->name, OPTION_TEXT - 1);
     bool is_default = strcmp(value, o->text) == 0;   /* may be empty: left to the objective */
     if (o->choices && !is_default && !is_choice(value, o->choices))
-        die_input("%s--%s %s is unknown; choose from: %s", source, o->name, value, o->choices);
+        die_input("%s--%s %s is unknown; choose from: %s", source, o->name, quote(value),
+                  o->choices);
 }
 
 /* Reads a number as the whole of `text`; hexadecimal, "inf" and "nan" are not numbers here. */
@@ -226,7 +228,7 @@ static void set_from_config(const struct OptionTable *table, void *fields, const
         int row = option_table_find(table, item->string);
         if (row >= 0 && table->rows[row].type == OPTION_CONFIG)
             die_input("%sa config file cannot name another one", source);
-        if (row < 0) die_unknown(table, source, item->string);
+        if (row < 0) die_unknown(table, source, quote(item->string));
         if (seen[row]) die_input("%s--%s is there twice", source, item->string);
         seen[row] = true;
         if (cJSON_IsNull(item)) set_default(fields, &table->rows[row]);

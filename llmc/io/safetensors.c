@@ -7,7 +7,6 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "../base/check.h"
@@ -135,7 +134,7 @@ static const char *check_layout(struct Safetensors *file, size_t data_bytes) {
 
 static const char *read_header(struct Safetensors *file, const cJSON *root) {
     if (!cJSON_IsObject(root)) return "the header is not a JSON object";
-    size_t data_bytes = file->map_bytes - (size_t)(file->data - file->map);
+    size_t data_bytes = file->bytes - file->data_begin;
     int items = cJSON_GetArraySize(root);
     file->entries = check_alloc((size_t)items, sizeof *file->entries, "a list of tensors");
     for (const cJSON *item = root->child; item; item = item->next) {
@@ -146,18 +145,30 @@ static const char *read_header(struct Safetensors *file, const cJSON *root) {
     return check_layout(file, data_bytes);
 }
 
-/* Finds the header in the mapped file, parses and checks it. */
+/* Bytes [begin, begin + bytes) of the file, or the program ends. */
+static void read_at(const struct Safetensors *file, void *out, size_t begin, size_t bytes) {
+    for (size_t done = 0; done < bytes;) {
+        ssize_t n = pread(file->descriptor, (char *)out + done, bytes - done,
+                          (off_t)(begin + done));
+        if (n > 0) done += (size_t)n;
+        else if (n == 0) die_input("%s: became shorter while it was read", file->path);
+        else if (errno != EINTR) die_errno("read", file->path);
+    }
+}
+
+/* Finds the header, parses and checks it. */
 static const char *parse(struct Safetensors *file) {
     uint64_t length;
-    if (is_lfs_pointer(file->map, file->map_bytes)) return "it " LFS_POINTER;
-    if (file->map_bytes < sizeof length) return "it is too short for a safetensors file";
-    memcpy(&length, file->map, sizeof length);
-    if (length > file->map_bytes - sizeof length) return "its header goes past the end of the file";
+    char start[32] = {0};
+    read_at(file, start, 0, file->bytes < sizeof start ? file->bytes : sizeof start);
+    if (is_lfs_pointer(start, sizeof start)) return "it " LFS_POINTER;
+    if (file->bytes < sizeof length) return "it is too short for a safetensors file";
+    memcpy(&length, start, sizeof length);
+    if (length > file->bytes - sizeof length) return "its header goes past the end of the file";
     if (length > HEADER_LIMIT) return "its header is larger than 16 MB";
-    file->data = file->map + sizeof length + length;
-    /* A copy, because the parser wants a terminated text. */
+    file->data_begin = sizeof length + length;
     char *text = check_alloc(length + 1, 1, "a safetensors header");
-    memcpy(text, file->map + sizeof length, length);
+    read_at(file, text, sizeof length, length);
     const char *end = text, *wrong = "its header is not JSON";
     cJSON *root = text[0] == '{' ? cJSON_ParseWithOpts(text, &end, false) : NULL;
     if (root) wrong = read_header(file, root);
@@ -168,40 +179,32 @@ static const char *parse(struct Safetensors *file) {
     return wrong;
 }
 
-static const char *map_file(struct Safetensors *file) {
+static const char *open_file(struct Safetensors *file) {
     /* O_NONBLOCK: a named pipe must not keep us waiting for its writer. */
-    int fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0 && is_machine_error(errno)) die_errno("read", file->path);
-    if (fd < 0) return problem("it cannot be opened: %s", strerror(errno));
+    file->descriptor = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (file->descriptor < 0 && is_machine_error(errno)) die_errno("read", file->path);
+    if (file->descriptor < 0) return problem("it cannot be opened: %s", strerror(errno));
     struct stat status;
-    const char *wrong = NULL;
-    if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) wrong = "it is not a regular file";
-    else if (status.st_size == 0) wrong = "it is empty";
-    if (!wrong) {
-        file->map_bytes = (size_t)status.st_size;
-        void *map = mmap(NULL, file->map_bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (map == MAP_FAILED && is_machine_error(errno)) die_errno("read", file->path);
-        if (map == MAP_FAILED) wrong = problem("it cannot be mapped: %s", strerror(errno));
-        else file->map = map;
-    }
-    close(fd);
-    return wrong;
+    if (fstat(file->descriptor, &status) != 0 || !S_ISREG(status.st_mode))
+        return "it is not a regular file";
+    file->bytes = (size_t)status.st_size;
+    return file->bytes == 0 ? "it is empty" : NULL;
 }
 
 const char *safetensors_open(struct Safetensors *file, const char *path) {
-    *file = (struct Safetensors){0};
+    *file = (struct Safetensors){.descriptor = -1};
     if (strlen(path) >= sizeof file->path) return "its path is too long";
     strcpy(file->path, path);
-    const char *wrong = map_file(file);
+    const char *wrong = open_file(file);
     if (!wrong) wrong = parse(file);
     if (wrong) safetensors_close(file);
     return wrong;
 }
 
 void safetensors_close(struct Safetensors *file) {
-    if (file->map) munmap((void *)file->map, file->map_bytes);
+    if (file->descriptor >= 0) close(file->descriptor);
     free(file->entries);
-    *file = (struct Safetensors){0};
+    *file = (struct Safetensors){.descriptor = -1};
 }
 
 const struct SafetensorsEntry *safetensors_find(const struct Safetensors *file, const char *name) {
@@ -232,26 +235,34 @@ static float float_of_fp16(uint16_t half) {
     return float_of_bits(sign | (exponent + 112) << 23 | rest << 13);           /* 127 - 15 */
 }
 
+static void convert(float *out, const unsigned char *bytes, enum SafetensorsType type, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        double wide;
+        uint16_t half;
+        if (type == ST_F64) {
+            memcpy(&wide, bytes + 8 * i, 8);
+            out[i] = (float)wide;
+        } else {
+            memcpy(&half, bytes + 2 * i, 2);
+            out[i] = type == ST_F16 ? float_of_fp16(half) : float_of_bf16(half);
+        }
+    }
+}
+
 void safetensors_read(const struct Safetensors *file, const struct SafetensorsEntry *entry,
                       float *out, size_t first, size_t n) {
-    const unsigned char *data = file->data + entry->begin;
-    /* memcpy even per element: the data section may begin anywhere, aligned or not. */
-    if (entry->type == ST_F32) {
-        memcpy(out, data + 4 * first, 4 * n);
-    } else if (entry->type == ST_F64) {
-        for (size_t i = 0; i < n; i++) {
-            double wide;
-            memcpy(&wide, data + 8 * (first + i), 8);
-            out[i] = (float)wide;
-        }
-    } else if (entry->type == ST_F16 || entry->type == ST_BF16) {
-        for (size_t i = 0; i < n; i++) {
-            uint16_t half;
-            memcpy(&half, data + 2 * (first + i), 2);
-            out[i] = entry->type == ST_F16 ? float_of_fp16(half) : float_of_bf16(half);
-        }
-    } else {
+    enum { PIECE = 1 << 16 };
+    unsigned char piece[PIECE];
+    size_t size = entry->type == ST_F64 ? 8 : entry->type == ST_F32 ? 4 : 2;
+    size_t begin = file->data_begin + entry->begin + size * first;
+    if (entry->type > ST_F64)
         die_input("%s: tensor %s does not hold floats", file->path, quote(entry->name));
+    if (entry->type == ST_F32) read_at(file, out, begin, size * n);
+    for (size_t done = 0; done < n && entry->type != ST_F32;) {
+        size_t part = n - done < PIECE / size ? n - done : PIECE / size;
+        read_at(file, piece, begin + size * done, size * part);
+        convert(out + done, piece, entry->type, part);
+        done += part;
     }
 }
 

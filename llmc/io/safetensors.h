@@ -2,7 +2,8 @@
    Format: https://github.com/huggingface/safetensors (see doc/formats.md).
 
    Reading is total: a hostile file (header length past the end, overlapping or out-of-range
-   offsets, overflowing shapes, wrong types) gives an error text, never a crash. */
+   offsets, overflowing shapes, wrong types) gives an error text, never a crash. A disk that fails
+   ends the program (die_machine). */
 #ifndef LLMC_SAFETENSORS_H
 #define LLMC_SAFETENSORS_H
 
@@ -23,9 +24,8 @@ struct SafetensorsEntry {
 
 struct Safetensors {
     char path[4096];
-    const unsigned char *map;  /* the whole file, memory-mapped */
-    size_t map_bytes;
-    const unsigned char *data; /* data section */
+    int descriptor;            /* -1: not open */
+    size_t bytes, data_begin;  /* of the file; where its data section begins */
     struct SafetensorsEntry *entries;
     int count;
 };

@@ -111,7 +111,7 @@ static struct Message event_at(int64_t step) {
 /* The newest time in the names of a directory's event files, whoever wrote them; 0 without any. */
 static long long newest_time(const char *directory) {
     DIR *entries = opendir(directory);
-    if (!entries) die_input("cannot read the directory %s: %s", directory, strerror(errno));
+    if (!entries) die_errno("read the directory", directory);
     long long newest = 0, at;
     for (const struct dirent *entry; (entry = readdir(entries));)
         if (sscanf(entry->d_name, PREFIX "%10lld", &at) == 1 && at > newest) newest = at;
@@ -125,7 +125,7 @@ void tensorboard_open(struct TensorBoard *board, const char *directory, int64_t 
     check_path(board->path, sizeof board->path, "%s/" PREFIX "%010lld" SUFFIX, directory,
                newest < now ? now : newest + 1);
     board->stream = fopen(board->path, "wbx");
-    if (!board->stream) die_input("cannot write %s: %s", board->path, strerror(errno));
+    if (!board->stream) die_errno("write", board->path);
 
     static const char version[] = "brain.Event:2";   /* from 2 on, START is what purges */
     struct Message event = event_at(0), session = {0};
