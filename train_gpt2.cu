@@ -1,5 +1,5 @@
-/* policy.c: reinforcement learning of language models in plain C and CUDA, with the policy's entropy
-   measured exactly and controlled. This file is the whole program as one sentence:
+/* policy.c: reinforcement learning of language models in plain C and CUDA, with the policy's
+   entropy measured exactly and controlled. This file is the whole program as one sentence:
 
      prompt (tasks) -> completion with its log-probabilities (rollout) -> reward (tasks) ->
      advantage (objectives) -> hidden states (model, through ops) -> per-token log-probability and
@@ -7,65 +7,103 @@
      -> sum over ranks (comm) -> adamw; after each step entropy measures, logs and turns the knob.
 
    Plain C despite its name: the kernels are in llmc/kernels (X.c for the CPU, X.cu for CUDA), and
-   this loop is the same for all of them. doc/tour.md walks through it. */
+   this loop is the same for all of them. It reads from the top: what is called comes after its
+   caller. doc/tour.md walks through it. */
 #include <math.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include "llmc/base/check.h"
 #include "llmc/base/console.h"
 #include "llmc/base/json.h"
-#include "llmc/run/launch.h"
 #include "llmc/base/time.h"
 #include "llmc/rl/monitor.h"
 #include "llmc/rl/schedule.h"
+#include "llmc/run/launch.h"
 #include "llmc/run/session.h"
 
-static double peak_memory_gb(void) {
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return (double)usage.ru_maxrss / (1 << 20);
+static void train(struct Session *s);
+static void evaluate_only(struct Session *s);
+static bool is_warm(const struct Session *s);
+static void warm_step(struct Session *s);
+static bool is_at_border(const struct Session *s);
+static void begin_phase(struct Session *s);
+static bool step(struct Session *s);
+static bool collect(struct Session *s);
+static void update(struct Session *s, struct StepReport *report);
+static void score_old(struct Session *s, struct TrainingSet *set, int *order,
+                      struct StepReport *report);
+static void score_reference(struct Session *s, struct TrainingSet *set, int *order);
+static void learn(struct Session *s, const struct TrainingSet *set, const int *pick, int count,
+                  struct StepReport *report);
+static void monitor(struct Session *s, struct StepReport *report);
+static void evaluate_earlier_tasks(struct Session *s);
+static void say_how_it_ended(const struct Session *s, bool moved);
+static void count_skipped(struct Session *s, const struct UpdateResult *update, int64_t step);
+static bool stops(const struct Session *s);
+static bool due(int64_t step, int64_t every);
+static double peak_host_memory_gb(void);
+
+int main(int argc, char **argv) {
+    struct Session session;
+    launch_prepare(argv);
+    json_memory(malloc);   /* a library's failed allocation ends the program too */
+    session_open(&session, argc, argv);
+    if (session.options.score[0]) session_score(&session);
+    else if (session.options.eval_only) evaluate_only(&session);
+    else train(&session);
+    session_close(&session);
+    return 0;
 }
 
-/* A non-finite update changes nothing; three in a row mean that the run is lost. */
-static void count_skipped(struct Session *s, const struct UpdateResult *update, int64_t step) {
-    if (!update->skipped) {
-        s->progress.skipped_in_a_row = 0;
-        return;
+/* Supervised steps first, so that the policy knows the form of an answer; then steps of policy
+   gradient on one task after another. */
+static void train(struct Session *s) {
+    int64_t begun = s->progress.warm_step + s->progress.step;
+    while (!is_warm(s) && !stops(s)) {
+        warm_step(s);
+        if (due(s->progress.warm_step, s->options.save_every)) session_save(s);
     }
-    warn("step %lld: update skipped, %s is not finite", (long long)step, update->bad_tensor);
-    if (++s->progress.skipped_in_a_row >= 3) session_fail(s, update->bad_tensor);
+    while (s->progress.step < s->plan.steps && !stops(s)) {
+        if (is_at_border(s)) begin_phase(s);
+        if (step(s) && due(s->progress.step, s->options.save_every)) session_save(s);
+    }
+    if (s->progress.step == s->plan.steps) evaluate_earlier_tasks(s);
+    bool moved = s->progress.warm_step + s->progress.step > begun;
+    if (moved || !s->place.resumed) session_save(s);
+    report_summary(&s->report, s->progress.step);
+    say_how_it_ended(s, moved);
 }
-
-/* ---- supervised warm start: a policy that knows the form of an answer ------------------------ */
-
-static void warm_step(struct Session *s) {
-    const struct Options *o = &s->options;
-    const struct Objective *ce = objective_find("ce");
-    struct CollectOptions collect = session_collect_options(s);
-    struct ObjectiveBatch batch = {.logp_dtype = "fp32"};
-    struct ObjectiveStats stats = {0};
-    double begin = seconds();
-    int n = (int)o->warm_batch, *pick = check_alloc((size_t)n, sizeof *pick, "a batch");
-
-    experience_demonstrate(&s->experience, &collect, n, &s->progress.demonstration_ordinal);
-    struct TrainingSet set = experience_training_set(&s->experience);
-    set.logp_old = NULL;
-    for (int i = 0; i < set.count; i++) pick[i] = i;
-    struct UpdateResult update = trainer_update(s->trainer, ce, &set, pick, set.count, &batch,
-                                                s->max_tokens, 1, (float)o->warm_lr, &stats);
-    s->progress.warm_step++;
-    s->progress.num_tokens += update.tokens;
-    count_skipped(s, &update, s->progress.warm_step);
-    report_warm(&s->report, &(struct WarmReport){
-        .step = s->progress.warm_step, .total_steps = o->warm_start, .loss = stats.loss,
-        .entropy = stats.tokens > 0 ? stats.entropy / stats.tokens : NAN, .grad_norm = update.grad_norm,
-        .learning_rate = o->warm_lr, .seconds = seconds() - begin});
-    free(pick);
-}
-
-static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
 /* ---- one step of policy gradient ------------------------------------------------------------- */
+
+/* False: there was nothing to replay, and the step was not made. */
+static bool step(struct Session *s) {
+    const struct Options *o = &s->options;
+    struct Evaluation evaluation;
+    struct StepReport report = {.step = s->progress.step + 1, .total_steps = s->plan.steps,
+                                .task = s->task->name, .experience = &s->experience,
+                                .entropy = &s->entropy,
+                                .has_reference = s->reference.data != NULL};
+    double begin = seconds();
+    if (!collect(s)) return false;
+    if (due(report.step, o->attention_entropy_every)) trainer_watch_attention(s->trainer);
+    update(s, &report);
+    monitor(s, &report);
+    s->progress.step++;
+    report.seconds_step = seconds() - begin;
+    report.num_tokens = s->progress.num_tokens;
+    report.loss_scale = trainer_progress(s->trainer).loss_scale;
+    report.train_flops = report.train_tokens * model_flops_per_token(s->model, s->shape.max_T);
+    report.host_memory_gb = peak_host_memory_gb();
+    report.device_memory_gb = s->ops->device[0] ? (double)s->arena.total / (1 << 30) : NAN;
+    bool ends_phase = s->progress.step == s->plan.phases[s->progress.phases_begun - 1].end;
+    if (due(s->progress.step, o->eval_every) || (o->eval_every && ends_phase)) {
+        evaluation = session_evaluate(s, s->task);
+        report.evaluation = &evaluation;
+    }
+    report_step(&s->report, &report);
+    return true;
+}
 
 /* prompt -> completion -> reward -> advantage, and the entropy controller's turn. False: a replayed
    file gives no more completions, and nothing was changed. */
@@ -88,14 +126,29 @@ static bool collect(struct Session *s) {
     return true;
 }
 
-/* Log-probabilities under the frozen reference, where the objective has a KL term. */
-static void score_reference(struct Session *s, struct TrainingSet *set, int *order) {
-    if (!s->reference.data) return;
-    struct HeadStats out = {.logp = s->experience.logp_ref};
-    for (int i = 0; i < set->count; i++) order[i] = i;
-    trainer_score(s->trainer, &s->reference, set, order, set->count,
-                  (float)s->options.temperature, &out);
-    set->logp_ref = s->experience.logp_ref;
+/* epochs x minibatches updates, each on a seeded random subset of the completions. */
+static void update(struct Session *s, struct StepReport *report) {
+    const struct Options *o = &s->options;
+    struct TrainingSet set = experience_training_set(&s->experience);
+    int *order = check_alloc((size_t)set.count + 1, sizeof *order, "minibatches");
+    double begin = seconds();
+    score_old(s, &set, order, report);
+    score_reference(s, &set, order);
+    report->seconds_logprob = seconds() - begin;
+    for (int64_t epoch = 0; epoch < o->epochs; epoch++) {
+        struct Rng rng;
+        rng_open(&rng, (uint64_t)o->seed, RNG_MINIBATCH,
+                 (uint64_t)(s->progress.step * o->epochs + epoch));
+        for (int i = 0; i < set.count; i++) order[i] = i;
+        rng_shuffle(&rng, order, set.count);
+        for (int64_t m = 0; m < o->minibatches; m++) {
+            int64_t first = m * set.count / o->minibatches;
+            int64_t last = (m + 1) * set.count / o->minibatches;
+            learn(s, &set, order + first, (int)(last - first), report);
+        }
+    }
+    report->seconds_update = seconds() - begin - report->seconds_logprob;
+    free(order);
 }
 
 /* The old policy's log-probabilities by the training pass, in place of those noted when sampling:
@@ -116,6 +169,16 @@ static void score_old(struct Session *s, struct TrainingSet *set, int *order,
         report->logp_difference_max = fmax(report->logp_difference_max, difference);
     }
     set->logp_old = e->logp_scored;
+}
+
+/* Log-probabilities under the frozen reference, where the objective has a KL term. */
+static void score_reference(struct Session *s, struct TrainingSet *set, int *order) {
+    if (!s->reference.data) return;
+    struct HeadStats out = {.logp = s->experience.logp_ref};
+    for (int i = 0; i < set->count; i++) order[i] = i;
+    trainer_score(s->trainer, &s->reference, set, order, set->count,
+                  (float)s->options.temperature, &out);
+    set->logp_ref = s->experience.logp_ref;
 }
 
 /* One optimizer step on the completions listed in pick. */
@@ -152,31 +215,6 @@ static void learn(struct Session *s, const struct TrainingSet *set, const int *p
     s->progress.num_tokens += update.tokens;
 }
 
-/* epochs x minibatches updates, each on a seeded random subset of the completions. */
-static void update(struct Session *s, struct StepReport *report) {
-    const struct Options *o = &s->options;
-    struct TrainingSet set = experience_training_set(&s->experience);
-    int *order = check_alloc((size_t)set.count + 1, sizeof *order, "minibatches");
-    double begin = seconds();
-    score_old(s, &set, order, report);
-    score_reference(s, &set, order);
-    report->seconds_logprob = seconds() - begin;
-    for (int64_t epoch = 0; epoch < o->epochs; epoch++) {
-        struct Rng rng;
-        rng_open(&rng, (uint64_t)o->seed, RNG_MINIBATCH,
-                 (uint64_t)(s->progress.step * o->epochs + epoch));
-        for (int i = 0; i < set.count; i++) order[i] = i;
-        rng_shuffle(&rng, order, set.count);
-        for (int64_t m = 0; m < o->minibatches; m++) {
-            int64_t first = m * set.count / o->minibatches;
-            int64_t last = (m + 1) * set.count / o->minibatches;
-            learn(s, &set, order + first, (int)(last - first), report);
-        }
-    }
-    report->seconds_update = seconds() - begin - report->seconds_logprob;
-    free(order);
-}
-
 /* What the update did, against what was predicted; and where attention looks. */
 static void monitor(struct Session *s, struct StepReport *report) {
     const struct Options *o = &s->options;
@@ -192,40 +230,39 @@ static void monitor(struct Session *s, struct StepReport *report) {
     report->seconds_monitor = seconds() - begin;
 }
 
-/* False: there was nothing to replay, and the step was not made. */
-static bool step(struct Session *s) {
-    const struct Options *o = &s->options;
-    struct Evaluation evaluation;
-    struct StepReport report = {.step = s->progress.step + 1, .total_steps = s->plan.steps,
-                                .task = s->task->name, .experience = &s->experience,
-                                .entropy = &s->entropy,
-                                .has_reference = s->reference.data != NULL};
-    double begin = seconds();
-    if (!collect(s)) return false;
-    if (due(report.step, o->attention_entropy_every)) trainer_watch_attention(s->trainer);
-    update(s, &report);
-    monitor(s, &report);
-    s->progress.step++;
-    report.seconds_step = seconds() - begin;
-    report.num_tokens = s->progress.num_tokens;
-    report.loss_scale = trainer_progress(s->trainer).loss_scale;
-    report.train_flops = report.train_tokens * model_flops_per_token(s->model, s->shape.max_T);
-    report.peak_memory_gb = peak_memory_gb();
-    bool ends_phase = s->progress.step == s->plan.phases[s->progress.phases_begun - 1].end;
-    if (due(s->progress.step, o->eval_every) || (o->eval_every && ends_phase)) {
-        evaluation = session_evaluate(s, s->task);
-        report.evaluation = &evaluation;
-    }
-    report_step(&s->report, &report);
-    return true;
-}
+/* ---- before and after the steps -------------------------------------------------------------- */
 
-/* ---- the program ----------------------------------------------------------------------------- */
+static void warm_step(struct Session *s) {
+    const struct Options *o = &s->options;
+    const struct Objective *ce = objective_find("ce");
+    struct CollectOptions collect = session_collect_options(s);
+    struct ObjectiveBatch batch = {.logp_dtype = "fp32"};
+    struct ObjectiveStats stats = {0};
+    double begin = seconds();
+    int n = (int)o->warm_batch, *pick = check_alloc((size_t)n, sizeof *pick, "a batch");
+
+    experience_demonstrate(&s->experience, &collect, n, &s->progress.demonstration_ordinal);
+    struct TrainingSet set = experience_training_set(&s->experience);
+    set.logp_old = NULL;
+    for (int i = 0; i < set.count; i++) pick[i] = i;
+    struct UpdateResult update = trainer_update(s->trainer, ce, &set, pick, set.count, &batch,
+                                                s->max_tokens, 1, (float)o->warm_lr, &stats);
+    s->progress.warm_step++;
+    s->progress.num_tokens += update.tokens;
+    count_skipped(s, &update, s->progress.warm_step);
+    report_warm(&s->report, &(struct WarmReport){
+        .step = s->progress.warm_step, .total_steps = o->warm_start, .loss = stats.loss,
+        .entropy = stats.tokens > 0 ? stats.entropy / stats.tokens : NAN,
+        .grad_norm = update.grad_norm,
+        .learning_rate = o->warm_lr, .seconds = seconds() - begin});
+    free(pick);
+}
 
 /* Before the first step of a task: fresh moments and controller, the reference frozen, the starting
    point measured. The weights are those of the warm start, or of the task before. */
-static void begin_phase(struct Session *s, int phase) {
-    if (phase > 0) session_save(s);   /* so that a resume never needs the reference before this one */
+static void begin_phase(struct Session *s) {
+    int phase = (int)s->progress.phases_begun;
+    if (phase > 0) session_save(s);   /* a resume never needs the reference before this one */
     s->task = s->plan.phases[phase].task;
     session_note_task(s);
     trainer_reset_optimizer(s->trainer);
@@ -236,7 +273,8 @@ static void begin_phase(struct Session *s, int phase) {
     if (!s->options.eval_every) return;
     struct Evaluation evaluation = session_evaluate(s, s->task);
     char text[256];
-    report_evaluation(&s->report, s->task->name, s->progress.step, "phase_start", phase, &evaluation);
+    report_evaluation(&s->report, s->task->name, s->progress.step, "phase_start", phase,
+                      &evaluation);
     report_describe_evaluation(&evaluation, text, sizeof text);
     say("%s before RL: held-out %s", s->task->name, text);
     if (phase == 0)
@@ -246,40 +284,28 @@ static void begin_phase(struct Session *s, int phase) {
 /* After the last task: what is left of the earlier ones. */
 static void evaluate_earlier_tasks(struct Session *s) {
     for (int i = 0; i + 1 < s->plan.num_phases && s->options.eval_every; i++) {
+        const struct Task *task = s->plan.phases[i].task;
+        struct Evaluation evaluation = session_evaluate(s, task);
         char text[256];
-        struct Evaluation evaluation = session_evaluate(s, s->plan.phases[i].task);
-        report_evaluation(&s->report, s->plan.phases[i].task->name, s->progress.step, "after_all", i,
-                          &evaluation);
+        report_evaluation(&s->report, task->name, s->progress.step, "after_all", i, &evaluation);
         report_describe_evaluation(&evaluation, text, sizeof text);
-        say("%s after all: held-out %s", s->plan.phases[i].task->name, text);
+        say("%s after all: held-out %s", task->name, text);
     }
 }
 
-/* Everything is saved by now, also where the replayed file was wrong and the program ends so. */
-static void say_why_it_stopped(struct Session *s) {
+/* Everything is saved by now, also where the replayed file was wrong and the program ends with
+   that. */
+static void say_how_it_ended(const struct Session *s, bool moved) {
     const char *problem = replay_problem(s->replay);
     if (problem && !replay_ended(s->replay)) replay_fail(s->replay);
-    if (!problem && !launch_stop_requested()) return;
-    say("stopped after step %lld%s%s; go on with: ./train --resume %s", (long long)s->progress.step,
-        problem ? ": " : "", problem ? problem : "", s->place.run);
-}
-
-static void train(struct Session *s) {
-    const struct Options *o = &s->options;
-    while (s->progress.warm_step < o->warm_start && s->progress.step == 0 && !launch_stop_requested()) {
-        warm_step(s);
-        if (due(s->progress.warm_step, o->save_every)) session_save(s);
-    }
-    while (s->progress.step < s->plan.steps && !launch_stop_requested() &&
-           !replay_problem(s->replay)) {
-        int phase = (int)s->progress.phases_begun;
-        if (phase < s->plan.num_phases && s->progress.step == s->plan.phases[phase].begin) begin_phase(s, phase);
-        if (step(s) && due(s->progress.step, o->save_every)) session_save(s);
-    }
-    if (s->progress.step == s->plan.steps) evaluate_earlier_tasks(s);
-    session_save(s);
-    report_summary(&s->report, s->progress.step);
-    say_why_it_stopped(s);
+    if (s->progress.step < s->plan.steps || !is_warm(s))
+        say("stopped after step %lld%s%s; go on with: ./train --resume %s",
+            (long long)s->progress.step, problem ? ": " : "", problem ? problem : "",
+            s->place.run);
+    else if (!moved && s->place.resumed)
+        say("this run is finished, at step %lld of %lld: --steps N goes on with it, and %s",
+            (long long)s->progress.step, (long long)s->plan.steps,
+            "--eval-only measures it");
 }
 
 static void evaluate_only(struct Session *s) {
@@ -292,14 +318,36 @@ static void evaluate_only(struct Session *s) {
     }
 }
 
-int main(int argc, char **argv) {
-    struct Session session;
-    launch_prepare(argv);
-    json_memory(malloc);   /* a library's failed allocation ends the program too */
-    session_open(&session, argc, argv);
-    if (session.options.score[0]) session_score(&session);
-    else if (session.options.eval_only) evaluate_only(&session);
-    else train(&session);
-    session_close(&session);
-    return 0;
+/* ---- small parts ----------------------------------------------------------------------------- */
+
+/* A non-finite update changes nothing; three in a row mean that the run is lost. */
+static void count_skipped(struct Session *s, const struct UpdateResult *update, int64_t step) {
+    if (!update->skipped) {
+        s->progress.skipped_in_a_row = 0;
+        return;
+    }
+    warn("step %lld: update skipped, %s is not finite", (long long)step, update->bad_tensor);
+    if (++s->progress.skipped_in_a_row >= 3) session_fail(s, update->bad_tensor);
+}
+
+static bool is_warm(const struct Session *s) {
+    return s->progress.warm_step >= s->options.warm_start || s->progress.step > 0;
+}
+
+static bool is_at_border(const struct Session *s) {
+    int64_t next = s->progress.phases_begun;
+    return next < s->plan.num_phases && s->progress.step == s->plan.phases[next].begin;
+}
+
+/* A signal asks it to, or there is nothing more to replay. */
+static bool stops(const struct Session *s) {
+    return launch_stop_requested() || replay_problem(s->replay);
+}
+
+static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+
+static double peak_host_memory_gb(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)usage.ru_maxrss / (1 << 20);
 }

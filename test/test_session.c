@@ -229,6 +229,49 @@ static void test_measuring(void **state) {
            "grep -q 'split held-out' each");
 }
 
+/* ---- the end --------------------------------------------------------------------------------- */
+
+/* A run that is over says so and how to go on; it is not done again, nor saved again. */
+static void test_finished_run(void **state) {
+    (void)state;
+    RUN_OK("$T " TINY "--steps 2 --run over && cp -rp over copy");
+    RUN_OK("$T --resume over --quiet false");
+    if (!strstr(output, "finished, at step 2 of 2") || !strstr(output, "--steps N"))
+        fail_msg("said: %s", output);
+    RUN_OK("cmp over/metrics.jsonl copy/metrics.jsonl && for f in $(ls copy/checkpoints/*/*); do "
+           "test ! over/${f#copy/} -nt $f || exit 1; done");
+    RUN_OK("$T --resume over --steps 3 --quiet false");
+}
+
+/* Demonstrations have no reward and no log-probability from sampling; none are made up. */
+static void test_failure_in_the_warm_start(void **state) {
+    (void)state;
+    char path[256];
+    static float huge[1 << 15];
+    for (size_t i = 0; i < sizeof huge / sizeof *huge; i++) huge[i] = 3e38f;
+    RUN_OK("$T " TINY "--steps 0 --run good && mkdir broken && cd good/checkpoints/step_* && "
+           "cp config.json *vocab.json merges.txt tokenizer_config.json model.safetensors "
+           "../../../broken");
+    snprintf(path, sizeof path, "%s/broken/model.safetensors", place);
+    FILE *file = fopen(path, "r+b");   /* finite, and no product of it is */
+    assert_non_null(file);
+    assert_int_equal(fseek(file, -(long)sizeof huge, SEEK_END), 0);
+    assert_int_equal(fwrite(huge, sizeof huge, 1, file), 1);
+    assert_int_equal(fclose(file), 0);
+    int code = run("$T " TINY "--model broken --warm-start 5 --run fails");
+    if (code != 1 || !strstr(output, "three updates in a row") || !strstr(output, "--warm-lr"))
+        fail_msg("exit code %d, said: %s", code, output);
+    cJSON *log = read_log("fails/failure.jsonl"), *line;
+    assert_int_equal(cJSON_GetArraySize(log), 8);
+    cJSON_ArrayForEach(line, log) {
+        assert_int_equal(cJSON_GetObjectItem(line, "warm_step")->valueint, 3);
+        assert_true(cJSON_GetArraySize(cJSON_GetObjectItem(line, "tokens")) > 3);
+        assert_null(cJSON_GetObjectItem(line, "reward"));
+        assert_null(cJSON_GetObjectItem(line, "logp"));
+    }
+    cJSON_Delete(log);
+}
+
 int main(void) {
     always = "--backend cpu";
     const struct CMUnitTest tests[] = {
@@ -240,6 +283,8 @@ int main(void) {
         cmocka_unit_test(test_fixed_options),
         cmocka_unit_test(test_changes_act),
         cmocka_unit_test(test_measuring),
+        cmocka_unit_test(test_finished_run),
+        cmocka_unit_test(test_failure_in_the_warm_start),
     };
     return cmocka_run_group_tests(tests, make_place, remove_place);
 }

@@ -20,8 +20,8 @@ void launch_prepare(char **argv);
 const char *launch_blas_name(void);
 
 /* Settles the OpenMP thread count and returns it: what OpenMP really gives of n, or of the threads
-   it would take by itself with n = 0 (OMP_NUM_THREADS, else the processors that this process may use:
-   its affinity, and its control group's quota). */
+   it would take by itself with n = 0 (OMP_NUM_THREADS, else the processors that this process may
+   use: its affinity, and its control group's quota). */
 int launch_threads(int64_t n);
 
 /* For a program that saves: SIGINT, SIGTERM, SIGHUP, and a reader of its output that goes away

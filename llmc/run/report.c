@@ -184,7 +184,9 @@ static void write_timing(struct Report *r, const struct StepReport *s) {
     number(r, "perf/gen_tok_s", (double)e->generated_tokens / e->seconds_generate);
     number(r, "perf/train_tok_s", s->train_tokens / learning);
     number(r, "perf/train_gflop_s", 1e-9 * s->train_flops / learning);
-    number(r, "perf/peak_mem_gb", s->peak_memory_gb);
+    bool on_device = !isnan(s->device_memory_gb);
+    number(r, "perf/peak_mem_gb", on_device ? s->device_memory_gb : s->host_memory_gb);
+    if (on_device) number(r, "perf/peak_host_mem_gb", s->host_memory_gb);
 }
 
 /* ---- attention entropy ----------------------------------------------------------------------- */

@@ -25,7 +25,8 @@ struct StepReport {
     const struct EntropyState *entropy;
     double seconds_step, seconds_logprob, seconds_update, seconds_monitor;
     double train_tokens, train_flops;  /* of this step */
-    double peak_memory_gb;
+    double host_memory_gb;             /* largest so far */
+    double device_memory_gb;           /* what the plan took; NaN: no device but the host */
     bool has_reference;
     double push_measured;              /* NaN: not measured */
     const double *attention_entropy;   /* [layers * heads], or NULL */

@@ -491,16 +491,20 @@ _Noreturn void session_fail(struct Session *s, const char *tensor) {
     struct Jsonl log;
     char path[4096], bundle[4096];
     const struct Experience *e = &s->experience;
+    bool warming = s->progress.phases_begun == 0;
     check_path(path, sizeof path, "%s/failure.jsonl", s->place.run);
     unlink(path);
     jsonl_open(&log, path);
     for (int i = 0; i < e->count; i++) {
         jsonl_begin(&log);
-        jsonl_integer(&log, "step", s->progress.step + 1);
+        if (warming) jsonl_integer(&log, "warm_step", s->progress.warm_step);
+        else jsonl_integer(&log, "step", s->progress.step + 1);
         jsonl_string(&log, "bad_tensor", tensor, strlen(tensor));
-        jsonl_number(&log, "reward", e->reward[i]);
         jsonl_integers(&log, "tokens", e->token + e->start[i], e->start[i + 1] - e->start[i]);
-        jsonl_numbers(&log, "logp", e->logp + e->loss_start[i], e->length[i]);
+        if (!warming) {   /* demonstrations have neither */
+            jsonl_number(&log, "reward", e->reward[i]);
+            jsonl_numbers(&log, "logp", e->logp + e->loss_start[i], e->length[i]);
+        }
         jsonl_end(&log);
     }
     jsonl_close(&log);
@@ -509,7 +513,7 @@ _Noreturn void session_fail(struct Session *s, const char *tensor) {
     save_to(s, bundle, 1);
     die_machine("three updates in a row were not finite, last in %s; the batch is in %s, the "
                 "weights in %s/checkpoints; --resume goes on from the checkpoint before, with a "
-                "lower --lr", tensor, path, bundle);
+                "lower %s", tensor, path, bundle, warming ? "--warm-lr" : "--lr");
 }
 
 void session_close(struct Session *s) {
