@@ -259,7 +259,7 @@ static void test_sum_of_squares(void **state) {
     const size_t most = is_slow() ? 60003 : 1100003; /* hundreds of blocks of CUDA's, and ragged */
     const size_t sizes[] = {0, 1, 15, 16, 17, 1023, 1024, 1025, 16383, 16385, most};
     struct OpsShape shape = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    void *workspace = new_workspace(&shape);
+    void *workspace = new_workspace_of("adamw", &shape);
     double *out = new_poison(sizeof *out);
     float *host = new_normal(most, 1, 5);
     host[most - 1] = 3e15f; /* the last element alone is most of the sum; its square is 9e30 */
@@ -302,7 +302,7 @@ static void test_long_sum(void **state) {
     const size_t n = ((size_t)1 << 24) + 12345;
     if (is_slow()) return;
     struct OpsShape shape = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    void *workspace = new_workspace(&shape);
+    void *workspace = new_workspace_of("adamw", &shape);
     double *out = new_poison(sizeof *out), got;
     float *host = malloc(n * sizeof *host);
     assert_non_null(host);

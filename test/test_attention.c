@@ -210,7 +210,7 @@ static void *workspace_of(const struct Shape *s) {
     struct OpsShape shape = {.N = s->N, .C = s->NH * s->HS, .F = 1, .NH = s->NH, .NKV = s->NKV,
                              .HS = s->HS, .V = 1, .Vp = 1, .max_T = longest(s), .R = 1,
                              .max_length = longest(s)};
-    return new_workspace(&shape);
+    return new_workspace_of("attention", &shape);
 }
 
 /* What a training step makes of a batch; host arrays, by the backend or by the definition. */
@@ -492,7 +492,7 @@ static float *decode_all(const struct Decode *d, const struct Layout *layout) {
     struct OpsShape shape = {.N = 1, .C = s->NH * s->HS, .F = 1, .NH = s->NH, .NKV = s->NKV,
                              .HS = s->HS, .V = 1, .Vp = 1, .max_T = 1,
                              .R = rows_of(R, layout->holes), .max_length = prompts + tails};
-    void *workspace = new_workspace(&shape);
+    void *workspace = new_workspace_of("attention", &shape);
     float *out = calloc((size_t)s->N * s->NH * s->HS, sizeof *out);
     if (layout->holes) decode_step(out, d, &cache, 0, 0, layout, workspace);
     for (int first = 0; first < d->count; first += R)
@@ -582,7 +582,7 @@ static void test_decode_recorded(void **state) {
         struct DecodeRows rows = {.position = placed, .prompt_slot = placed + R,
                                   .prompt_length = placed + 2 * R, .tail_slot = placed + 3 * R};
         floatX *qkv = new_x(N), *out = new_x(R * HS);
-        void *workspace = new_workspace(&shape);
+        void *workspace = new_workspace_of("attention", &shape);
         all[recorded] = malloc(STEPS * HS * sizeof(float));
         for (int k = 0; k < STEPS; k++) {
             int positions[R] = {k, -1}, before = num_allocated;

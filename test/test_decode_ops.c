@@ -151,7 +151,7 @@ static struct Batch batch_open(int R, int C, int V, int Vp, float inv_temperatur
     b.W_device = put_x(b.W, NW);
     b.packed = pack(b.W_device, C, Vp);
     b.workspace =
-        new_workspace(&(struct OpsShape){.N = R, .C = C, .V = V, .Vp = Vp, .R = R});
+        new_workspace_of("sample", &(struct OpsShape){.N = R, .C = C, .V = V, .Vp = Vp, .R = R});
     return b;
 }
 
@@ -275,7 +275,9 @@ static void test_sample_agrees_with_head(void **state) {
     struct HeadStats stats = {.logp = logp, .entropy = entropy};
     const struct Head head = {b.C, b.V, b.Vp, b.inv_temperature};
     const struct HeadTokens tokens = {put_ints(rows, b.R), put_ints(drawn.token, b.R), b.R, b.R};
-    ops->head_forward(&stats, b.E_device, b.W_device, &tokens, &head, b.workspace);
+    const struct OpsShape shape = {.N = b.R, .C = b.C, .V = b.V, .Vp = b.Vp};
+    ops->head_forward(&stats, b.E_device, b.W_device, &tokens, &head,
+                      new_workspace_of("head", &shape));
     for (int i = 0; i < b.R; i++) { /* the logits are exact in both */
         ASSERT_CLOSE("logp", fabs(logp[i] - drawn.logp[i]), 1e-5);
         ASSERT_CLOSE("entropy", fabs(entropy[i] - drawn.entropy[i]), 1e-5);

@@ -111,7 +111,7 @@ static void make_data(struct Problem *p) {
     p->W_device = put_x(p->W, NW);
     p->row_device = put_ints(p->row, c.n), p->target_device = put_ints(p->target, c.n);
     struct OpsShape shape = {.N = c.N, .C = c.C, .V = c.V, .Vp = c.Vp};
-    p->workspace = new_workspace(&shape);
+    p->workspace = new_workspace_of("head", &shape);
 }
 
 /* The definition, for one row: statistics, dz, and both gradients added. z, p: scratch [V]. */

@@ -54,8 +54,48 @@ static inline void *new_poison(size_t bytes) {
 }
 static inline floatX *new_x(size_t n) { return new_poison(n * ops->element_size); }
 static inline float *new_floats(size_t n) { return new_poison(n * sizeof(float)); }
+/* A workspace, and a guard behind it that release_all finds as it was left. For one operation it is
+   exactly as large as the files say whose names begin with `files`: what the whole backend asks for
+   is the most of all of them, and would hide that one says too little. */
+enum { GUARD = 256, GUARDS = 64 };
+static struct {
+    unsigned char *workspace;
+    size_t bytes;
+} guarded[GUARDS];
+static int num_guarded;
+
+static inline void *new_guarded(size_t bytes) {
+    assert_true(num_guarded < GUARDS);
+    guarded[num_guarded].workspace = new_poison(bytes + GUARD);
+    guarded[num_guarded].bytes = bytes;
+    return guarded[num_guarded++].workspace;
+}
+
+static inline void *new_workspace_of(const char *files, const struct OpsShape *shape) {
+    size_t most = 0, found = 0;
+    for (int f = 0; f < ops->num_files; f++) {
+        if (strncmp(ops->files[f]->name, files, strlen(files)) != 0) continue;
+        size_t bytes = ops->files[f]->workspace(shape);
+        if (bytes > most) most = bytes;
+        found++;
+    }
+    assert_true(found > 0);
+    return new_guarded(most);
+}
+
 static inline void *new_workspace(const struct OpsShape *shape) {
-    return new_poison(ops->workspace_size(shape));
+    return new_guarded(ops->workspace_size(shape));
+}
+
+static inline void check_guards(void) {
+    unsigned char guard[GUARD];
+    for (int i = 0; i < num_guarded; i++) {
+        ops->download(guard, guarded[i].workspace + guarded[i].bytes, GUARD);
+        for (int j = 0; j < GUARD; j++)
+            if (guard[j] != 255)
+                fail_msg("byte %d behind a workspace of %zu bytes was written", j, guarded[i].bytes);
+    }
+    num_guarded = 0;
 }
 
 /* Host copies; the caller frees. */
@@ -87,6 +127,7 @@ static inline struct Rows put_rows(const int *start, int B) {
 }
 
 static inline void release_all(void) {
+    check_guards();
     while (num_allocated) ops->free(allocated[--num_allocated]);
 }
 

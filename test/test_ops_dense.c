@@ -379,7 +379,7 @@ static void check_embedding(const struct Embedding *e) {
     ops->embedding_forward(x, tokens, positions, wte, wpe, N, C);
     for (int i = 0; i < 2; i++)
         ops->embedding_backward(dwte[i], dwpe[i], dx, tokens, positions, N, C,
-                                new_workspace(&shape));
+                                new_workspace_of("embedding", &shape));
     check_x("x", x, x_d, nc, bound_of(1));
     check_floats("dwte", dwte[0], dwte_d, vc, sum_bound(token, N));
     check_floats("dwpe", dwpe[0], dwpe_d, tc, sum_bound(position, N));
@@ -454,11 +454,13 @@ static void check_norm(int N, int C, float offset) {
     check_floats("mean", stats.mean, mean_d, N, 1e-6);
     check_floats("rstd", stats.rstd, rstd_d, N, 1e-6 + wide);
     norm_backward(dx_d, dw_d, db_d, dout_d, x_d, w_d, mean_d, rstd_d, N, C);
-    ops->norm_backward(dx, dw, db, dout, x, &norm_of, &stats, N, C, new_workspace(&shape));
+    ops->norm_backward(dx, dw, db, dout, x, &norm_of, &stats, N, C,
+                       new_workspace_of("norm", &shape));
     check_x("norm dx", dx, dx_d, nc, bound_of(1) + wide);
     check_floats("norm dw", dw, dw_d, C, 1e-6 + wide);
     check_floats("norm db", db, db_d, C, 1e-6);
-    ops->norm_backward(dx2, dw2, db2, dout, x, &norm_of, &stats, N, C, new_workspace(&shape));
+    ops->norm_backward(dx2, dw2, db2, dout, x, &norm_of, &stats, N, C,
+                       new_workspace_of("norm", &shape));
     check_same(dx, dx2, nc), check_same_floats(dw, dw2, C), check_same_floats(db, db2, C);
 
     add(x_d, delta_d, nc);
@@ -555,7 +557,7 @@ static void check_matmul(int N, int C, int OC, bool with_bias, bool with_dx, int
     double *out_d = new_doubles(no), *dx_d = new_doubles(nx);
     struct OpsShape shape = {.N = N, .C = C > OC ? C : OC, .F = C > OC ? C : OC, .NH = 1, .NKV = 1,
                              .HS = 1, .V = 1, .Vp = 1, .max_T = N, .R = 1, .max_length = N};
-    void *workspace = new_workspace(&shape);
+    void *workspace = new_workspace_of("matmul", &shape);
 
     ops->matmul_forward(out, x, w, with_bias ? b : NULL, N, C, OC);
     ops->matmul_forward(out2, x, w, with_bias ? b : NULL, N, C, OC);
@@ -630,7 +632,8 @@ static void check_mlp(int N, int C, int F, int shift) {
     const struct Mlp block = {w1, b1, w2, b2, C, F};
     const struct MlpGradients gradients = {dw1, db1, dw2, db2};
     ops->mlp_forward(out, pre, act, x, &block, N);
-    ops->mlp_backward(dx, &gradients, dpre, dout, x, pre, act, &block, N, new_workspace(&shape));
+    ops->mlp_backward(dx, &gradients, dpre, dout, x, pre, act, &block, N,
+                      new_workspace_of("mlp", &shape));
     mlp(&d);
     mlp_backward(&d);
     /* what the contract says of recomputing: pre and act have the bits of the slots for them */
