@@ -96,9 +96,9 @@ bool model_config_named(struct ModelConfig *config, const char *name);
 const char *model_config_names(void);
 /* NULL if the config can be run, else one sentence saying what is wrong (static storage). */
 const char *model_config_problem(const struct ModelConfig *config);
-/* A Hugging Face config.json. Reading chooses the family by its model_type; V and Vp become V_saved,
-   for the caller to cut and to pad; NULL or one sentence saying what is wrong. Writing adds all that
-   from_pretrained needs. */
+/* A Hugging Face config.json. Reading chooses the family by its model_type; V and Vp become
+   V_saved, for the caller to cut and to pad; NULL or one sentence saying what is wrong. Writing
+   adds all that from_pretrained needs. */
 const char *model_config_read(struct ModelConfig *config, const struct cJSON *json);
 void model_config_write(struct cJSON *json, const struct ModelConfig *config, int end_of_text);
 

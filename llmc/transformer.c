@@ -61,7 +61,7 @@ static int model_qkv(const struct ModelConfig *config) {
     return heads_qkv(&heads);
 }
 
-/* ---- a layer's weights as the slots take them ------------------------------------------------- */
+/* ---- a layer's weights as the slots take them ----------------------------------------------- */
 
 static struct Norm model_norm(const struct Model *model, const floatX *weight, const floatX *bias) {
     return (struct Norm){NORM_LAYER, (float)model->config.norm_epsilon, weight, bias};
@@ -176,8 +176,8 @@ floatX *model_hidden_gradient(struct Activations *activations) { return activati
 
 /* ---- forward and backward ------------------------------------------------------------------- */
 
-/* From the first norm's output to the sum that the second norm takes, and that norm. entropy: [NH,N]
-   of this layer, or NULL. */
+/* From the first norm's output to the sum that the second norm takes, and that norm. entropy:
+   [NH,N] of this layer, or NULL. */
 static void attention_block(const struct Model *model, const struct LayerWeights *w,
                             const struct LayerActivations *s, struct Activations *a,
                             const struct Batch *batch, float *entropy, void *workspace) {

@@ -122,7 +122,8 @@ static void run_fill(struct Run *run, uint64_t stream) {
 static struct ModelConfig small_config(bool tied) {
     /* HS 36, F 100: several transpose blocks of 32 and a remainder in each direction */
     return (struct ModelConfig){.family = "gpt2", .L = 2, .NH = 2, .NKV = 2, .C = 72, .HS = 36,
-                                .F = 100, .V = 24, .V_saved = 24, .Vp = 64, .max_T = 16, .tied = tied,
+                                .F = 100, .V = 24, .V_saved = 24, .Vp = 64, .max_T = 16,
+                                .tied = tied,
                                 .norm_epsilon = 1e-5};
 }
 

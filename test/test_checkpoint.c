@@ -265,7 +265,8 @@ static void test_misfits_are_named(void **state) {
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         struct ModelConfig wrong = config;
-        wrong.L = rows[i].L, wrong.V = wrong.V_saved = wrong.Vp = rows[i].V, wrong.max_T = rows[i].max_T;
+        wrong.L = rows[i].L, wrong.V = wrong.V_saved = wrong.Vp = rows[i].V;
+        wrong.max_T = rows[i].max_T;
         wrong.tied = rows[i].tied;
         struct Run run;
         run_open(&run, &wrong);

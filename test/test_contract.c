@@ -31,8 +31,8 @@ static void test_workspace_counts_every_file(void **state) {
             assert_non_null(file->workspace);
             size_t bytes = file->workspace(&shapes[s]);
             if (bytes > whole)
-                fail_msg("shape %d: %s needs %zu bytes, the workspace has %zu", s, file->name, bytes,
-                         whole);
+                fail_msg("shape %d: %s needs %zu bytes, the workspace has %zu", s, file->name,
+                         bytes, whole);
             if (bytes > most) most = bytes;
         }
         assert_int_equal(whole, most);
@@ -92,8 +92,8 @@ static void test_silent_file_is_named(void **state) {
 
 /* ---- blocks of queries ----------------------------------------------------------------------- */
 
-/* Each query of each row is in one block, none is empty, and blocks with more keys before their queries
-   come first. */
+/* Each query of each row is in one block, none is empty, and blocks with more keys before their
+   queries come first. */
 static void check_blocks(const int *start, int B, int block) {
     int N = start[B], *seen = calloc((size_t)N + 1, sizeof *seen);
     struct QueryBlock *blocks = calloc((size_t)(N / block + B) + 1, sizeof *blocks);

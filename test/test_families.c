@@ -1,4 +1,5 @@
-/* Families: named sizes, configs that cannot be, the table of tensors, and what is absent from it. */
+/* Families: named sizes, configs that cannot be, the table of tensors, and what is absent from it.
+   */
 #include "test.h"
 #include "../llmc/kernels/backends.h"
 #include "../llmc/model.h"
@@ -48,7 +49,8 @@ static void test_bad_configs_are_refused(void **state) {
     struct ModelConfig bad[16];
     for (int i = 0; i < 16; i++) bad[i] = good;
     bad[0].L = 0, bad[1].NH = 5, bad[2].C = -24, bad[3].HS = 7, bad[4].F = 0, bad[5].V = 0;
-    bad[6].Vp = 60, bad[7].max_T = 0, bad[8].NKV = 1, bad[9].V = bad[9].V_saved = bad[9].Vp = 1 << 30;
+    bad[6].Vp = 60, bad[7].max_T = 0, bad[8].NKV = 1;
+    bad[9].V = bad[9].V_saved = bad[9].Vp = 1 << 30;
     snprintf(bad[10].family, sizeof bad[10].family, "llama");
     bad[11].L = 100000;
     bad[12].V_saved = 60, bad[13].V_saved = 65, bad[14].NKV = 0, bad[15].norm_epsilon = 0;
@@ -118,8 +120,8 @@ static struct Family family_without(struct TensorRow *rows, const char *const *w
     return family;
 }
 
-/* What a family has no row for is NULL in the passes, weight and gradient; and a tensor at offset 0 is
-   there. */
+/* What a family has no row for is NULL in the passes, weight and gradient; and a tensor at offset 0
+   is there. */
 static void test_absent_tensors_are_null(void **state) {
     (void)state;
     static const char *const without[] = {"wpe", "ln_1.bias", "mlp.c_fc.bias", "ln_f.bias",
@@ -153,8 +155,8 @@ static void test_absent_tensors_are_null(void **state) {
     model_free(model);
 }
 
-/* Every family of the list has what family.h asks for, its rows name fields once, and its sizes can be
-   built. */
+/* Every family of the list has what family.h asks for, its rows name fields once, and its sizes can
+   be built. */
 static void test_every_family_is_whole(void **state) {
     (void)state;
     const struct Family *family;
@@ -168,7 +170,8 @@ static void test_every_family_is_whole(void **state) {
             for (int j = 0; j < i; j++) {
                 const struct TensorRow *a = &family->rows[i], *b = &family->rows[j];
                 assert_string_not_equal(a->name, b->name);
-                assert_false(a->field == b->field && (a->flags & PER_LAYER) == (b->flags & PER_LAYER));
+                bool same_struct = (a->flags & PER_LAYER) == (b->flags & PER_LAYER);
+                assert_false(same_struct && a->field == b->field);
             }
     }
     assert_null(family_find("no such family"));

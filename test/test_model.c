@@ -12,7 +12,8 @@
 static struct ModelConfig config_of(int L, int NH, int HS, int F, int V, int Vp, int max_T,
                                     bool tied) {
     return (struct ModelConfig){.family = "gpt2", .L = L, .NH = NH, .NKV = NH, .C = NH * HS,
-                                .HS = HS, .F = F, .V = V, .V_saved = V, .Vp = Vp, .max_T = max_T, .tied = tied,
+                                .HS = HS, .F = F, .V = V, .V_saved = V, .Vp = Vp, .max_T = max_T,
+                                .tied = tied,
                                 .norm_epsilon = 1e-5};
 }
 
@@ -44,8 +45,8 @@ static double rounding_of(const struct Ops *ops) {
     return strcmp(ops->dtype, "bf16") == 0 ? 0x1p-8 : 0x1p-11;
 }
 
-/* References in double and vectors of other programs are for float32; how narrow types round is what
-   the tests of operations say. */
+/* References in double and vectors of other programs are for float32; how narrow types round is
+   what the tests of operations say. */
 #define SKIP_IF_NARROW() \
     if (is_narrow(ops_open(backend, dtype))) skip()
 
@@ -495,8 +496,8 @@ static void test_gradients_accumulate(void **state) {
     free(once), free(thrice), free(again), free(expected);
     rig_close(&rig);
 }
-/* What is computed again has the bits of what was kept, and so have the gradients; and it takes less
-   memory. Twice in a row: the second forward pass must not need what the first left. */
+/* What is computed again has the bits of what was kept, and so have the gradients; and it takes
+   less memory. Twice in a row: the second forward pass must not need what the first left. */
 static void test_recompute(void **state) {
     (void)state;
     struct ModelConfig config = config_of(3, 3, 20, 130, 50, 64, 40, true);

@@ -93,7 +93,8 @@ static inline void check_guards(void) {
         ops->download(guard, guarded[i].workspace + guarded[i].bytes, GUARD);
         for (int j = 0; j < GUARD; j++)
             if (guard[j] != 255)
-                fail_msg("byte %d behind a workspace of %zu bytes was written", j, guarded[i].bytes);
+                fail_msg("byte %d behind a workspace of %zu bytes was written", j,
+                         guarded[i].bytes);
     }
     num_guarded = 0;
 }

@@ -21,8 +21,8 @@ static const char *place_of(const char *name) {
     return out;
 }
 
-/* The weights of a directory as floats [num_parameters]; the caller frees. V_saved: rows to make room
-   for, or 0 for what config.json says. */
+/* The weights of a directory as floats [num_parameters]; the caller frees. V_saved: rows to make
+   room for, or 0 for what config.json says. */
 static float *load(const char *directory, struct Model **model, int V_saved) {
     struct ModelConfig config;
     assert_null(checkpoint_config(directory, &config));
@@ -37,8 +37,8 @@ static float *load(const char *directory, struct Model **model, int V_saved) {
     return host;
 }
 
-/* A model directory NAME: the run's in `from`, with ROWS rows of vocabulary. Logits of the new ones are
-   far larger than those of words: without care they would be all that is ever drawn. */
+/* A model directory NAME: the run's in `from`, with ROWS rows of vocabulary. Logits of the new ones
+   are far larger than those of words: without care they would be all that is ever drawn. */
 static void make_padded(const char *from, const char *name) {
     struct Model *small, *large;
     struct Tokenizer tokenizer;
@@ -84,10 +84,11 @@ static void check_rows(const char *name, const char *other) {
 static void check_padded(bool tied) {
     const char *untied = tied ? "" : "--untied ", *kind = tied ? "tied" : "untied";
     char name[64], padded[64], from[128], to[128], run_name[64];
-    snprintf(name, sizeof name, "%s-plain", kind), snprintf(padded, sizeof padded, "%s-padded", kind);
+    snprintf(name, sizeof name, "%s-plain", kind);
+    snprintf(padded, sizeof padded, "%s-padded", kind);
     snprintf(run_name, sizeof run_name, "%s-run", kind);
-    RUN_OK("$T --quiet --warm-start 5 --warm-batch 16 --prompts 4 --group 4 --steps 1 %s--eval-every 0 "
-           "--run %s", untied, name);
+    RUN_OK("$T --quiet --warm-start 5 --warm-batch 16 --prompts 4 --group 4 --steps 1 %s"
+           "--eval-every 0 --run %s", untied, name);
     snprintf(from, sizeof from, "%s/checkpoints/step_000001", name);
     make_padded(place_of(from), padded);
 
@@ -108,11 +109,12 @@ static void check_padded(bool tied) {
     cJSON *metrics = read_log(from);
     for (int step = 1; step <= 3; step++) {
         assert_true(logged(metrics, step, "sampling/sampling_logp_difference/max") < 1e-4);
-        assert_true(logged(metrics, step, "entropy") > 0 && logged(metrics, step, "entropy") < log(WORDS));
+        double entropy = logged(metrics, step, "entropy");
+        assert_true(entropy > 0 && entropy < log(WORDS));
     }
     cJSON_Delete(metrics);
-    RUN_OK("$T " LINE "--model %s --steps 3 --run %s-again --replay %s/rollouts.jsonl", padded, kind,
-           run_name);
+    RUN_OK("$T " LINE "--model %s --steps 3 --run %s-again --replay %s/rollouts.jsonl", padded,
+           kind, run_name);
 
     /* the rows beyond are kept through training, saving and going on */
     snprintf(from, sizeof from, "%s/checkpoints/step_000000", padded);
@@ -123,7 +125,8 @@ static void check_padded(bool tied) {
     check_rows(to, from);
 
     /* scoring takes the words; without a tokenizer every row is one */
-    RUN_OK("printf '{\"tokens\":[1,2,23]}\\n' > words.jsonl; $T --score words.jsonl --model %s", from);
+    RUN_OK("printf '{\"tokens\":[1,2,23]}\\n' > words.jsonl; "
+           "$T --score words.jsonl --model %s", from);
     assert_int_equal(run("printf '{\"tokens\":[1,2,24]}\\n' > rows.jsonl; "
                          "$T --score rows.jsonl --model %s", from), 2);
     assert_non_null(strstr(output, "token 2 is not an id in 0..23"));

@@ -99,7 +99,8 @@ static inline void rig_open(struct Rig *rig, int micro_tokens,
     *rig = (struct Rig){.ops = *ops_open("cpu", "auto")};
     if (dtype) rig->ops.dtype = dtype;
     struct ModelConfig c = {.family = "gpt2", .L = LAYERS, .NH = HEADS, .NKV = HEADS, .C = 8,
-                            .HS = 4, .F = 16, .V = VOCABULARY, .V_saved = VOCABULARY, .max_T = 12, .norm_epsilon = 1e-5};
+                            .HS = 4, .F = 16, .V = VOCABULARY, .V_saved = VOCABULARY,
+                            .max_T = 12, .norm_epsilon = 1e-5};
     c.Vp = (c.V + rig->ops.vocabulary_multiple - 1) / rig->ops.vocabulary_multiple *
            rig->ops.vocabulary_multiple;
     assert_null(model_config_problem(&c));

@@ -1,9 +1,7 @@
 /* Model families. A family is one file of this folder, and its line in families.c: how it reads and
    writes config.json, which tensors it has, and what files call them. Nothing else in the program
-   knows a family by name.
-
-   Everything that computes goes by struct ModelConfig and by the tensors' fields below: a field that a
-   family has no row for is absent, and the passes see NULL there. */
+   knows a family by name.  Everything that computes goes by struct ModelConfig and by the tensors'
+   fields below: a field that a family has no row for is absent, and the passes see NULL there. */
 #ifndef LLMC_FAMILIES_FAMILY_H
 #define LLMC_FAMILIES_FAMILY_H
 
@@ -16,8 +14,8 @@ struct ModelConfig {
     char family[16];   /* a name of the list: "gpt2" */
     int L, NH, NKV, C, HS, F, max_T;
     int V;             /* words: what the softmax runs over, and no token is V or more */
-    int V_saved;       /* rows of an embedding in a file (vocab_size): V, and more where the file was
-                          padded beyond its tokenizer's words. Those are kept and never trained */
+    int V_saved;       /* rows of an embedding in a file (vocab_size): V, and more where the file
+                          was padded beyond its tokenizer's words: kept and never trained */
     int Vp;            /* rows of an embedding in memory: V_saved, rounded up for the backend */
     bool tied;         /* the head is wte */
     double norm_epsilon;
@@ -25,12 +23,12 @@ struct ModelConfig {
 
 /* A sentence in static storage, valid until the next one. */
 const char *family_sentence(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* A whole number in [1, 2^24]; `missing` (0: required) where the key is absent or null. Returns NULL
-   or one sentence saying what is wrong. */
+/* A whole number in [1, 2^24]; `missing` (0: required) where the key is absent or null. Returns
+   NULL or one sentence saying what is wrong. */
 const char *family_read_int(int *out, const struct cJSON *json, const char *key, int missing);
 
-/* The tensors by the names the passes use. One list serves three structs: offsets in elements of the
-   flat buffers (here), pointers to weights and pointers to gradients (model.h). */
+/* The tensors by the names the passes use. One list serves three structs: offsets in elements of
+   the flat buffers (here), pointers to weights and pointers to gradients (model.h). */
 #define LAYER_TENSORS(X)                                                                      \
     X(ln_1_weight) X(ln_1_bias) X(qkv_weight) X(qkv_bias) X(proj_weight) X(proj_bias)         \
     X(ln_2_weight) X(ln_2_bias) X(fc_weight) X(fc_bias) X(fc_proj_weight) X(fc_proj_bias)
@@ -73,8 +71,8 @@ struct Family {
     const struct TensorRow *rows;   /* in the order of the flat buffers */
     int num_rows;
     float init_std;
-    /* What files may do differently: leave a prefix of all names out; carry tensors that are none of
-       the weights, known by the ends of their names (a list that ends with NULL). */
+    /* What files may do differently: leave a prefix of all names out; carry tensors that are none
+       of the weights, known by the ends of their names (a list that ends with NULL). */
     const char *prefix;
     const char *const *ignored_suffixes;
 };

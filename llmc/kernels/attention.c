@@ -133,8 +133,8 @@ static void softmax_backward_block(float *s, float *dp, const float *lse, const 
 
 /* The blocks of one query head of a row of T tokens: dq is written, dk and dv are added to. */
 static void backward_head(floatX *dqkv, const floatX *dout, const floatX *out, const floatX *qkv,
-                          const float *lse, const struct HeadPlace *head, int T, int QKV, int C, int HS,
-                          float *scratch) {
+                          const float *lse, const struct HeadPlace *head, int T, int QKV, int C,
+                          int HS, float *scratch) {
     const float root = 1.0f / sqrtf((float)HS);
     float *s = scratch, *dp = s + (size_t)BLOCK * T, *transposed = dp + (size_t)BLOCK * T;
     for (int t = 0; t < T; t += BLOCK) {
