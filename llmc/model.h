@@ -127,7 +127,7 @@ void model_initialise(const struct Model *model, struct Weights *weights, uint64
 /* Ranges for ops->adamw over all trainable tensors; host array, caller frees. */
 struct AdamwRange *model_adamw_ranges(const struct Model *model, float weight_decay, int *count);
 
-/* What backward computes again instead of keeping it (1604.06174). Per token and layer, in elements,
+/* What backward computes again instead of keeping (1604.06174). Per token and layer, in elements,
    for F = 4C and as many key-value heads as heads:
        NONE   16 C kept
        MLP    12 C: the feed-forward block's activation anew from what went into GELU, one

@@ -9,9 +9,9 @@
      order        outputs, inputs, weights, sizes; a dx is the gradient of the loss by x
      shapes       in brackets, row-major, the last index contiguous. B rows (sequences), T
                   positions, C channels, OC output channels, L layers, NH query heads, NKV
-                  key-value heads, HS head size, F hidden width of the MLP, V vocabulary, Vp padded vocabulary, N tokens
-                  of a packed batch, n of them listed, R rows of a decode step,
-                  QKV = (NH + 2*NKV) * HS. A letter has this one meaning everywhere
+                  key-value heads, HS head size, F hidden width of the MLP, V vocabulary, Vp padded
+                  vocabulary, N tokens of a packed batch, n of them listed, R rows of a decode step,
+                  QKV = (NH + 2*NKV) * HS. A letter has this one meaning in all slots
      elements     floatX is the backend's storage type (precision.h); float is float32 everywhere
      memory       pointers are the backend's (ops->alloc) unless the comment says "host".
                   Nothing is owned: a slot reads and writes what it is given and keeps no pointer
@@ -22,9 +22,9 @@
      gradients    "=" overwrites, "+=" accumulates; weight gradients are float32 and always "+="
      workspace    scratch of at least workspace_size() bytes; contents undefined before and after
      padding      rows [V, Vp) of an embedding or head weight are finite: zero, or what a file had
-                  beyond its words; and stay as they are. So a product may run over all Vp
-                  rows; but logits of padding rows enter no
-                  statistics and no draw, and their gradient is never added to
+                  beyond its words; and stay as they are. So a product may run over all Vp rows;
+                  but logits of padding rows enter no statistics and no draw, and their gradient
+                  is never added to
      absent       a tensor that a model does not have is NULL, never an address
      repeatable   the same call on the same machine gives the same bits
 
@@ -208,7 +208,7 @@ struct Ops {
     void (*free)(void *memory);
     /* Bytes that alloc can still be asked for. */
     size_t (*memory_available)(void);
-    void (*upload)(void *out, const void *host, size_t bytes); /* `host` is free at once */
+    void (*upload)(void *out, const void *host, size_t bytes); /* then `host` may change */
     void (*download)(void *host, const void *in, size_t bytes);  /* waits */
     void (*copy)(void *out, const void *in, size_t bytes);     /* backend to backend, no overlap */
     void (*fill_zero)(void *out, size_t bytes);

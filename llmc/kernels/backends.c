@@ -68,8 +68,8 @@ const struct Ops *ops_open(const char *name, const char *dtype) {
     bool named = strcmp(name, "auto") != 0, cpu = strcmp(name, "cpu") == 0;
     if (!cpu && !plugin_open(&ops, named ? name : "cuda", dtype, text, sizeof text)) {
         if (named && !text[0])
-            die_machine("backend %s: there is no backend_%s.so beside the program; `make %s` builds "
-                        "it", name, name, strcmp(name, "cuda") == 0 ? "cuda" : "sim-backends");
+            die_machine("backend %s: there is no backend_%s.so beside the program; `make %s` "
+                        "builds it", name, name, strcmp(name, "cuda") == 0 ? "cuda" : "sim-backends");
         if (named) die_machine("backend %s: %s", name, text);
         if (text[0]) say("backend   cpu; not cuda: %s", text);
         cpu = true;
