@@ -69,7 +69,8 @@ const struct Ops *ops_open(const char *name, const char *dtype) {
     if (!cpu && !plugin_open(&ops, named ? name : "cuda", dtype, text, sizeof text)) {
         if (named && !text[0])
             die_machine("backend %s: there is no backend_%s.so beside the program; `make %s` "
-                        "builds it", name, name, strcmp(name, "cuda") == 0 ? "cuda" : "sim-backends");
+                        "builds it",
+                        name, name, strcmp(name, "cuda") == 0 ? "cuda" : "sim-backends");
         if (named) die_machine("backend %s: %s", name, text);
         if (text[0]) say("backend   cpu; not cuda: %s", text);
         cpu = true;
