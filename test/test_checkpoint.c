@@ -750,6 +750,12 @@ static void test_latest(void **state) {
                                       sizeof output), 2);
         assert_non_null(strstr(output, "damage/checkpoints/"));
     }
+    /* a disk that fails is not a file that says the wrong thing */
+    unlink(path_of("damage/checkpoints/latest"));
+    assert_int_equal(symlink("/proc/self/mem", path_of("damage/checkpoints/latest")), 0);
+    assert_int_equal(run_in_child(latest_body, (void *)path_of("damage"), output, sizeof output),
+                     1);
+    assert_non_null(strstr(output, "Input/output error"));
 }
 
 struct SaveCase {
