@@ -373,7 +373,7 @@ static void optimizer_step(struct Trainer *t, struct UpdateResult *result, float
 }
 
 /* The objective's view of the gathered minibatch. Scopes wider than a token need every
-   log-probability before the first coefficient: a scoring pass (8 NVD instead of 6, head.md). */
+   log-probability before the first coefficient: a scoring pass (8 NVC instead of 6, head.md). */
 static struct ObjectiveBatch minibatch_view(struct Trainer *t, const struct Objective *objective,
                                             const struct TrainingSet *set,
                                             const struct ObjectiveBatch *template,
