@@ -6,9 +6,9 @@
 
        dz = p (k0 + k1 log p) + a 1[y],   k0 = -a - b H,  k1 = -b,  log p = z - m - ln s
 
-   and dE = dz W, dW = dz^T E (times 1 / temperature). Autograd forms the logits twice (8 NVD flop
+   and dE = dz W, dW = dz^T E (times 1 / temperature). Autograd forms the logits twice (8 NVC flop
    in all): it wants the loss before it goes backward. Here the objective is a callback in the
-   middle, so a chunk's logits are formed once: 6 NVD.
+   middle, so a chunk's logits are formed once: 6 NVC.
 
        rows of a chunk  x  tiles of the vocabulary          for each chunk
             | tile 0 | tile 1 | ... |                       1  logits and statistics, tile by tile
