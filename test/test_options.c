@@ -104,8 +104,8 @@ static void test_line_errors(void **state) {
         {"--eval_every 3", "unknown option --eval_every; did you mean --eval-every? (--help lists "
                            "all)"},
         {"--learning-rate 3", "unknown option --learning-rate; here it is --lr (--help lists all)"},
-        {"--num_generations=3", "unknown option --num_generations; here it is --group (--help lists "
-                                "all)"},
+        {"--num_generations=3", "unknown option --num_generations; here it is --group (--help "
+                                "lists all)"},
         {"--step=3", "unknown option --step; did you mean --steps? (--help lists all)"},
         {"--steps", "--steps needs a value"},
         {"--steps --quiet", "--steps needs a value"},
