@@ -4,8 +4,8 @@
    Every product is a ONE-THREAD OpenBLAS call on a block, made inside our own parallel region (the
    OpenMP flavour of OpenBLAS is serial there by itself; in a team of one it is so only if
    omp_get_max_threads says one too, which launch_threads sees to). So bias, GELU and the like run
-   on a block while it is still in cache, and only one thread pool exists. openblas_set_num_threads is
-   never called: it would also change OpenMP's count. */
+   on a block while it is still in cache, and only one thread pool exists. openblas_set_num_threads
+   is never called: it would also change OpenMP's count. */
 #ifndef LLMC_KERNELS_CPU_H
 #define LLMC_KERNELS_CPU_H
 
