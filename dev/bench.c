@@ -296,7 +296,7 @@ static void bench_decode_batch(const struct Ops *ops, const struct Model *model,
                                    .max_tokens = DECODE_TOKENS, .end_of_text = -1}};
     arena_reserve(&arena, &d.weights.data, model->num_parameters * ops->element_size, "weights",
                   "weights");
-    d.sampler = sampler_reserve(model, &arena, batch, 2, DECODE_TOKENS);
+    d.sampler = sampler_reserve(model, &arena, batch, batch, 2, DECODE_TOKENS);
     struct OpsShape shape = {.N = 1, .C = c->C, .F = c->F, .NH = c->NH, .NKV = c->NKV, .HS = c->HS,
                              .V = c->V, .Vp = c->Vp, .max_T = 1,
                              .R = sampler_step_rows(ops, batch, 2),

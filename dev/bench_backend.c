@@ -425,7 +425,7 @@ static void bench_decode_batch(int batch) {
                                    .end_of_text = -1}};
     size_t size = ops->element_size;
     arena_reserve(&arena, &d.weights.data, model->num_parameters * size, "weights", "weights");
-    d.sampler = sampler_reserve(model, &arena, batch, 2, tokens);
+    d.sampler = sampler_reserve(model, &arena, batch, batch, 2, tokens);
     struct OpsShape shape = {.N = 1, .C = c.C, .F = c.F, .NH = c.NH, .NKV = c.NKV, .HS = c.HS,
                              .V = c.V, .Vp = c.Vp, .max_T = 1,
                              .R = sampler_step_rows(ops, batch, 2), .max_length = tokens + 2};

@@ -319,6 +319,7 @@ struct PackedMatrix {
 struct DecodeState {
     int R;
     struct PackedMatrix qkv, proj, fc, fc_proj, head;
+    const void *head_weight; /* what head_sample reads, after decode_load_weights */
     struct KvCache cache;
     floatX *x, *norm, *qkv_out, *attention, *act, *delta;   /* [R, ...] */
     struct NormStats stats;                                 /* [R] each */
@@ -329,19 +330,26 @@ static void packed_reserve(struct PackedMatrix *matrix, struct Arena *arena, con
     /* A multiple of 256 keeps each layer as aligned as the first. */
     matrix->stride = (ops->matmul_packed_size(C, OC) + 255) / 256 * 256;
     matrix->C = C, matrix->OC = OC;
+    if (matrix->stride == 0) return; /* the weight itself is read */
     arena_reserve(arena, &matrix->data, (size_t)layers * matrix->stride, "decode weights",
                   "packed %s [%d, %d, %d]", name, layers, OC, C);
 }
 
 static void packed_load(struct PackedMatrix *matrix, const struct Ops *ops, const floatX *w,
                         int l) {
+    if (matrix->stride == 0) return;
     ops->matmul_pack(matrix->data + (size_t)l * matrix->stride, w, matrix->C, matrix->OC);
 }
 
+/* What matmul_decode reads of layer l, whose weight is w. */
+static const void *packed_at(const struct PackedMatrix *matrix, const floatX *w, int l) {
+    return matrix->stride ? (const void *)(matrix->data + (size_t)l * matrix->stride) : w;
+}
+
 static void packed_multiply(floatX *out, const floatX *x, const struct PackedMatrix *matrix,
-                            const floatX *bias, const struct Ops *ops, int l, int R, int gelu) {
-    ops->matmul_decode(out, x, matrix->data + (size_t)l * matrix->stride, bias, R, matrix->C,
-                       matrix->OC, gelu);
+                            const floatX *w, const floatX *bias, const struct Ops *ops, int l,
+                            int R, int gelu) {
+    ops->matmul_decode(out, x, packed_at(matrix, w, l), bias, R, matrix->C, matrix->OC, gelu);
 }
 
 /* Reserves one segment of the cache. */
@@ -393,7 +401,7 @@ struct DecodeState *decode_reserve(const struct Model *model, struct Arena *aren
 
 void decode_free(struct DecodeState *state) { free(state); }
 
-const void *decode_head_weight(const struct DecodeState *state) { return state->head.data; }
+const void *decode_head_weight(const struct DecodeState *state) { return state->head_weight; }
 
 void decode_load_weights(const struct Model *model, struct DecodeState *state,
                          const struct Weights *weights) {
@@ -406,6 +414,7 @@ void decode_load_weights(const struct Model *model, struct DecodeState *state,
         packed_load(&state->fc_proj, ops, w.fc_proj_weight, l);
     }
     packed_load(&state->head, ops, model_head_weight(model, weights), 0);
+    state->head_weight = packed_at(&state->head, model_head_weight(model, weights), 0);
 }
 
 /* layer_forward with one token per row, keys and values from the cache. */
@@ -420,12 +429,12 @@ static void layer_decode(const struct Model *model, const struct Weights *weight
 
     if (l == 0) ops->norm_forward(s->norm, &s->stats, s->x, &norm_1, R, C);
     else ops->norm_residual_forward(s->x, s->norm, &s->stats, s->x, s->delta, &norm_1, R, C);
-    packed_multiply(s->qkv_out, s->norm, &s->qkv, w.qkv_bias, ops, l, R, 0);
+    packed_multiply(s->qkv_out, s->norm, &s->qkv, w.qkv_weight, w.qkv_bias, ops, l, R, 0);
     ops->attention_decode(s->attention, s->qkv_out, &s->cache, rows, l, R, workspace);
-    packed_multiply(s->delta, s->attention, &s->proj, w.proj_bias, ops, l, R, 0);
+    packed_multiply(s->delta, s->attention, &s->proj, w.proj_weight, w.proj_bias, ops, l, R, 0);
     ops->norm_residual_forward(s->x, s->norm, &s->stats, s->x, s->delta, &norm_2, R, C);
-    packed_multiply(s->act, s->norm, &s->fc, w.fc_bias, ops, l, R, 1);
-    packed_multiply(s->delta, s->act, &s->fc_proj, w.fc_proj_bias, ops, l, R, 0);
+    packed_multiply(s->act, s->norm, &s->fc, w.fc_weight, w.fc_bias, ops, l, R, 1);
+    packed_multiply(s->delta, s->act, &s->fc_proj, w.fc_proj_weight, w.fc_proj_bias, ops, l, R, 0);
 }
 
 floatX *model_decode(const struct Model *model, const struct Weights *weights,

@@ -97,7 +97,8 @@ static int setup(void **state) {
     model = model_build(&config, ops);
     arena_reserve(&arena, &weights.data, model->num_parameters * ops->element_size, "weights", "w");
     for (int i = 0; i < LAYOUTS; i++)
-        samplers[i] = sampler_reserve(model, &arena, row_counts[i], LONGEST_PROMPT, MAX_TOKENS);
+        samplers[i] = sampler_reserve(model, &arena, row_counts[i], GROUP, LONGEST_PROMPT,
+                                      MAX_TOKENS);
     arena_commit(&arena, ops);
     struct OpsShape shape = {
         .N = PROMPTS * GROUP * MAX_TOKENS * V, .C = config.C, /* score() asks for every word */

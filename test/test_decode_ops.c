@@ -8,8 +8,10 @@ static bool is_simulated(void) { return strncmp(ops->name, "sim", 3) == 0; }
 
 /* ---- matmul_decode --------------------------------------------------------------------------- */
 
-static void *pack(const floatX *w, int C, int OC) {
-    void *packed = new_poison(ops->matmul_packed_size(C, OC));
+static const void *pack(const floatX *w, int C, int OC) {
+    size_t bytes = ops->matmul_packed_size(C, OC);
+    if (bytes == 0) return w;
+    void *packed = new_poison(bytes);
     ops->matmul_pack(packed, w, C, OC);
     return packed;
 }
@@ -62,7 +64,7 @@ static void test_matmul(void **state) {
 struct BitRows {
     int ROWS, C, OC;
     float *x;            /* [ROWS,C] */
-    void *packed;
+    const void *packed;
     floatX *bias;
 };
 
@@ -126,7 +128,8 @@ struct Batch {
     int *position;
     uint32_t *sample, *ordinal, key[2];
     floatX *E_device, *W_device;
-    void *packed, *workspace;
+    const void *packed;
+    void *workspace;
 };
 
 struct Drawn {

@@ -33,6 +33,13 @@ static void test_layout_does_not_matter(void **state) {
                                            p * (GROUP + 2) + k);
             rollout_free(&again);
             rollout_free(&other);
+            /* groups of one: with 7 rows more of them than there are prompt slots, so some wait */
+            struct RolloutRequest alone = request;
+            alone.group = 1;
+            other = generate(layout, &alone);
+            for (int p = 0; p < PROMPTS; p++)
+                assert_same_completion(&reference, p * GROUP, &other, p);
+            rollout_free(&other);
         }
         rollout_free(&reference);
     }

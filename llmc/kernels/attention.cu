@@ -162,8 +162,8 @@ static __device__ __forceinline__ void store_statistics(float *lse, float *entro
         }
 }
 
-/* A block: OWN queries of one head. grid (list of tiles, NH). The bound of 2 blocks tells the
-   compiler to use up to 255 registers, where it would spill a few to have room for more blocks. */
+/* A block: OWN queries of one head. The bound of 2 blocks tells the compiler to use up to 255
+   registers, where it would spill a few to have room for more blocks. */
 template <int HSP>
 static __global__ void __launch_bounds__(THREADS, 2)
 forward_kernel(floatX *out, float *lse, float *entropy, const floatX *qkv,
@@ -171,11 +171,10 @@ forward_kernel(floatX *out, float *lse, float *entropy, const floatX *qkv,
     typedef ForwardTiles<HSP> Tiles;
     enum { M = Tiles::M, STREAM = Tiles::STREAM, N = STREAM / 8, PITCH = Tiles::PITCH };
     extern __shared__ uint4 shared[];
-    const struct Tile tile = find_tile_backwards<Tiles::OWN>(batch, blockIdx.x);
+    const struct Share x = block_share<Tiles::OWN, M, false>(batch);
+    const struct Tile tile = x.tile;
     if (tile.first >= tile.T) return;
-    const int h = blockIdx.y, g = h / (batch.NH / batch.NKV), heads = batch.NH + 2 * batch.NKV;
-    const int offset = threadIdx.x / WARP * 16 * M; /* of the warp's own queries in the tile */
-    const int own = tile.first + offset, rows = tile.T - own, token = tile.start + own;
+    const int h = x.head, g = h / (batch.NH / batch.NKV), heads = batch.NH + 2 * batch.NKV;
     const int keys = min_int(tile.first + Tiles::OWN, tile.T);
     const floatX *key = qkv + vector_at(tile.start, heads, batch.NH + g, batch.HS);
     floatX *q = (floatX *)shared, *stages = q + Tiles::OWN * PITCH; /* [2][keys, values] */
@@ -195,20 +194,22 @@ forward_kernel(floatX *out, float *lse, float *entropy, const floatX *qkv,
             load_keys<STREAM, HSP>(stages + (stage ^ 1) * 2 * STREAM * PITCH, key, first + STREAM,
                                    tile.T, batch);
         cp_async_commit();
-        if (rows <= 0 || first >= own + 16 * M) continue; /* nothing here that they may see */
+        if (x.rows <= 0 || first >= x.own + 16 * M) continue; /* nothing here that they may see */
         float s[M][N][4] = {};
-        multiply_rows<M, N, HSP>(s, q + offset * PITCH, k);
-        if (first + STREAM - 1 > own) mask_later<M, N, false>(s, own - first);
+        multiply_rows<M, N, HSP>(s, q + x.offset * PITCH, k);
+        if (first + STREAM - 1 > x.own) mask_later<M, N, false>(s, x.own - first);
         softmax_tile<M, N>(s, state, factor, batch.scale * PER_UNIT);
         scale_rows<M, HSP / 8>(sum, factor);
         multiply_columns<M, N, HSP / 8>(sum, s, v);
     }
-    if (rows <= 0) return;
+    if (x.rows <= 0) return;
+    /* the warp's first token, from key: held through the loop, it would be a register too many */
+    const int token = (int)((key - qkv) / (heads * batch.HS)) + x.own;
     size_t index = (size_t)h * batch.N + token;
-    store_statistics<M>(lse + index, entropy ? entropy + index : NULL, rows, state, factor);
+    store_statistics<M>(lse + index, entropy ? entropy + index : NULL, x.rows, state, factor);
     scale_rows<M, HSP / 8>(sum, factor);
     store_rows<M, HSP>(out + vector_at(token, batch.NH, h, batch.HS),
-                       batch.NH * batch.HS, rows, sum, q + offset * PITCH, batch);
+                       batch.NH * batch.HS, x.rows, sum, q + x.offset * PITCH, batch);
 }
 
 /* ---- backward ------------------------------------------------------------------------------- */
@@ -233,7 +234,7 @@ delta_kernel(float *delta, const floatX *dout, const floatX *out, const struct P
         delta[(size_t)h * batch.N + token] = sum;
 }
 
-/* A block: OWN queries of one head. grid (list of tiles, NH) */
+/* A block: OWN queries of one head. */
 template <int HSP>
 static __global__ void __launch_bounds__(THREADS, 2)
 backward_queries_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const float *lse,
@@ -241,11 +242,10 @@ backward_queries_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, con
     typedef BackwardTiles<HSP> Tiles;
     enum { M = Tiles::M, STREAM = Tiles::STREAM, N = STREAM / 8, PITCH = Tiles::PITCH };
     extern __shared__ uint4 shared[];
-    const struct Tile tile = find_tile_backwards<Tiles::OWN>(batch, blockIdx.x);
+    const struct Share x = block_share<Tiles::OWN, M, false>(batch);
+    const struct Tile tile = x.tile;
     if (tile.first >= tile.T) return;
-    const int h = blockIdx.y, g = h / (batch.NH / batch.NKV), heads = batch.NH + 2 * batch.NKV;
-    const int offset = threadIdx.x / WARP * 16 * M;
-    const int own = tile.first + offset, rows = tile.T - own, token = tile.start + own;
+    const int h = x.head, g = h / (batch.NH / batch.NKV), heads = batch.NH + 2 * batch.NKV;
     const int keys = min_int(tile.first + Tiles::OWN, tile.T), start = tile.start + tile.first;
     const floatX *key = qkv + vector_at(tile.start, heads, batch.NH + g, batch.HS);
     floatX *q = (floatX *)shared, *d = q + Tiles::OWN * PITCH, *stages = d + Tiles::OWN * PITCH;
@@ -260,9 +260,9 @@ backward_queries_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, con
     for (int m = 0; m < M; m++)
         for (int half = 0; half < 2; half++) {
             int row = row_of(m, 2 * half);
-            size_t index = (size_t)h * batch.N + token + row;
-            lse_of[m][half] = row < rows ? lse[index] * PER_UNIT : 0.0f;
-            delta_of[m][half] = row < rows ? delta[index] : 0.0f;
+            size_t index = (size_t)h * batch.N + x.token + row;
+            lse_of[m][half] = row < x.rows ? lse[index] * PER_UNIT : 0.0f;
+            delta_of[m][half] = row < x.rows ? delta[index] : 0.0f;
             factor[m][half] = batch.scale;
         }
     for (int first = 0, stage = 0; first < keys; first += STREAM, stage ^= 1) {
@@ -273,11 +273,11 @@ backward_queries_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, con
             load_keys<STREAM, HSP>(stages + (stage ^ 1) * 2 * STREAM * PITCH, key, first + STREAM,
                                    tile.T, batch);
         cp_async_commit();
-        if (rows <= 0 || first >= own + 16 * M) continue;
+        if (x.rows <= 0 || first >= x.own + 16 * M) continue;
         float s[M][N][4] = {}, dp[M][N][4] = {};
-        multiply_rows<M, N, HSP>(s, q + offset * PITCH, k);
-        if (first + STREAM - 1 > own) mask_later<M, N, false>(s, own - first);
-        multiply_rows<M, N, HSP>(dp, d + offset * PITCH, v);
+        multiply_rows<M, N, HSP>(s, q + x.offset * PITCH, k);
+        if (first + STREAM - 1 > x.own) mask_later<M, N, false>(s, x.own - first);
+        multiply_rows<M, N, HSP>(dp, d + x.offset * PITCH, v);
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
@@ -289,10 +289,10 @@ backward_queries_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, con
                 }
         multiply_columns<M, N, HSP / 8>(dq, dp, k);
     }
-    if (rows <= 0) return;
+    if (x.rows <= 0) return;
     scale_rows<M, HSP / 8>(dq, factor);
-    store_rows<M, HSP>(dqkv + vector_at(token, heads, h, batch.HS),
-                       heads * batch.HS, rows, dq, q + offset * PITCH, batch);
+    store_rows<M, HSP>(dqkv + vector_at(x.token, heads, h, batch.HS),
+                       heads * batch.HS, x.rows, dq, q + x.offset * PITCH, batch);
 }
 
 /* Queries of head h from position `first` on, and their dout, into a stage [2][ROWS][PITCH]; lse
@@ -336,7 +336,7 @@ static __device__ __forceinline__ void softmax_backward(float s[M][N][4], float 
 }
 
 /* A block: OWN keys and values of one key-value head. A step is STREAM queries of a query head:
-   the heads that read this one in order, each from the diagonal on. grid (list of tiles, NKV) */
+   the heads that read this one in order, each from the diagonal on. */
 template <int HSP>
 static __global__ void __launch_bounds__(THREADS, 2)
 backward_keys_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const float *lse,
@@ -344,12 +344,10 @@ backward_keys_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const 
     typedef BackwardTiles<HSP> Tiles;
     enum { M = Tiles::M, STREAM = Tiles::STREAM, N = STREAM / 8, PITCH = Tiles::PITCH };
     extern __shared__ uint4 shared[];
-    const struct Tile tile = find_tile<Tiles::OWN>(batch, blockIdx.x);
+    const struct Share x = block_share<Tiles::OWN, M, true>(batch);
+    const struct Tile tile = x.tile;
     if (tile.first >= tile.T) return;
-    const int g = blockIdx.y, group = batch.NH / batch.NKV, heads = batch.NH + 2 * batch.NKV;
-    const int offset = threadIdx.x / WARP * 16 * M;
-    const int own = tile.first + offset, rows = tile.T - own, token = tile.start + own;
-    const int steps = ceil_div(tile.T - tile.first, STREAM);
+    const int g = x.head, group = batch.NH / batch.NKV, heads = batch.NH + 2 * batch.NKV;
     const floatX *key = qkv + vector_at(tile.start, heads, batch.NH + g, batch.HS);
     floatX *k = (floatX *)shared, *v = k + Tiles::OWN * PITCH, *stages = v + Tiles::OWN * PITCH;
 
@@ -358,31 +356,32 @@ backward_keys_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const 
     cp_async_commit();
     float dk[M][HSP / 8][4] = {}, dv[M][HSP / 8][4] = {}, factor[M][2];
     for (int m = 0; m < M; m++) factor[m][0] = factor[m][1] = batch.scale;
-    for (int step = 0, stage = 0; step < group * steps; step++, stage ^= 1) {
+    for (int h = g * group, first = tile.first, stage = 0, next_h, next; h < (g + 1) * group;
+         h = next_h, first = next, stage ^= 1) {
         floatX *q = stages + stage * 2 * STREAM * PITCH, *d = q + STREAM * PITCH;
-        int first = tile.first + step % steps * STREAM;
+        next_h = h, next = first + STREAM;
+        if (next >= tile.T) next_h = h + 1, next = tile.first;
         cp_async_wait<0>();
         __syncthreads();
-        if (step + 1 < group * steps)
+        if (next_h < (g + 1) * group)
             load_queries<STREAM, HSP>(stages + (stage ^ 1) * 2 * STREAM * PITCH, qkv, dout, lse,
-                                      delta, batch, tile, g * group + (step + 1) / steps,
-                                      tile.first + (step + 1) % steps * STREAM);
+                                      delta, batch, tile, next_h, next);
         cp_async_commit();
-        if (rows <= 0 || first + STREAM <= own) continue; /* no query here sees these keys */
+        if (x.rows <= 0 || first + STREAM <= x.own) continue; /* no query here sees these keys */
         float s[M][N][4] = {}, dp[M][N][4] = {};
-        multiply_rows<M, N, HSP>(s, k + offset * PITCH, q);
-        if (own + 16 * M - 1 > first) mask_later<M, N, true>(s, first - own);
-        multiply_rows<M, N, HSP>(dp, v + offset * PITCH, d);
+        multiply_rows<M, N, HSP>(s, k + x.offset * PITCH, q);
+        if (x.own + 16 * M - 1 > first) mask_later<M, N, true>(s, first - x.own);
+        multiply_rows<M, N, HSP>(dp, v + x.offset * PITCH, d);
         softmax_backward<M, N, HSP>(s, dp, q, d, batch.scale * PER_UNIT);
         multiply_columns<M, N, HSP / 8>(dv, s, d);
         multiply_columns<M, N, HSP / 8>(dk, dp, q);
     }
-    if (rows <= 0) return;
-    floatX *out = dqkv + vector_at(token, heads, batch.NH + g, batch.HS);
+    if (x.rows <= 0) return;
+    floatX *out = dqkv + vector_at(x.token, heads, batch.NH + g, batch.HS);
     scale_rows<M, HSP / 8>(dk, factor);
-    store_rows<M, HSP>(out, heads * batch.HS, rows, dk, k + offset * PITCH, batch);
-    store_rows<M, HSP>(out + batch.NKV * batch.HS, heads * batch.HS, rows, dv,
-                       v + offset * PITCH, batch);
+    store_rows<M, HSP>(out, heads * batch.HS, x.rows, dk, k + x.offset * PITCH, batch);
+    store_rows<M, HSP>(out + batch.NKV * batch.HS, heads * batch.HS, x.rows, dv,
+                       v + x.offset * PITCH, batch);
 }
 
 /* ---- the slots ------------------------------------------------------------------------------ */
@@ -393,7 +392,7 @@ static struct Packed packed_batch(const struct Rows *rows, const struct Heads *h
     bool aligned = true;
     for (int i = 0; i < count; i++)
         aligned = aligned && rows_aligned(pointers[i], (size_t)HS, sizeof(floatX));
-    return Packed{rows->start, rows->B, rows->N, heads->NH, heads->NKV, HS,
+    return Packed{rows->start, rows->block, rows->blocks, rows->N, heads->NH, heads->NKV, HS,
                   1.0f / sqrtf((float)HS), aligned};
 }
 
@@ -401,7 +400,7 @@ template <int HSP>
 static void launch_forward(floatX *out, float *lse, float *entropy, const floatX *qkv,
                            const struct Packed batch) {
     typedef ForwardTiles<HSP> Tiles;
-    dim3 grid(batch.N / Tiles::OWN + batch.B, batch.NH);
+    dim3 grid = grid_of<Tiles::OWN>(batch, batch.NH);
     ALLOW_SHARED(Tiles::BYTES, forward_kernel<HSP>);
     forward_kernel<HSP><<<grid, THREADS, Tiles::BYTES, cuda.stream>>>(out, lse, entropy, qkv,
                                                                       batch);
@@ -412,13 +411,14 @@ template <int HSP>
 static void launch_backward(floatX *dqkv, const floatX *dout, const floatX *qkv, const float *lse,
                             const float *delta, const struct Packed batch) {
     typedef BackwardTiles<HSP> Tiles;
-    int tiles = batch.N / Tiles::OWN + batch.B;
+    dim3 queries = grid_of<Tiles::OWN>(batch, batch.NH);
+    dim3 keys = grid_of<Tiles::OWN>(batch, batch.NKV);
     ALLOW_SHARED(Tiles::BYTES, backward_queries_kernel<HSP>);
     ALLOW_SHARED(Tiles::BYTES, backward_keys_kernel<HSP>);
-    backward_queries_kernel<HSP><<<dim3(tiles, batch.NH), THREADS, Tiles::BYTES, cuda.stream>>>(
+    backward_queries_kernel<HSP><<<queries, THREADS, Tiles::BYTES, cuda.stream>>>(
         dqkv, dout, qkv, lse, delta, batch);
     CUDA_CHECK_LAUNCH();
-    backward_keys_kernel<HSP><<<dim3(tiles, batch.NKV), THREADS, Tiles::BYTES, cuda.stream>>>(
+    backward_keys_kernel<HSP><<<keys, THREADS, Tiles::BYTES, cuda.stream>>>(
         dqkv, dout, qkv, lse, delta, batch);
     CUDA_CHECK_LAUNCH();
 }
@@ -461,6 +461,7 @@ static size_t workspace_bytes(const struct OpsShape *shape) {
 }
 
 static void fill(struct Ops *ops) {
+    ops->attention_block = LIST_QUERIES;
     ops->attention_forward = attention_forward;
     ops->attention_backward = attention_backward;
 }

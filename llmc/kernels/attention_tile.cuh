@@ -17,8 +17,9 @@ enum { WARPS = 4, THREADS = WARPS * WARP };
 /* ---- the packed batch ----------------------------------------------------------------------- */
 
 struct Packed {
-    const int *row_start; /* [B+1], device memory */
-    int B, N, NH, NKV, HS;
+    const int *row_start;           /* [B+1], device memory */
+    const struct QueryBlock *block; /* [blocks] the list of work, device memory */
+    int blocks, N, NH, NKV, HS;
     float scale;  /* 1 / sqrt(HS) */
     bool aligned; /* every head's vectors may be moved 16 bytes at a time */
 };
@@ -29,36 +30,55 @@ struct Tile {
     int start, T, first;
 };
 
-/* The tiles of all rows in one list, which nobody has to write: tile i of row b is entry
+/* Queries of an entry of the list; every kernel's tile divides it. */
+enum { LIST_QUERIES = NARROW ? 128 : 64 };
 
-       row_start[b] / OWN + b + i
-
-   Rows do not overlap there, because floor((s + T) / OWN) + 1 >= floor(s / OWN) + ceil(T / OWN);
-   the list has N / OWN + B entries, at most one per row is no tile of it, and no lengths need to be
-   known on the host. A warp finds the row of an entry by 32-ary search. */
+/* An entry's tiles come one after another, the last one first, because it has the most keys. Only
+   where an entry is several tiles can one of them be empty. */
 template <int OWN>
-static __device__ __forceinline__ struct Tile find_tile(const struct Packed batch, int entry) {
-    const int *row_start = batch.row_start;
-    int lane = threadIdx.x % WARP, row = 0; /* it is in [row, row + count) */
-    for (int count = batch.B; count > 1;) {
-        int step = ceil_div(count, WARP), at = lane * step;
-        bool before = at < count && row_start[row + at] / OWN + row + at <= entry;
-        int skipped = (__popc(__ballot_sync(FULL_WARP, before)) - 1) * step;
-        row += skipped;
-        count = min_int(step, count - skipped);
-    }
-    int start = row_start[row];
-    return Tile{start, row_start[row + 1] - start, (entry - start / OWN - row) * OWN};
+static __device__ __forceinline__ struct Tile query_tile(const struct Packed batch, int number) {
+    enum { TILES = LIST_QUERIES / OWN };
+    if (number >= batch.blocks * TILES) return Tile{0, 0, 0};
+    const struct QueryBlock entry = batch.block[number / TILES];
+    int start = batch.row_start[entry.row], T = batch.row_start[entry.row + 1] - start;
+    return Tile{start, T, entry.first + (TILES - 1 - number % TILES) * OWN};
 }
 
-/* The same, from the end of each row: later queries have more keys, and what takes long should
-   start early. */
+/* The same list for tiles of keys: a tile as far from the row's first as that one is from its last.
+   The first keys have the most queries, so these too begin with the most work. */
 template <int OWN>
-static __device__ __forceinline__ struct Tile find_tile_backwards(const struct Packed batch,
-                                                                  int entry) {
-    struct Tile tile = find_tile<OWN>(batch, entry);
+static __device__ __forceinline__ struct Tile key_tile(const struct Packed batch, int number) {
+    struct Tile tile = query_tile<OWN>(batch, number);
     if (tile.first < tile.T) tile.first = (tile.T - 1) / OWN * OWN - tile.first;
     return tile;
+}
+
+/* What a block and a warp of it do: `rows` positions (none, if it is not positive) from `own` on,
+   which is token `token` and `offset` rows into the tile. */
+struct Share {
+    struct Tile tile;
+    int head;    /* of those that the grid has */
+    int offset, own, rows, token;
+};
+
+/* The grid is [tiles][heads], and blocks start in that order, so that the tiles with most work
+   start first whatever their head. Tiles are cut in two because every dimension but the first ends
+   at 65535; heads come first because their number is then no register. */
+template <int OWN, int M, bool KEYS>
+static __device__ __forceinline__ struct Share block_share(const struct Packed batch) {
+    const int number = blockIdx.z * gridDim.y + blockIdx.y;
+    struct Share x;
+    x.tile = KEYS ? key_tile<OWN>(batch, number) : query_tile<OWN>(batch, number);
+    x.head = blockIdx.x;
+    x.offset = threadIdx.x / WARP * 16 * M;
+    x.own = x.tile.first + x.offset;
+    x.rows = x.tile.T - x.own;
+    x.token = x.tile.start + x.own;
+    return x;
+}
+template <int OWN> static dim3 grid_of(const struct Packed batch, int heads) {
+    const int tiles = batch.blocks * (LIST_QUERIES / OWN), most = 32768;
+    return dim3(heads, min_int(tiles, most), ceil_div(tiles, most));
 }
 
 /* Where a head's vector of a token begins in x [N,heads,HS]. Heads of qkv: NH queries, NKV keys,

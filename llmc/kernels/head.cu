@@ -7,6 +7,13 @@
        dz = p (k0 + k1 log p) + a 1[y],   k0 = -a - b H,  k1 = -b,  log p = z - m - ln s
        dE = dz W,   dW += dz^T E          (all times 1 / temperature)
 
+   The host computes the coefficients of a chunk while the device forms the logits of the next one:
+   two chunks are in the workspace, each in its half, and the statistics of one land in pinned
+   memory while the other is multiplied.
+
+       device | logits 0 | logits 1 | gradients 0 | logits 2 | gradients 1 | ..
+       host              | a, b of 0 |            | a, b of 1 |
+
    A chunk is 2048 rows: then each product does 2 * 2048 flop for every element of W, enough to hide
    the 8 bytes that dW is read and written with. What is done to a chunk:
 
@@ -214,14 +221,38 @@ static void chunk_backward(const struct Chunk *c, floatX *dE, float *dW, const f
     CUDA_CHECK_LAUNCH();
 }
 
-/* Waits for a chunk's statistics, hands them on, sends back what the objective makes of them. */
-static void chunk_ask(const struct Chunk *c, int first, const struct HeadStats *stats,
-                      HeadUpstream upstream, void *context) {
-    static float host[4 * CHUNK], coefficients[2 * CHUNK];
+/* Where the statistics of a chunk land: pinned, so that the copy runs beside the host. Two, for
+   there are two chunks at a time. */
+struct Landing {
+    float *values; /* [4][CHUNK] */
+    cudaEvent_t landed;
+};
+static struct Landing *landing_of(int buffer) {
+    static struct Landing landings[2];
+    struct Landing *landing = &landings[buffer];
+    if (landing->values) return landing;
+    CUDA_CHECK(cudaMallocHost((void **)&landing->values, 4 * CHUNK * sizeof(float)));
+    CUDA_CHECK(cudaEventCreateWithFlags(&landing->landed, cudaEventDisableTiming));
+    return landing;
+}
+
+/* Starts a chunk's statistics on their way to the host. */
+static void chunk_send(const struct Chunk *c, const struct Landing *to) {
+    CUDA_CHECK(cudaMemcpyAsync(to->values, c->row.logp, 4 * c->rows * sizeof(float),
+                               cudaMemcpyDeviceToHost, cuda.stream));
+    CUDA_CHECK(cudaEventRecord(to->landed, cuda.stream));
+}
+
+/* Waits for a chunk's statistics, and for nothing that was enqueued after them, hands them on,
+   sends back what the objective makes of them. */
+static void chunk_ask(const struct Chunk *c, const struct Landing *from, int first,
+                      const struct HeadStats *stats, HeadUpstream upstream, void *context) {
+    static float coefficients[2 * CHUNK];
     int rows = c->rows;
     size_t bytes = rows * sizeof(float);
+    float *host = from->values;
     struct HeadStats seen = {host, host + rows, host + 2 * rows, host + 3 * rows};
-    slots->download(host, c->row.logp, 4 * bytes);
+    CUDA_CHECK(cudaEventSynchronize(from->landed));
     if (stats->logp) memcpy(stats->logp + first, seen.logp, bytes);
     if (stats->entropy) memcpy(stats->entropy + first, seen.entropy, bytes);
     if (stats->q) memcpy(stats->q + first, seen.q, bytes);
@@ -230,25 +261,41 @@ static void chunk_ask(const struct Chunk *c, int first, const struct HeadStats *
     slots->upload(c->row.dlogp, coefficients, 2 * bytes);
 }
 
+/* The rows of chunk `first`, of n; 0 beyond. */
+static int chunk_rows(int first, int n) { return max_int(0, min_int(CHUNK, n - first)); }
+
 static void head_forward_backward(const struct HeadStats *stats, floatX *dE, float *dW,
                                   const floatX *E, const floatX *W,
                                   const struct HeadTokens *tokens, const struct Head *head,
                                   HeadUpstream upstream, void *context, void *workspace) {
-    const int n = tokens->n;
+    const int n = tokens->n, *row = tokens->row, *target = tokens->target;
+    const float scale = head->inv_temperature;
+    struct Chunk chunk[2];
     slots->fill_zero(dE, (size_t)tokens->N * head->C * sizeof *dE);
-    for (int first = 0; first < n; first += CHUNK) {
-        struct Chunk c;
-        const int *row = tokens->row + first, *target = tokens->target + first;
-        chunk_open(&c, (char *)workspace, min_int(CHUNK, n - first), head->C, head->V, head->Vp);
-        chunk_forward(&c, E, W, row, target, head->inv_temperature);
-        chunk_ask(&c, first, stats, upstream, context);
-        chunk_backward(&c, dE, dW, W, row, target, head->inv_temperature);
+    char *second = (char *)workspace + chunk_open(&chunk[0], (char *)workspace, chunk_rows(0, n),
+                                                  head->C, head->V, head->Vp);
+    if (n > 0) chunk_forward(&chunk[0], E, W, row, target, scale);
+    if (n > 0) chunk_send(&chunk[0], landing_of(0));
+    for (int first = 0, now = 0; first < n; first += CHUNK, now = !now) {
+        int next = first + CHUNK;
+        if (next < n) {
+            chunk_open(&chunk[!now], now ? (char *)workspace : second, chunk_rows(next, n), head->C,
+                       head->V, head->Vp);
+            chunk_forward(&chunk[!now], E, W, row + next, target + next, scale);
+            chunk_send(&chunk[!now], landing_of(!now));
+        }
+        chunk_ask(&chunk[now], landing_of(now), first, stats, upstream, context);
+        chunk_backward(&chunk[now], dE, dW, W, row + first, target + first, scale);
     }
 }
 
+/* Two chunks, where there are as many. */
 static size_t workspace_bytes(const struct OpsShape *shape) {
     struct Chunk c;
-    return chunk_open(&c, NULL, min_int(CHUNK, shape->N), shape->C, shape->V, shape->Vp);
+    int n = shape->N;
+    size_t bytes = chunk_open(&c, NULL, chunk_rows(0, n), shape->C, shape->V, shape->Vp);
+    if (n <= CHUNK) return bytes;
+    return bytes + chunk_open(&c, NULL, chunk_rows(CHUNK, n), shape->C, shape->V, shape->Vp);
 }
 
 static void fill(struct Ops *ops) {

@@ -19,6 +19,7 @@
    Flop: 2 n V C. Bytes: W once from memory, since the blocks of one part run side by side; from L2,
    384 rows for each tile of 128 x 256 logits, which is why it is that large. doc/head.md has the
    numbers. */
+#include <stdlib.h>
 #include "tile_product.cuh"
 #include "row_state.cuh"
 
@@ -100,10 +101,12 @@ static __global__ void __launch_bounds__(T::THREADS) head_forward_kernel(Scoring
     int first_row = blockIdx.x * T::ROWS, part = blockIdx.y, parts = gridDim.y;
     int tiles = ceil_div(s.V, T::COLUMNS);
     int first = tiles * part / parts * T::COLUMNS, end = tiles * (part + 1) / parts * T::COLUMNS;
-    TileProduct product = {s.E, s.W, s.row, first_row, first, s.C, shared};
+    int *index = (int *)(shared + T::SHARED);
+    TileProduct product = {s.E, s.W, index, first_row, first, s.C, shared};
     RowState state[T::LANE_ROWS];
 #pragma unroll
     for (int r = 0; r < T::LANE_ROWS; r++) state[r] = row_state_empty();
+    tile_index<T>(index, s.row, first_row, s.n);
     tile_product_begin<T>(product);
     for (; first < end; first += T::COLUMNS) {
         TileSums<T> sum;
@@ -139,10 +142,15 @@ static __global__ void merge_kernel(float *results, const RowState *states,
     results[row + 3 * stride] = row_state_qlog(x);
 }
 
+/* The stages, and which row of E is which of the block's. */
+template <class T> static constexpr int shared_bytes() {
+    return T::SHARED + T::ROWS * (int)sizeof(int);
+}
+
 template <class T> static void launch(const Scoring &s) {
     dim3 grid(ceil_div(s.n, T::ROWS), count_parts(s.V));
-    ALLOW_SHARED(T::SHARED, head_forward_kernel<T>);
-    head_forward_kernel<T><<<grid, T::THREADS, T::SHARED, cuda.stream>>>(s);
+    ALLOW_SHARED(shared_bytes<T>(), head_forward_kernel<T>);
+    head_forward_kernel<T><<<grid, T::THREADS, shared_bytes<T>(), cuda.stream>>>(s);
     CUDA_CHECK_LAUNCH();
 }
 
@@ -151,6 +159,27 @@ static size_t states_bytes(int n, int V) {
     return align_up((size_t)n * count_states(V) * sizeof(RowState), 256);
 }
 static size_t logits_bytes(int n) { return align_up((size_t)n * sizeof(float), 256); }
+
+/* For download, which lands small results in pinned memory. */
+static struct Ops *slots;
+
+/* All statistics in one download, and from the landing place to where they are wanted. The landing
+   place grows to the largest n seen. */
+static void stats_download(const struct HeadStats *stats, const float *results, int n) {
+    static float *landing;
+    static size_t capacity;
+    size_t bytes = (size_t)n * sizeof(float);
+    if (4 * bytes > capacity) {
+        free(landing);
+        landing = (float *)malloc(4 * bytes);
+        if (!landing) cuda_die("out of memory: %zu bytes for the head's statistics", 4 * bytes);
+        capacity = 4 * bytes;
+    }
+    slots->download(landing, results, 4 * bytes);
+    float *const wanted[] = {stats->logp, stats->entropy, stats->q, stats->qlog};
+    for (int k = 0; k < 4; k++)
+        if (wanted[k]) memcpy(wanted[k], landing + (size_t)k * n, bytes);
+}
 
 static void head_forward(const struct HeadStats *stats, const floatX *E, const floatX *W,
                          const struct HeadTokens *tokens, const struct Head *head,
@@ -163,17 +192,12 @@ static void head_forward(const struct HeadStats *stats, const floatX *E, const f
     float *results = (float *)(place + states_bytes(n, V) + logits_bytes(n));
     Scoring s = {tile_rows(E, (size_t)C, n), tile_rows(W, (size_t)C, V), tokens->row,
                  tokens->target, states, target_logit, n, C, V, head->inv_temperature};
-    if (cuda.shared_limit >= Deep::SHARED) launch<Deep>(s);
+    if (cuda.shared_limit >= shared_bytes<Deep>()) launch<Deep>(s);
     else launch<Shallow>(s);
     merge_kernel<<<ceil_div(n, MERGE_WARPS), MERGE_WARPS * WARP, 0, cuda.stream>>>(
         results, states, target_logit, n, count_states(V));
     CUDA_CHECK_LAUNCH();
-    float *const host[] = {stats->logp, stats->entropy, stats->q, stats->qlog};
-    for (int k = 0; k < 4; k++)
-        if (host[k])
-            CUDA_CHECK(cudaMemcpyAsync(host[k], results + (size_t)k * n, n * sizeof(float),
-                                       cudaMemcpyDeviceToHost, cuda.stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda.stream));
+    stats_download(stats, results, n);
 }
 
 static size_t workspace_bytes(const struct OpsShape *shape) {
@@ -181,7 +205,10 @@ static size_t workspace_bytes(const struct OpsShape *shape) {
     return states_bytes(n, shape->V) + logits_bytes(n) + (size_t)n * 4 * sizeof(float);
 }
 
-static void fill(struct Ops *ops) { ops->head_forward = head_forward; }
+static void fill(struct Ops *ops) {
+    slots = ops;
+    ops->head_forward = head_forward;
+}
 
 extern const struct KernelFile PER_TYPE(cuda_head_forward) = {"head_forward", fill,
                                                               workspace_bytes};

@@ -15,7 +15,7 @@
        rows  +----------------------+
 
    Packing only makes rows a multiple of 16 bytes, with zeros: then every weight can be read 16
-   bytes at a time.
+   bytes at a time. Rows that are one already are not packed: w itself is read.
 
    Bytes: w once from memory, again from L2 for each further row tile; x once per column tile, from
    L2. Flop: 2 R C OC. The floor of one GPT-2 layer's four products (12 * 768^2 weights, 14 MB in
@@ -32,7 +32,8 @@ typedef Tile<64, 32, 64, 32, SPLIT, 1, 5> Narrow;
 typedef Tile<64, 64, 64, 64, SPLIT, 1, 4> Wide;
 
 static size_t matmul_packed_size(int C, int OC) {
-    return (size_t)OC * packed_stride(C) * sizeof(floatX);
+    size_t stride = packed_stride(C);
+    return stride == (size_t)C ? 0 : (size_t)OC * stride * sizeof(floatX);
 }
 
 /* A thread writes 16 bytes. */

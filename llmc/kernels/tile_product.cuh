@@ -87,7 +87,8 @@ struct TileRows {
 
 struct TileProduct {
     TileRows x, y;
-    const int *x_index;    /* [x.end]: row i of x is row x_index[i] of its data; NULL: i itself */
+    const int *x_index;    /* [ROWS], shared memory (tile_index): the tile's row i is row x_index[i]
+                              of the data; NULL: it is row x_first + i */
     int x_first, y_first;  /* the tile's first row of x and of y */
     int K;
     unsigned char *shared; /* [SHARED], aligned to 128 */
@@ -140,6 +141,12 @@ static __device__ __forceinline__ unsigned chunk_offset(unsigned row, unsigned c
     return ((chunk / SEGMENT_CHUNKS * COUNT + row) * SEGMENT_CHUNKS + place) * CHUNK_BYTES;
 }
 
+/* Which row of the data is the tile's row i. */
+static __device__ __forceinline__ int copied_row(const TileRows &rows, const int *index, int first,
+                                                 int i) {
+    return index ? index[i] : min_int(first + i, rows.end - 1);
+}
+
 /* Copies COUNT rows from `first` on, elements [k, k + STAGE_K), of which those before K exist.
    Eight threads copy a segment of a row; a thread's chunk has the same place in all its rows. */
 template <class T, int COUNT>
@@ -154,8 +161,7 @@ static __device__ __forceinline__ void copy_rows(unsigned char *to, const TileRo
         const unsigned char *data = (const unsigned char *)(rows.data + (bytes > 0 ? at : 0));
 #pragma unroll 2
         for (int n = 0; n < COUNT / together; n++) {
-            int row = min_int(first + n * together + own, rows.end - 1);
-            if (index) row = index[row];
+            int row = copied_row(rows, index, first, n * together + own);
             cp_async16(to + (segment * COUNT + n * together) * SEGMENT_BYTES,
                        data + (uint64_t)(unsigned)row * rows.stride_bytes, bytes);
         }
@@ -170,8 +176,7 @@ static __device__ __forceinline__ void copy_unaligned_rows(unsigned char *to, co
     const int chunks = T::DEPTH * SEGMENT_CHUNKS;
 #pragma unroll 1
     for (int i = threadIdx.x; i < COUNT * chunks; i += T::THREADS) {
-        int row = min_int(first + i / chunks, rows.end - 1), at = k + i % chunks * VEC;
-        if (index) row = index[row];
+        int row = copied_row(rows, index, first, i / chunks), at = k + i % chunks * VEC;
         const floatX *from = rows.data + (size_t)row * (rows.stride_bytes / sizeof(floatX)) + at;
         floatX element[VEC];
 #pragma unroll
@@ -265,6 +270,16 @@ static __device__ __forceinline__ void tile_product_begin(const TileProduct &p) 
     __syncthreads();
 #pragma unroll 1
     for (int n = 0; n < T::STAGES - 1; n++) stage_copy<T>(p, n);
+}
+
+/* Writes x_index [ROWS] for a product whose row i is row `row[i]` of the data, of `end` rows. Once,
+   before the first tile_product_begin, whose barrier publishes it: a copy then waits for shared
+   memory to know its address, and not for the second cache level in every stage. */
+template <class T>
+static __device__ __forceinline__ void tile_index(int *x_index, const int *row, int first,
+                                                  int end) {
+    for (int i = threadIdx.x; i < T::ROWS; i += T::THREADS)
+        x_index[i] = row[min_int(first + i, end - 1)];
 }
 
 /* The sums of a tile that was begun. When a stage's copies have landed for all, its predecessor has

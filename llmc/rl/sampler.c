@@ -17,16 +17,16 @@
 struct Sampler {
     const struct Model *model;
     uint64_t serial;                  /* which sampler: addresses come back, numbers do not */
-    int rows, max_prompt, max_tokens, step_rows;
+    int rows, slots, max_prompt, max_tokens, step_rows;
     struct DecodeState *decode;
     struct DecodeRows device, host;   /* [step_rows], the same on both sides */
     int *device_drawn, *drawn;        /* what a step of R rows drew, on both sides: [R] tokens, then
                                          [R] log-probabilities and [R] entropies, as floats */
     int *completion;                  /* [rows] whose token the row draws */
-    int *free_tails, num_free_tails;  /* stacks of slots, [rows] */
-    int *free_slots, num_free_slots;
-    int *slot_users;                  /* [rows] completions of a prompt slot's group to come */
-    int *loaded;                      /* [rows] groups that enter in this step, by slot */
+    int *free_tails, num_free_tails;  /* stacks of slots: [rows] tails, */
+    int *free_slots, num_free_slots;  /* [slots] */
+    int *slot_users;                  /* [slots] completions of a prompt slot's group to come */
+    int *loaded;                      /* [slots] groups that enter in this step, by slot */
 };
 
 /* The fields of struct DecodeRows, each of four bytes a row. */
@@ -68,14 +68,22 @@ int sampler_step_rows(const struct Ops *ops, int rows, int max_prompt) {
     return most > filled ? most : filled;
 }
 
-struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, int rows,
+/* Prompt slots: of as many groups as the rows hold whole, and as many again whose last rows are not
+   done, and the one that enters. Where more are wanted a group waits; no result depends on when. */
+static int prompt_slots(int rows, int group) {
+    int most = 2 * ((rows + group - 1) / group) + 1;
+    return most < rows ? most : rows;
+}
+
+struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, int rows, int group,
                                 int max_prompt, int max_tokens) {
-    assert(rows >= 1 && max_prompt >= 1 && max_tokens >= 1);
+    assert(rows >= 1 && group >= 1 && max_prompt >= 1 && max_tokens >= 1);
     assert(max_prompt + max_tokens - 1 <= model->config.max_T);
     struct Sampler *s = check_alloc(1, sizeof *s, "the sampler");
     static uint64_t samplers;
     s->model = model, s->serial = ++samplers;
-    s->rows = rows, s->max_prompt = max_prompt, s->max_tokens = max_tokens;
+    s->rows = rows, s->slots = prompt_slots(rows, group);
+    s->max_prompt = max_prompt, s->max_tokens = max_tokens;
     s->step_rows = sampler_step_rows(model->ops, rows, max_prompt);
     size_t n = (size_t)rows, all = (size_t)s->step_rows;
     arena->section = ARENA_DECODING;
@@ -92,7 +100,7 @@ struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, 
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         *arrays[i] = check_alloc(n, sizeof(int), "the sampler");
     int segment = max_prompt > 1 ? max_prompt - 1 : 1;
-    s->decode = decode_reserve(model, arena, s->step_rows, rows, segment, rows, max_tokens);
+    s->decode = decode_reserve(model, arena, s->step_rows, s->slots, segment, rows, max_tokens);
     arena->section = ARENA_ALWAYS;
     return s;
 }
@@ -164,13 +172,13 @@ static int segment_length(const struct RolloutRequest *request, int p) {
     return request->prompt_start[p + 1] - request->prompt_start[p] - 1;
 }
 
-/* Takes a prompt slot for the group of completion `next`, if the prompt still fits into this step.
-   There are as many slots as rows, and a slot in use has a row: so a free row means a free slot. */
+/* Takes a prompt slot for the group of completion `next`, if there is one and the prompt still fits
+   into this step. A slot in use has a row, so that with no row at work every slot is free. */
 static bool enter_group(struct Generation *g) {
     struct Sampler *s = g->sampler;
     int length = segment_length(g->request, g->next / g->request->group);
-    assert(length >= 0 && length < s->max_prompt && s->num_free_slots > 0);
-    if (g->prefill + length > s->step_rows - s->rows) return false;
+    assert(length >= 0 && length < s->max_prompt);
+    if (s->num_free_slots == 0 || g->prefill + length > s->step_rows - s->rows) return false;
     g->slot = s->free_slots[--s->num_free_slots];
     g->prefill += length;
     s->slot_users[g->slot] = g->request->group;
@@ -344,8 +352,9 @@ void sampler_generate(struct Sampler *s, const struct Weights *weights,
     assert(request->group >= 1);
     assert(request->max_tokens >= 1 && request->max_tokens <= s->max_tokens);
     rollout_clear(out, request);
-    s->num_free_tails = s->num_free_slots = s->rows;
-    for (int i = 0; i < s->rows; i++) s->free_tails[i] = s->free_slots[i] = i;
+    s->num_free_tails = s->rows, s->num_free_slots = s->slots;
+    for (int i = 0; i < s->rows; i++) s->free_tails[i] = i;
+    for (int i = 0; i < s->slots; i++) s->free_slots[i] = i;
     struct Generation g = {.sampler = s, .request = request, .out = out};
     while (g.live > 0 || g.next < out->count) {
         enter_rows(&g);

@@ -45,10 +45,11 @@ struct Rollout {
 
 struct Sampler;   /* the decode state, its row arrays on both sides; opaque */
 
-/* rows: completions decoded at once; max_prompt, max_tokens: longest of each, together at most
+/* rows: completions decoded at once; group: the fewest completions of a prompt in a request that is
+   to be fast (a smaller one is right too, but fewer rows may be at work); max_prompt, max_tokens: longest of each, together at most
    max_T + 1. The caller has checked that. */
 struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, int rows,
-                                int max_prompt, int max_tokens);
+                                int group, int max_prompt, int max_tokens);
 /* Call after every weight update, and before the first rollout after any pass over training data:
    the two share memory (arena.h). */
 void sampler_load_weights(struct Sampler *sampler, const struct Weights *weights);

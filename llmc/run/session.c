@@ -97,7 +97,9 @@ static void choose_sizes(struct Session *s) {
     int64_t per_minibatch = (o->prompts * o->group + o->minibatches - 1) / o->minibatches;
     int64_t sequences = per_minibatch > o->warm_batch ? per_minibatch : o->warm_batch;
     int64_t wanted = o->score[0] ? 4096 : sequences * (longest - 1);
-    int N = o->micro_tokens ? (int)o->micro_tokens : smaller(wanted, 4096);
+    /* On the CPU more than that is not faster; a device takes what its memory has (plan_memory). */
+    bool on_cpu = strcmp(s->ops->name, "cpu") == 0;
+    int N = o->micro_tokens ? (int)o->micro_tokens : smaller(wanted, on_cpu ? 4096 : 1 << 18);
     if (s->place.resumed && !o->micro_tokens) N = (int)s->progress.micro_tokens;
     if (N < longest - 1) N = longest - 1;
     int64_t completions = o->prompts * o->group, evaluated = o->eval_prompts * o->eval_samples;
@@ -118,6 +120,12 @@ static enum Recompute recompute_named(const char *word) {
                                       : RECOMPUTE_NONE;
 }
 
+/* Completions of a prompt, the fewest that the session asks for at once. */
+static int smallest_group(const struct Session *s) {
+    const struct Options *o = &s->options;
+    return (int)(o->eval_only || o->eval_samples < o->group ? o->eval_samples : o->group);
+}
+
 static void reserve(struct Session *s) {
     const struct Options *o = &s->options;
     struct OptimizerOptions optimizer = {
@@ -128,8 +136,8 @@ static void reserve(struct Session *s) {
     s->trainer = trainer_reserve(s->model, &s->arena, &s->shape, recompute_named(o->recompute),
                                  learn ? &optimizer : NULL, (uint64_t)o->seed);
     if (!o->score[0])
-        s->sampler = sampler_reserve(s->model, &s->arena, s->decode_rows, longest_prompt(s),
-                                     s->max_tokens);
+        s->sampler = sampler_reserve(s->model, &s->arena, s->decode_rows, smallest_group(s),
+                                     longest_prompt(s), s->max_tokens);
     if (learn && o->attention_entropy_every) trainer_reserve_attention(s->trainer, &s->arena);
     if (s->objective.kl_coef > 0)
         arena_reserve(&s->arena, &s->reference.data,
