@@ -141,28 +141,26 @@ static __device__ __forceinline__ unsigned chunk_offset(unsigned row, unsigned c
     return ((chunk / SEGMENT_CHUNKS * COUNT + row) * SEGMENT_CHUNKS + place) * CHUNK_BYTES;
 }
 
-/* Which row of the data is the tile's row i. */
-static __device__ __forceinline__ int copied_row(const TileRows &rows, const int *index, int first,
-                                                 int i) {
-    return index ? index[i] : min_int(first + i, rows.end - 1);
-}
-
 /* Copies COUNT rows from `first` on, elements [k, k + STAGE_K), of which those before K exist.
-   Eight threads copy a segment of a row; a thread's chunk has the same place in all its rows. */
+   Eight threads copy a segment of a row; a thread's chunk has the same place in all its rows.
+   index [COUNT]: which row of the data each is, in shared memory; NULL: in order. */
 template <class T, int COUNT>
 static __device__ __forceinline__ void copy_rows(unsigned char *to, const TileRows &rows,
                                                  const int *index, int first, int k, int K) {
     const int together = T::THREADS / SEGMENT_CHUNKS; /* rows */
     int own = threadIdx.x / SEGMENT_CHUNKS, chunk = threadIdx.x % SEGMENT_CHUNKS;
     to += chunk_offset<COUNT>(own, chunk);
+    first += own;
+    if (index) index += own;
     for (int segment = 0; segment < T::DEPTH; segment++) {
         int at = k + (segment * SEGMENT_CHUNKS + chunk) * VEC;
         int bytes = max_int(0, min_int(VEC, K - at)) * (int)sizeof(floatX);
         const unsigned char *data = (const unsigned char *)(rows.data + (bytes > 0 ? at : 0));
 #pragma unroll 2
         for (int n = 0; n < COUNT / together; n++) {
-            int row = copied_row(rows, index, first, n * together + own);
-            cp_async16(to + (segment * COUNT + n * together) * SEGMENT_BYTES,
+            int ahead = n * together;
+            int row = index ? index[ahead] : min_int(first + ahead, rows.end - 1);
+            cp_async16(to + (segment * COUNT + ahead) * SEGMENT_BYTES,
                        data + (uint64_t)(unsigned)row * rows.stride_bytes, bytes);
         }
     }
@@ -176,7 +174,8 @@ static __device__ __forceinline__ void copy_unaligned_rows(unsigned char *to, co
     const int chunks = T::DEPTH * SEGMENT_CHUNKS;
 #pragma unroll 1
     for (int i = threadIdx.x; i < COUNT * chunks; i += T::THREADS) {
-        int row = copied_row(rows, index, first, i / chunks), at = k + i % chunks * VEC;
+        int row = index ? index[i / chunks] : min_int(first + i / chunks, rows.end - 1);
+        int at = k + i % chunks * VEC;
         const floatX *from = rows.data + (size_t)row * (rows.stride_bytes / sizeof(floatX)) + at;
         floatX element[VEC];
 #pragma unroll
