@@ -18,7 +18,7 @@ static char scratch[PATH_SIZE];
 /* ---- files ---------------------------------------------------------------------------------- */
 
 /* scratch/NAME in one of 32 static buffers, used in turn. */
-static const char *path_of(const char *format, ...) {
+static inline const char *path_of(const char *format, ...) {
     static char paths[32][PATH_SIZE];
     static int next;
     char *path = paths[next++ % 32];
@@ -30,7 +30,7 @@ static const char *path_of(const char *format, ...) {
     return path;
 }
 
-static char *read_whole(const char *path, size_t *length) {
+static inline char *read_whole(const char *path, size_t *length) {
     FILE *file = fopen(path, "rb");
     if (file == NULL) fail_msg("cannot read %s", path);
     char *data = malloc(1 << 20);
@@ -39,16 +39,16 @@ static char *read_whole(const char *path, size_t *length) {
     return data;
 }
 
-static void write_whole(const char *path, const void *data, size_t length) {
+static inline void write_whole(const char *path, const void *data, size_t length) {
     unlink(path);   /* some file systems flush a file that is cut and written again */
     FILE *file = fopen(path, "wb");
     if (file == NULL || fwrite(data, 1, length, file) != length || fclose(file) != 0)
         fail_msg("cannot write %s", path);
 }
 
-static bool exists(const char *path) { return access(path, F_OK) == 0; }
+static inline bool exists(const char *path) { return access(path, F_OK) == 0; }
 
-static void remove_scratch(const char *name) {
+static inline void remove_scratch(const char *name) {
     char command[PATH_SIZE + 16];
     snprintf(command, sizeof command, "rm -rf '%s'", path_of("%s", name));
     if (system(command) != 0) fail_msg("cannot remove %s", name);
@@ -59,7 +59,7 @@ static pid_t main_process;
 /* Asked by the leak checker at exit: it cannot follow the fork of a process that had threads. */
 int __lsan_is_turned_off(void) { return getpid() != main_process; }
 
-static int set_up(void **state) {
+static inline int set_up(void **state) {
     (void)state;
     main_process = getpid();
     json_memory(malloc);
@@ -67,7 +67,7 @@ static int set_up(void **state) {
     return mkdtemp(scratch) == NULL;
 }
 
-static int tear_down(void **state) {
+static inline int tear_down(void **state) {
     (void)state;
     remove_scratch("");
     return 0;
@@ -83,7 +83,7 @@ struct Run {
     size_t n;
 };
 
-static void run_open(struct Run *run, const struct ModelConfig *config) {
+static inline void run_open(struct Run *run, const struct ModelConfig *config) {
     run->ops = ops_open("cpu", "auto");
     run->model = model_build(config, run->ops);
     run->n = run->model->num_parameters;
@@ -97,7 +97,7 @@ static void run_open(struct Run *run, const struct ModelConfig *config) {
     memset(run->optimizer.v, 0x7f, run->n * sizeof(float));
 }
 
-static void run_close(struct Run *run) {
+static inline void run_close(struct Run *run) {
     run->ops->free(run->weights.data);
     run->ops->free(run->optimizer.m);
     run->ops->free(run->optimizer.v);
@@ -105,7 +105,7 @@ static void run_close(struct Run *run) {
 }
 
 /* Random everywhere but in padding and gaps, which are zero. */
-static void run_fill(struct Run *run, uint64_t stream) {
+static inline void run_fill(struct Run *run, uint64_t stream) {
     float *buffers[3] = {calloc(run->n, sizeof(float)), run->optimizer.m, run->optimizer.v};
     memset(run->optimizer.m, 0, run->n * sizeof(float));
     memset(run->optimizer.v, 0, run->n * sizeof(float));
@@ -119,7 +119,7 @@ static void run_fill(struct Run *run, uint64_t stream) {
     free(buffers[0]);
 }
 
-static struct ModelConfig small_config(bool tied) {
+static inline struct ModelConfig small_config(bool tied) {
     /* HS 36, F 100: several transpose blocks of 32 and a remainder in each direction */
     return (struct ModelConfig){.family = "gpt2", .L = 2, .NH = 2, .NKV = 2, .C = 72, .HS = 36,
                                 .F = 100, .V = 24, .V_saved = 24, .Vp = 64, .max_T = 16,
@@ -128,7 +128,7 @@ static struct ModelConfig small_config(bool tied) {
 }
 
 /* Every field is set, also one added later: the whole numbers to different ones. */
-static struct Progress awkward_state(int64_t step) {
+static inline struct Progress awkward_state(int64_t step) {
     struct Progress state = {0};
     enum { WORDS = offsetof(struct Progress, dtype) / sizeof(int64_t) };
     for (int64_t i = 0; i < WORDS; i++)
@@ -160,7 +160,7 @@ static const struct Field other_fields[] = {
 static const struct FieldTable other_table = {other_fields, 5};
 static const struct Other awkward_other = {4.9e-324, 1.0 / 3, NAN, 0x1.fffffep-3f, -5};
 
-static void save_into(struct Run *run, const char *directory, int64_t step, int keep) {
+static inline void save_into(struct Run *run, const char *directory, int64_t step, int keep) {
     struct Progress state = awkward_state(step);
     struct Other other = awkward_other;
     struct Tokenizer tokenizer;
@@ -170,7 +170,7 @@ static void save_into(struct Run *run, const char *directory, int64_t step, int 
 }
 
 /* Into a directory that is made if it is not there. */
-static void save_step(struct Run *run, const char *directory, int64_t step, int keep) {
+static inline void save_step(struct Run *run, const char *directory, int64_t step, int keep) {
     mkdir(directory, 0777);
     save_into(run, directory, step, keep);
 }

@@ -16,10 +16,6 @@ static const void *pack(const floatX *w, int C, int OC) {
     return packed;
 }
 
-static double gelu(double x) {
-    return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-}
-
 static void check_matmul(int R, int C, int OC, bool biased, bool activated) {
     float *x = new_normal((size_t)R * C, 1, 1), *w = new_normal((size_t)OC * C, 1, 2);
     float *bias = new_normal(OC, 2, 3);

@@ -194,4 +194,14 @@ static inline bool is_slow(void) {
 }
 static inline bool is_cpu(void) { return strcmp(ops->name, "cpu") == 0; }
 
+/* GELU in GPT-2's tanh form (1606.08415), and its derivative, in double. */
+static inline double gelu(double x) {
+    return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+}
+static inline double gelu_slope(double x) {
+    double t = tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x));
+    return 0.5 * (1 + t) +
+           0.5 * x * (1 - t * t) * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
+}
+
 #endif

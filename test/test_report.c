@@ -141,8 +141,8 @@ static void test_what_is_said(void **state) {
     (void)state;
     assert_int_equal(run_in_child(logs_three_steps, NULL, output, sizeof output), 0);
     static const char *const said[] = {
-        "step=2 reward=0.2500 entropy=0.5000 pass@1=0.2500 pass@4=0.7500 distinct=1.500 "
-        "grad_norm=0.5000 step_time=4.000 loss=2.00000\n",
+        ("step=2 reward=0.2500 entropy=0.5000 pass@1=0.2500 pass@4=0.7500 distinct=1.500 "
+         "grad_norm=0.5000 step_time=4.000 loss=2.00000\n"),
         "held-out pass@1             0.250     0.250\n",
         "held-out pass@4             0.750     0.750\n",
         "reward                     0.250     0.250\n",
