@@ -1,8 +1,8 @@
 /* make bench: how far from the floor is each part that users wait for?
 
    Every figure is a ratio to a floor measured in the same run: the bare matrix products of the same
-   shapes at the best threading, or the bytes that must be read over the read bandwidth. Ours and the
-   floor alternate, so that a noisy neighbour hits both; the median of the ratios is printed.
+   shapes at the best threading, or the bytes that must be read over the read bandwidth. Ours and
+   the floor alternate, so that a noisy neighbour hits both; the median of the ratios is printed.
 
        build/bench            all of them
        build/bench head ...   only those named: step head decode task monitors */
@@ -14,25 +14,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "../llmc/base/check.h"
 #include "../llmc/base/console.h"
 #include "../llmc/run/launch.h"
 #include "../llmc/base/time.h"
 #include "../llmc/kernels/backends.h"
 #include "../llmc/rl/monitor.h"
 #include "../llmc/run/session.h"
+#include "bench_rig.h"
 
-/* ---- measuring ------------------------------------------------------------------------------------- */
-
-static int compare(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, int n) {
-    qsort(x, (size_t)n, sizeof *x, compare);
-    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
-}
+/* ---- measuring ------------------------------------------------------------------------------- */
 
 struct Timing { double ours, floor, ratio; };   /* medians: seconds, seconds, of the ratios */
 
@@ -51,7 +41,7 @@ static struct Timing compare_to_floor(void (*ours)(void *), double (*floor_secon
     return (struct Timing){median(a, repeats), median(b, repeats), median(r, repeats)};
 }
 
-/* ---- the two floors: products and bytes -------------------------------------------------------------- */
+/* ---- the two floors: products and bytes ------------------------------------------------------ */
 
 /* out [M,N] = a b with a [M,K] and b [K,N], stored as CBLAS is told. */
 struct Product { int M, N, K; CBLAS_TRANSPOSE a, b; };
@@ -119,33 +109,9 @@ static double read_seconds(void) {
     return end - begin;
 }
 
-/* ---- a GPT-2 124M training step ------------------------------------------------------------------------ */
+/* ---- a GPT-2 124M training step -------------------------------------------------------------- */
 
-struct Gpt2 {
-    const struct Ops *ops;
-    struct Model *model;
-    struct Arena arena;
-    struct Trainer *trainer;
-    struct TrainingSet set;
-    int pick[4];
-};
-
-static void gpt2_config(struct ModelConfig *config, const struct Ops *ops, int max_T) {
-    model_config_named(config, "gpt2");
-    config->V = config->V_saved = 50257;
-    config->Vp = (config->V + ops->vocabulary_multiple - 1) / ops->vocabulary_multiple *
-                 ops->vocabulary_multiple;
-    if (max_T) config->max_T = max_T;
-}
-
-static void train_step(void *context) {
-    struct Gpt2 *g = context;
-    struct ObjectiveStats stats = {0};
-    struct ObjectiveBatch batch = {.logp_dtype = "fp32"};
-    trainer_update(g->trainer, objective_find("ce"), &g->set, g->pick, 4, &batch, 64, 1, 1e-5f,
-                   &stats);
-    if (!(stats.loss > 0)) die_machine("the benchmark's loss is %g", stats.loss);
-}
+static void train_step(void *context) { learner_update(context, 0, 4, 64); }
 
 /* All products of 12 layers and the head, 256 tokens, forward and backward. */
 static double step_products(void *context) {
@@ -155,49 +121,19 @@ static double step_products(void *context) {
     return 12 * layer + layer_seconds(256, 768, 50257);
 }
 
-/* GPT-2 124M with random weights, and `completions` sequences of 65 tokens to learn from. */
-static void gpt2_open(struct Gpt2 *g, int completions, bool attention) {
-    enum { T = 64 };
-    struct ModelConfig c;
-    struct OptimizerOptions optimizer = {.9f, .95f, 1e-8f, .1f, 1};
-    int count = completions * (T + 1);
-    int *token = check_alloc((size_t)count, sizeof *token, "the benchmark");
-    int *start = check_alloc((size_t)completions + 1, sizeof *start, "the benchmark");
-    int *loss_start = check_alloc((size_t)completions + 1, sizeof *start, "the benchmark");
-    unsigned char *mask = check_alloc((size_t)count, 1, "the benchmark");
-    for (int i = 0; i < count; i++) token[i] = i * 7919 % 50257, mask[i] = i % (T + 1) > 0;
-    for (int b = 0; b <= completions; b++) start[b] = b * (T + 1), loss_start[b] = b * T;
-    g->set = (struct TrainingSet){.count = completions, .start = start, .token = token,
-                                  .loss_mask = mask, .loss_start = loss_start};
-    gpt2_config(&c, g->ops, 1024);
-    g->model = model_build(&c, g->ops);
-    struct OpsShape shape = {.N = 4 * T, .C = c.C, .F = c.F, .NH = c.NH, .NKV = c.NKV, .HS = c.HS,
-                             .V = c.V, .Vp = c.Vp, .max_T = T, .R = 1, .max_length = T};
-    g->trainer = trainer_reserve(g->model, &g->arena, &shape, RECOMPUTE_NONE, &optimizer, 1);
-    if (attention) trainer_reserve_attention(g->trainer, &g->arena);
-    arena_commit(&g->arena, g->ops);
-    model_initialise(g->model, trainer_weights(g->trainer), 1);
-    trainer_reset_optimizer(g->trainer);
-}
-
-static void gpt2_close(struct Gpt2 *g) {
-    free((void *)g->set.token), free((void *)g->set.start);
-    free((void *)g->set.loss_start), free((void *)g->set.loss_mask);
-    trainer_free(g->trainer), arena_free(&g->arena), model_free(g->model);
-}
-
 static void bench_step(void) {
-    struct Gpt2 g = {.ops = ops_open("cpu", "auto"), .pick = {0, 1, 2, 3}};
-    gpt2_open(&g, 4, false);
+    struct Learner l;
+    struct Model *model = bench_model("gpt2", ops_open("cpu", "auto"));
+    learner_open(&l, model, 4, 64, 256, RECOMPUTE_NONE, false);
     scratch_open((size_t)256 * 50257, (size_t)50257 * 768, (size_t)256 * 50257 + 50257 * 768);
-    struct Timing t = compare_to_floor(train_step, step_products, &g, 15);
+    struct Timing t = compare_to_floor(train_step, step_products, &l, 15);
     printf("step     GPT-2 124M, B=4 T=64: %.0f ms a training step, its products %.0f ms, ratio "
            "%.3f\n", 1e3 * t.ours, 1e3 * t.floor, t.ratio);
     scratch_close();
-    gpt2_close(&g);
+    learner_close(&l);
 }
 
-/* ---- the head --------------------------------------------------------------------------------------------- */
+/* ---- the head -------------------------------------------------------------------------------- */
 
 struct HeadBench {
     const struct Ops *ops;
@@ -230,8 +166,8 @@ static void bench_head(void) {
     struct HeadBench h = {.ops = ops_open("cpu", "auto"), .head = {768, 50257, 50257, 1},
                           .tokens = {.n = 1024, .N = 1024}};
     size_t N = 1024, C = (size_t)h.head.C, V = (size_t)h.head.V;
-    struct OpsShape shape = {.N = (int)N, .C = h.head.C, .V = h.head.V, .Vp = h.head.Vp, .NH = 1, .NKV = 1,
-                             .HS = 64, .F = 64, .max_T = 1, .R = 1, .max_length = 1};
+    struct OpsShape shape = {.N = (int)N, .C = h.head.C, .V = h.head.V, .Vp = h.head.Vp,
+                             .NH = 1, .NKV = 1, .HS = 64, .F = 64, .max_T = 1, .R = 1, .max_length = 1};
     size_t extra = h.ops->workspace_size(&shape);
     scratch_open(N * V, V * C, N * V + V * C);
     h.E = h.ops->alloc(N * C * 4), h.W = h.ops->alloc(V * C * 4);
@@ -245,8 +181,8 @@ static void bench_head(void) {
     h.ops->upload(h.tokens.row, index, N * 4), h.ops->upload(h.tokens.target, index, N * 4);
     struct Timing t = compare_to_floor(head_both, head_products, &h, 15);
     double materialised = (double)(N * V * 4);
-    printf("head     N=1024 C=768 V=50257, logp and entropy, forward + backward: %.0f ms, its three "
-           "products %.0f ms, ratio %.3f; extra memory %.0f MB = %.2f of the materialised form's "
+    printf("head     N=1024 C=768 V=50257, logp and entropy, forward + backward: %.0f ms, its "
+           "three products %.0f ms, ratio %.3f; extra memory %.0f MB = %.2f of the materialised form's "
            "%.0f MB\n", 1e3 * t.ours, 1e3 * t.floor, t.ratio, 1e-6 * (double)extra,
            (double)extra / materialised, 1e-6 * materialised);
     void *owned[] = {h.E, h.W, h.dE, h.dW, h.tokens.row, h.tokens.target, h.workspace};
@@ -255,28 +191,14 @@ static void bench_head(void) {
     scratch_close();
 }
 
-/* ---- decode -------------------------------------------------------------------------------------------------- */
+/* ---- decode ---------------------------------------------------------------------------------- */
 
 enum { DECODE_TOKENS = 48 };
-
-struct Decode {
-    struct Sampler *sampler;
-    struct Weights weights;
-    void *workspace;
-    struct RolloutRequest request;
-    struct Rollout rollout;
-    double products;   /* weights that take part in a product, per token */
-};
-
-static void decode_generate(void *context) {
-    struct Decode *d = context;
-    sampler_generate(d->sampler, &d->weights, &d->request, &d->rollout, d->workspace);
-}
 
 /* Every step must read the weights once and do two operations per weight and row: the larger of the
    two, at the rates of this moment. */
 static double decode_floor(void *context) {
-    const struct Decode *d = context;
+    const struct Generation *d = context;
     const struct Product p = {1024, 3072, 768, CblasNoTrans, CblasTrans};
     double bytes = read_seconds() / 512e6 * 4 * d->products;
     double flops = product_seconds(&p) / (2.0 * p.M * p.N * p.K) * 2 * d->products;
@@ -285,50 +207,29 @@ static double decode_floor(void *context) {
 }
 
 /* Tokens per second of whole generations: `batch` completions of one prompt. */
-static void bench_decode_batch(const struct Ops *ops, const struct Model *model, int batch) {
-    static const int prompt[2] = {464, 1266}, start[2] = {0, 2};
-    static const uint32_t ordinal = 0;
-    const struct ModelConfig *c = &model->config;
-    struct Arena arena = {0};
-    struct Decode d = {.request = {.num_prompts = 1, .group = batch, .prompt_token = prompt,
-                                   .prompt_start = start, .ordinal = &ordinal, .seed = 1,
-                                   .purpose = RNG_SAMPLE, .temperature = 1,
-                                   .max_tokens = DECODE_TOKENS, .end_of_text = -1}};
-    arena_reserve(&arena, &d.weights.data, model->num_parameters * ops->element_size, "weights",
-                  "weights");
-    d.sampler = sampler_reserve(model, &arena, batch, batch, 2, DECODE_TOKENS);
-    struct OpsShape shape = {.N = 1, .C = c->C, .F = c->F, .NH = c->NH, .NKV = c->NKV, .HS = c->HS,
-                             .V = c->V, .Vp = c->Vp, .max_T = 1,
-                             .R = sampler_step_rows(ops, batch, 2),
-                             .max_length = DECODE_TOKENS + 2};
-    arena_reserve(&arena, &d.workspace, ops->workspace_size(&shape), "workspace", "workspace");
-    arena_commit(&arena, ops);
-    model_initialise(model, &d.weights, 1);
-    sampler_load_weights(d.sampler, &d.weights);
-    d.products = (double)(model->num_real_parameters - (size_t)c->max_T * (size_t)c->C);
-    struct Timing t = compare_to_floor(decode_generate, decode_floor, &d, 5);
+static void bench_decode_batch(const struct Model *model, int batch) {
+    struct Generation g;
+    generation_open(&g, model, batch, DECODE_TOKENS);
+    struct Timing t = compare_to_floor(generation_run, decode_floor, &g, 5);
     printf("decode   GPT-2 124M float32, batch %2d: %6.0f tokens/s, floor %6.0f, %.0f %%\n", batch,
            batch * DECODE_TOKENS / t.ours, batch * DECODE_TOKENS / t.floor, 100 / t.ratio);
-    rollout_free(&d.rollout), sampler_free(d.sampler), arena_free(&arena);
+    generation_close(&g);
 }
 
 static void bench_decode(void) {
-    const struct Ops *ops = ops_open("cpu", "auto");
-    struct ModelConfig config;
     const struct Product p = {1024, 3072, 768, CblasNoTrans, CblasTrans};
     scratch_open(1024 * 768, 3072 * 768, 1024 * 3072);
     product_seconds(&p), read_seconds();
     printf("floors   products %.0f GFLOP/s, reading memory %.1f GB/s\n",
            2e-9 * p.M * p.N * p.K / product_seconds(&p), 0.512 / read_seconds());
-    gpt2_config(&config, ops, 1024);
-    struct Model *model = model_build(&config, ops);
+    struct Model *model = bench_model("gpt2", ops_open("cpu", "auto"));
     const int batches[] = {1, 8, 32, 64};
-    for (int i = 0; i < 4; i++) bench_decode_batch(ops, model, batches[i]);
+    for (int i = 0; i < 4; i++) bench_decode_batch(model, batches[i]);
     model_free(model);
     scratch_close();
 }
 
-/* ---- the built-in task, as the program itself logs it ------------------------------------------- */
+/* ---- the built-in task, as the program itself logs it ---------------------------------------- */
 
 enum { TASK_STEPS = 60 };
 
@@ -364,7 +265,7 @@ static void bench_task(void) {
            100 * medians[2] / medians[0]);
 }
 
-/* ---- what the monitors cost ------------------------------------------------------------------------ */
+/* ---- what the monitors cost ------------------------------------------------------------------ */
 
 /* A GPT-2 124M step of RL: UPDATES updates on 4 completions of 64 tokens each, then the change of
    entropy measured on one of the 32 completions; attention entropy from the first update. */
@@ -374,15 +275,9 @@ static bool monitors_on;
 
 static void monitored_step(void *context) {
     static struct Experience e;
-    struct Gpt2 *g = context;
-    struct ObjectiveBatch batch = {.logp_dtype = "fp32"};
-    struct ObjectiveStats stats = {0};
+    struct Learner *g = context;
     if (monitors_on) trainer_watch_attention(g->trainer);
-    for (int u = 0; u < UPDATES; u++) {
-        int pick[4] = {4 * u, 4 * u + 1, 4 * u + 2, 4 * u + 3};
-        trainer_update(g->trainer, objective_find("ce"), &g->set, pick, 4, &batch, 64, 1, 1e-5f,
-                       &stats);
-    }
+    for (int u = 0; u < UPDATES; u++) learner_update(g, 4 * u, 4, 64);
     if (!monitors_on) return;
     if (!e.count) {
         e.count = COMPLETIONS;
@@ -404,13 +299,14 @@ static double unmonitored_step(void *context) {
 }
 
 static void bench_monitors(void) {
-    struct Gpt2 g = {.ops = ops_open("cpu", "auto")};
-    gpt2_open(&g, COMPLETIONS, true);
+    struct Learner g;
+    struct Model *model = bench_model("gpt2", ops_open("cpu", "auto"));
+    learner_open(&g, model, COMPLETIONS, 64, 256, RECOMPUTE_NONE, true);
     monitors_on = true;
     struct Timing t = compare_to_floor(monitored_step, unmonitored_step, &g, 5);
     printf("monitors GPT-2 124M, 8 updates of 4 x 64 tokens: %.0f ms with all monitors, %.0f ms "
            "without, ratio %.3f\n", 1e3 * t.ours, 1e3 * t.floor, t.ratio);
-    gpt2_close(&g);
+    learner_close(&g);
 }
 
 int main(int argc, char **argv) {
@@ -421,9 +317,7 @@ int main(int argc, char **argv) {
     int threads = launch_threads(0);
     printf("machine  %d threads, OpenBLAS %s\n", threads, launch_blas_name());
     for (size_t i = 0; i < sizeof benches / sizeof *benches; i++) {
-        bool wanted = argc == 1;
-        for (int a = 1; a < argc; a++) wanted |= strcmp(argv[a], benches[i].name) == 0;
-        if (wanted) benches[i].run();
+        if (bench_wanted(benches[i].name, argc, argv, 1)) benches[i].run();
         fflush(stdout);
     }
     return 0;

@@ -18,21 +18,15 @@
 #include "../llmc/base/rng.h"
 #include "../llmc/base/time.h"
 #include "../llmc/kernels/backends.h"
-#include "../llmc/rl/sampler.h"
-#include "../llmc/rl/trainer.h"
+#include "bench_rig.h"
 
 static const struct Ops *ops;
 static bool tiny;                       /* a simulated backend */
 static double flop_rate, byte_rate;     /* per second, measured */
 
-/* ---- measuring ----------------------------------------------------------------------------------- */
+/* ---- measuring ------------------------------------------------------------------------------- */
 
 enum { REPEATS = 11 };
-
-static int compare(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
 
 /* Seconds of one call, the median of REPEATS groups of `each` calls after a group that is not
    counted. */
@@ -47,8 +41,7 @@ static double time_of(void (*call)(void *), void *context, int each) {
         ops->sync();
         if (i >= 0) times[i] = (seconds() - begin) / each;
     }
-    qsort(times, (size_t)repeats, sizeof *times, compare);
-    return times[repeats / 2];
+    return median(times, repeats);
 }
 
 static double larger(double a, double b) { return a > b ? a : b; }
@@ -61,7 +54,7 @@ static void print_row(const char *name, double time, double flop, double bytes) 
     fflush(stdout);
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static void *owned[256];
 static int num_owned;
@@ -107,7 +100,7 @@ static int *new_ints(int n, int step, int modulo) {
     return x;
 }
 
-/* ---- the ceilings ------------------------------------------------------------------------------------ */
+/* ---- the ceilings ---------------------------------------------------------------------------- */
 
 struct Product {
     floatX *out, *x, *w;
@@ -144,7 +137,7 @@ static void bench_ceilings(void) {
            1e-12 * flop_rate, p.size, 1e-9 * byte_rate);
 }
 
-/* ---- the head ------------------------------------------------------------------------------------------ */
+/* ---- the head -------------------------------------------------------------------------------- */
 
 struct HeadBench {
     struct Head head;
@@ -206,7 +199,7 @@ static void bench_head(void) {
     bench_head_shape(16384, 1024, 151936);
 }
 
-/* ---- attention ------------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 struct Attention {
     struct Rows rows;
@@ -273,7 +266,7 @@ static void bench_attention(void) {
     bench_attention_shape(4, 4096, 32, 8, 128);
 }
 
-/* ---- operations that only move bytes --------------------------------------------------------------------- */
+/* ---- operations that only move bytes --------------------------------------------------------- */
 
 struct Elementwise {
     int N, C;
@@ -332,63 +325,26 @@ static void bench_elementwise(void) {
     free_all();
 }
 
-/* ---- GPT-2 124M: a training step, and generation ------------------------------------------------------------ */
+/* ---- GPT-2 124M: a training step, and generation --------------------------------------------- */
 
-static void gpt2_config(struct ModelConfig *c) {
-    model_config_named(c, tiny ? "tiny" : "gpt2");
-    c->V = c->V_saved = tiny ? 97 : 50257;
-    c->Vp = (c->V + ops->vocabulary_multiple - 1) / ops->vocabulary_multiple *
-            ops->vocabulary_multiple;
-}
-
-struct Step {
-    struct Trainer *trainer;
-    struct TrainingSet set;
-    int *pick;
-};
+static const char *size_name(void) { return tiny ? "tiny" : "gpt2"; }
 
 static void train_step(void *context) {
-    struct Step *s = context;
-    struct ObjectiveStats stats = {0};
-    struct ObjectiveBatch batch = {.logp_dtype = "fp32"};
-    struct UpdateResult result = trainer_update(s->trainer, objective_find("ce"), &s->set, s->pick,
-                                                s->set.count, &batch, 1024, 1, 1e-5f, &stats);
-    if (result.skipped) die_machine("the benchmark's update failed: %s", result.bad_tensor);
+    struct Learner *l = context;
+    learner_update(l, 0, l->set.count, 1024);
 }
 
 /* B rows of T tokens in micro-batches of N tokens. */
 static void bench_step_shape(int B, int T, int N, enum Recompute recompute, const char *word) {
-    struct ModelConfig c;
-    struct Arena arena = {0};
-    struct OptimizerOptions optimizer = {.9f, .95f, 1e-8f, .1f, 1};
-    gpt2_config(&c);
-    struct Model *model = model_build(&c, ops);
-    size_t tokens = (size_t)B * (size_t)(T + 1);
-    int *token = check_alloc(tokens, sizeof(int), "the benchmark");
-    int *start = check_alloc((size_t)B + 1, sizeof(int), "the benchmark");
-    int *loss_start = check_alloc((size_t)B + 1, sizeof(int), "the benchmark");
-    unsigned char *mask = check_alloc(tokens, 1, "the benchmark");
-    struct Step s = {.pick = check_alloc((size_t)B, sizeof(int), "the benchmark")};
-    for (size_t i = 0; i < tokens; i++)
-        token[i] = (int)(i * 7919 % (size_t)c.V), mask[i] = i % (size_t)(T + 1) > 0;
-    for (int b = 0; b <= B; b++) start[b] = b * (T + 1), loss_start[b] = b * T;
-    for (int b = 0; b < B; b++) s.pick[b] = b;
-    s.set = (struct TrainingSet){.count = B, .start = start, .token = token, .loss_mask = mask,
-                                 .loss_start = loss_start};
-    struct OpsShape shape = {.N = N, .C = c.C, .F = c.F, .NH = c.NH, .NKV = c.NKV, .HS = c.HS,
-                             .V = c.V, .Vp = c.Vp, .max_T = T, .R = 1, .max_length = T};
-    s.trainer = trainer_reserve(model, &arena, &shape, recompute, &optimizer, 1);
-    arena_commit(&arena, ops);
-    model_initialise(model, trainer_weights(s.trainer), 1);
-    trainer_reset_optimizer(s.trainer);
-    double time = time_of(train_step, &s, 1), flop = model_flops_per_token(model, T) * B * T;
+    struct Learner l;
+    learner_open(&l, bench_model(size_name(), ops), B, T, N, recompute, false);
+    double time = time_of(train_step, &l, 1), flop = model_flops_per_token(l.model, T) * B * T;
     char name[96];
-    snprintf(name, sizeof name, "step %s B%d T%d recompute %s, %.1f GB", tiny ? "tiny" : "124M", B, T,
-             word, 1e-9 * (double)arena.total);
+    snprintf(name, sizeof name, "step %s B%d T%d recompute %s, %.1f GB", size_name(), B, T, word,
+             1e-9 * (double)l.arena.total);
     print_row(name, time, flop, 0);
     printf("%-46s %9.0f tokens/s\n", "", B * T / time);
-    trainer_free(s.trainer), arena_free(&arena), model_free(model);
-    free(token), free(start), free(loss_start), free(mask), free(s.pick);
+    learner_close(&l);
 }
 
 static void bench_step(void) {
@@ -397,51 +353,21 @@ static void bench_step(void) {
     bench_step_shape(B, T, N, RECOMPUTE_LAYER, "layer");
 }
 
-struct Decode {
-    struct Sampler *sampler;
-    struct Weights weights;
-    void *workspace;
-    struct RolloutRequest request;
-    struct Rollout rollout;
-};
-
-static void generate(void *context) {
-    struct Decode *d = context;
-    sampler_generate(d->sampler, &d->weights, &d->request, &d->rollout, d->workspace);
-}
-
 /* Floor of a generation: every step reads the weights and each row's keys and values so far. */
 static void bench_decode_batch(int batch) {
-    static const int prompt[2] = {4, 12}, start[2] = {0, 2};
-    static const uint32_t ordinal = 0;
     const int tokens = tiny ? 6 : 256;
-    struct ModelConfig c;
-    struct Arena arena = {0};
-    gpt2_config(&c);
-    struct Model *model = model_build(&c, ops);
-    struct Decode d = {.request = {.num_prompts = 1, .group = batch, .prompt_token = prompt,
-                                   .prompt_start = start, .ordinal = &ordinal, .seed = 1,
-                                   .purpose = RNG_SAMPLE, .temperature = 1, .max_tokens = tokens,
-                                   .end_of_text = -1}};
-    size_t size = ops->element_size;
-    arena_reserve(&arena, &d.weights.data, model->num_parameters * size, "weights", "weights");
-    d.sampler = sampler_reserve(model, &arena, batch, batch, 2, tokens);
-    struct OpsShape shape = {.N = 1, .C = c.C, .F = c.F, .NH = c.NH, .NKV = c.NKV, .HS = c.HS,
-                             .V = c.V, .Vp = c.Vp, .max_T = 1,
-                             .R = sampler_step_rows(ops, batch, 2), .max_length = tokens + 2};
-    arena_reserve(&arena, &d.workspace, ops->workspace_size(&shape), "workspace", "workspace");
-    arena_commit(&arena, ops);
-    model_initialise(model, &d.weights, 1);
-    sampler_load_weights(d.sampler, &d.weights);
-    double weights = (double)(model->num_real_parameters - (size_t)c.max_T * (size_t)c.C);
-    double cache = 2.0 * c.L * c.NKV * c.HS * batch * 0.5 * tokens;
-    double time = time_of(generate, &d, 1);
+    struct Model *model = bench_model(size_name(), ops);
+    const struct ModelConfig *c = &model->config;
+    struct Generation g;
+    generation_open(&g, model, batch, tokens);
+    double cache = 2.0 * c->L * c->NKV * c->HS * batch * 0.5 * tokens;
+    double bytes = tokens * (g.products + cache) * (double)ops->element_size;
+    double time = time_of(generation_run, &g, 1);
     char name[96];
-    snprintf(name, sizeof name, "decode %s batch %d, %d tokens", tiny ? "tiny" : "124M", batch,
-             tokens);
-    print_row(name, time, 2 * weights * batch * tokens, tokens * (weights + cache) * (double)size);
+    snprintf(name, sizeof name, "decode %s batch %d, %d tokens", size_name(), batch, tokens);
+    print_row(name, time, 2 * g.products * batch * tokens, bytes);
     printf("%-46s %9.0f tokens/s\n", "", batch * tokens / time);
-    rollout_free(&d.rollout), sampler_free(d.sampler), arena_free(&arena), model_free(model);
+    generation_close(&g), model_free(model);
 }
 
 static void bench_decode(void) {
@@ -463,9 +389,7 @@ int main(int argc, char **argv) {
     printf("backend %s %s\n", ops->name, ops->dtype);
     bench_ceilings();
     for (size_t i = 0; i < sizeof benches / sizeof *benches; i++) {
-        bool wanted = argc <= 3;
-        for (int a = 3; a < argc; a++) wanted |= strcmp(argv[a], benches[i].name) == 0;
-        if (wanted) benches[i].run();
+        if (bench_wanted(benches[i].name, argc, argv, 3)) benches[i].run();
     }
     return 0;
 }
