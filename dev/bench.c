@@ -167,7 +167,8 @@ static void bench_head(void) {
                           .tokens = {.n = 1024, .N = 1024}};
     size_t N = 1024, C = (size_t)h.head.C, V = (size_t)h.head.V;
     struct OpsShape shape = {.N = (int)N, .C = h.head.C, .V = h.head.V, .Vp = h.head.Vp,
-                             .NH = 1, .NKV = 1, .HS = 64, .F = 64, .max_T = 1, .R = 1, .max_length = 1};
+                             .NH = 1, .NKV = 1, .HS = 64, .F = 64, .max_T = 1, .R = 1,
+                             .max_length = 1};
     size_t extra = h.ops->workspace_size(&shape);
     scratch_open(N * V, V * C, N * V + V * C);
     h.E = h.ops->alloc(N * C * 4), h.W = h.ops->alloc(V * C * 4);
@@ -182,8 +183,8 @@ static void bench_head(void) {
     struct Timing t = compare_to_floor(head_both, head_products, &h, 15);
     double materialised = (double)(N * V * 4);
     printf("head     N=1024 C=768 V=50257, logp and entropy, forward + backward: %.0f ms, its "
-           "three products %.0f ms, ratio %.3f; extra memory %.0f MB = %.2f of the materialised form's "
-           "%.0f MB\n", 1e3 * t.ours, 1e3 * t.floor, t.ratio, 1e-6 * (double)extra,
+           "three products %.0f ms, ratio %.3f; extra memory %.0f MB = %.2f of the materialised "
+           "form's %.0f MB\n", 1e3 * t.ours, 1e3 * t.floor, t.ratio, 1e-6 * (double)extra,
            (double)extra / materialised, 1e-6 * materialised);
     void *owned[] = {h.E, h.W, h.dE, h.dW, h.tokens.row, h.tokens.target, h.workspace};
     for (int i = 0; i < 7; i++) h.ops->free(owned[i]);

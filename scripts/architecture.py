@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The house, drawn from its #include lines: floors as rows, rooms as boxes, what each knows as arrows.
+"""The house, drawn from its #include lines: floors as rows, rooms as boxes, includes as arrows.
 
     scripts/architecture.py --check     prints every include that runs upward or around; exit code 1
                                         if there is one (needs nothing but Python)
@@ -14,25 +14,29 @@ import sys
 # From the roof down. A room is a folder or single files; rooms on one floor do not know each other.
 FLOORS = [
     [("the loop", ["train_gpt2.cu"])],
-    [("run/", ["llmc/run/"])],
-    [("rl/", ["llmc/rl/"])],
-    [("tasks/", ["llmc/tasks/"]), ("checkpoint", ["llmc/checkpoint."]),
-     ("transformer", ["llmc/transformer."])],
-    [("model, families/", ["llmc/model.", "llmc/families/"])],
-    [("arena", ["llmc/arena."])],
-    [("kernels/", ["llmc/kernels/"])],
-    [("ops", ["llmc/ops."])],
-    [("io/", ["llmc/io/"])],
-    [("base/", ["llmc/base/"])],
+    [("run/", ["run/"])],
+    [("rl/", ["rl/"])],
+    [("tasks/", ["tasks/"]), ("checkpoint", ["checkpoint."]),
+     ("transformer", ["transformer."])],
+    [("model, families/", ["model.", "families/"])],
+    [("arena", ["arena."])],
+    [("kernels/", ["kernels/"])],
+    [("ops", ["ops."])],
+    [("io/", ["io/"])],
+    [("base/", ["base/"])],
 ]
 # These two stand on the ground: mathematics on flat arrays, which knows only base.
-GROUND = ["llmc/rl/objectives.", "llmc/rl/surrogates.", "llmc/rl/entropy."]
+GROUND = ["rl/objectives.", "rl/surrogates.", "rl/entropy."]
+
+
+def starts(path, names):
+    return path.removeprefix("llmc/").startswith(tuple(names))
 
 
 def room_of(path):
     for floor, rooms in enumerate(FLOORS):
-        for name, starts in rooms:
-            if any(path.startswith(start) for start in starts):
+        for name, names in rooms:
+            if starts(path, names):
                 return floor, name
     sys.exit(f"architecture.py: {path} is in no room; give it one in FLOORS")
 
@@ -59,8 +63,7 @@ def check(arrows):
         (floor, room), (below, other) = room_of(path), room_of(target)
         if below < floor or (below == floor and room != other):
             wrong.append(f"{path}:{number}: {room} must not know {other} ({target})")
-        elif any(path.startswith(g) for g in GROUND) and not (
-                target.startswith("llmc/base/") or any(target.startswith(g) for g in GROUND)):
+        elif starts(path, GROUND) and not starts(target, GROUND + ["base/"]):
             wrong.append(f"{path}:{number}: stands on the ground and knows {target}")
     return wrong
 
@@ -73,7 +76,7 @@ def draw(arrows, file):
     place = {}
     for floor, rooms in enumerate(FLOORS):
         for i, (name, _) in enumerate(rooms):
-            # Neighbouring floors are shifted, so that an arrow over two floors misses the one between.
+            # Floors are shifted by turns: an arrow over two misses the one between.
             x = (i + 1) / (len(rooms) + 1) + (0.11 * (-1) ** floor if len(rooms) == 1 else 0)
             place[name] = (x, -floor)
     count = {}

@@ -39,7 +39,8 @@ find . -name .git -prune -o -name build -prune -o -name runs -prune -o -type f -
     }
     # X.c, NAME, X_*.c, step_%d: not names of one file; and what is built is not there yet.
     function stands_for_many(path) {
-        return path ~ /\.s?o$|[*%<>{}$@]|\.\.\.$|(^|[\/_.])(X|NAME|DIR|FILE|DTYPE)([\/_.]|$)/
+        if (path ~ /\.s?o$/) return 1
+        return path ~ /[*%<>{}$@]|\.\.\.$|(^|[\/_.])(X|NAME|DIR|FILE|DTYPE)([\/_.]|$)/
     }
 
     # Every word of a comment, a string or a page that begins with one of our folders.

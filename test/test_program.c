@@ -124,7 +124,8 @@ static void test_resume_is_bitwise(void **state) {
 /* An objective whose gradient is not zero where every answer is wrong. */
 #define BONUS "--objective rloo --entropy-control bonus --entropy-coef 0.1 "
 
-/* Micro-batches are memory only: the first rollout is the same bits, gradients equal to rounding. */
+/* Micro-batches are memory only: the first rollout is the same bits, gradients equal to
+   rounding. */
 static void test_micro_batches_do_not_matter(void **state) {
     (void)state;
     RUN_OK("$T " SMALL "--warm-start 100 --warm-batch 64 --steps 0 --run warm");
