@@ -65,6 +65,7 @@ run:
 
 check:
 	@CC="$(CC)" sh scripts/install_deps.sh --check
+	@sh scripts/check_style.sh
 	@sh test/test_run.sh
 	@CC="$(CC)" sh test/test_flags.sh
 	@$(MAKE) --no-print-directory $(PARALLEL) programs

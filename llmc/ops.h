@@ -301,8 +301,8 @@ struct Ops {
 
     /* ---- decoding: R rows, one token each; a row's bits never depend on the other rows ------- */
 
-    /* Bytes of w [OC,C] in the layout matmul_decode reads, and the packing, once per update. 0: that
-       layout is w's own; then w itself is `packed` below, and nothing is to be packed. */
+    /* Bytes of w [OC,C] in the layout matmul_decode reads, and the packing, once per update. 0:
+       that layout is w's own; then w itself is `packed` below, and nothing is to be packed. */
     size_t (*matmul_packed_size)(int C, int OC);
     void (*matmul_pack)(void *packed, const floatX *w, int C, int OC);
     /* out [R,OC] = x w^T + bias, then GELU if gelu is not 0; x [R,C]; bias [OC] or NULL */

@@ -1,5 +1,5 @@
-/* What the tests of io stand on: a folder of their own, files of any bytes, and a disk that fails in
-   the middle of one. */
+/* What the tests of io stand on: a folder of their own, files of any bytes, and a disk that fails
+   in the middle of one. */
 #ifndef IO_RIG_H
 #define IO_RIG_H
 

@@ -46,8 +46,8 @@ struct Rollout {
 struct Sampler;   /* the decode state, its row arrays on both sides; opaque */
 
 /* rows: completions decoded at once; group: the fewest completions of a prompt in a request that is
-   to be fast (a smaller one is right too, but fewer rows may be at work); max_prompt, max_tokens: longest of each, together at most
-   max_T + 1. The caller has checked that. */
+   to be fast (a smaller one is right too, but fewer rows may be at work); max_prompt, max_tokens:
+   longest of each, together at most max_T + 1. The caller has checked that. */
 struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, int rows,
                                 int group, int max_prompt, int max_tokens);
 /* Call after every weight update, and before the first rollout after any pass over training data:
