@@ -45,6 +45,15 @@ int fsync(int descriptor) {
 
 /* ---- round trips ---------------------------------------------------------------------------- */
 
+/* Field by field: between the fields lie bytes that nobody wrote. */
+static void check_same_config(const struct ModelConfig *a, const struct ModelConfig *b) {
+    assert_string_equal(a->family, b->family);
+    assert_memory_equal(&a->L, &b->L, offsetof(struct ModelConfig, tied) -
+                                          offsetof(struct ModelConfig, L)); /* ints without gaps */
+    assert_int_equal(a->tied, b->tied);
+    assert_memory_equal(&a->norm_epsilon, &b->norm_epsilon, sizeof a->norm_epsilon);
+}
+
 static void test_round_trip_is_bitwise(void **state) {
     (void)state;
     for (int tied = 0; tied < 2; tied++) {
@@ -60,7 +69,7 @@ static void test_round_trip_is_bitwise(void **state) {
         assert_string_equal(latest, path_of("round%d/checkpoints/step_1234567", tied));
         assert_null(checkpoint_config(latest, &found));
         found.Vp = config.Vp;
-        assert_memory_equal(&found, &config, sizeof config);
+        check_same_config(&found, &config);
         run_open(&back, &found);
         checkpoint_load_weights(latest, back.model, &back.weights);
         checkpoint_load_optimizer(latest, back.model, &back.optimizer);
