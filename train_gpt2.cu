@@ -314,7 +314,7 @@ static void evaluate_only(struct Session *s) {
         struct Evaluation evaluation = session_evaluate(s, task);
         char text[256];
         report_describe_evaluation(&evaluation, text, sizeof text);
-        say("%s held-out: %s", task->name, text);
+        say_result("%s held-out: %s", task->name, text);
     }
 }
 

@@ -284,8 +284,8 @@ static bool tensors_differ(const struct Safetensors *file, const struct Safetens
     return differ;
 }
 
-/* Does the file hold a head of the embedding's shape and other values? A file that cannot be read
-   is refused when the weights are loaded. */
+/* Does the file hold a head that is not the embedding? A file that cannot be read, or a head of
+   another shape, is refused when the weights are loaded. */
 static bool has_own_head(const char *directory, const struct Family *family) {
     char path[PATH_SIZE];
     const char *name = family->rows[0].name;   /* the embedding, in every family's table */
@@ -295,10 +295,10 @@ static bool has_own_head(const char *directory, const struct Family *family) {
     const struct SafetensorsEntry *head = safetensors_find(&file, family_head_name(family));
     const struct SafetensorsEntry *embedding = safetensors_find(&file, name);
     if (embedding == NULL) embedding = safetensors_find(&file, family_short_name(family, name));
+    bool same_shape = head && embedding && head->num_dims == embedding->num_dims &&
+                      memcmp(head->shape, embedding->shape, sizeof head->shape) == 0;
     bool own = head && embedding && is_float(head) && is_float(embedding) &&
-               head->num_dims == embedding->num_dims &&
-               memcmp(head->shape, embedding->shape, sizeof head->shape) == 0 &&
-               tensors_differ(&file, head, embedding);
+               (!same_shape || tensors_differ(&file, head, embedding));
     safetensors_close(&file);
     return own;
 }

@@ -336,8 +336,8 @@ static void test_weights_that_are_not_read(void **state) {
     run_close(&run);
 }
 
-/* The golden model with a head of its own: `factor` times the embedding. */
-static void write_headed(const char *directory, float factor) {
+/* The golden model with a head of its own: `factor` times the embedding, or its shape turned. */
+static void write_headed(const char *directory, float factor, bool turned) {
     struct Safetensors file;
     char path[PATH_SIZE];
     mkdir(directory, 0777);
@@ -350,7 +350,8 @@ static void write_headed(const char *directory, float factor) {
     for (int i = 0; i < file.count; i++)
         safetensors_describe(writer, file.entries[i].name, ST_F32, file.entries[i].num_dims,
                              file.entries[i].shape);
-    safetensors_describe(writer, "lm_head.weight", ST_F32, 2, wte->shape);
+    const int64_t shape[2] = {wte->shape[turned], wte->shape[!turned]};
+    safetensors_describe(writer, "lm_head.weight", ST_F32, 2, shape);
     for (int i = 0; i <= file.count; i++) {
         const struct SafetensorsEntry *entry = i < file.count ? &file.entries[i] : wte;
         float *x = malloc(entry->count * sizeof *x);
@@ -370,7 +371,7 @@ static void test_a_tied_model_with_another_head(void **state) {
     for (int own = 0; own < 2; own++) {
         struct ModelConfig config;
         struct Run run;
-        write_headed(path_of("headed"), own ? 2 : 1);
+        write_headed(path_of("headed"), own ? 2 : 1, false);
         assert_null(checkpoint_config(path_of("headed"), &config));
         assert_int_equal(config.tied, !own);
         config.Vp = 64;
@@ -383,6 +384,16 @@ static void test_a_tied_model_with_another_head(void **state) {
         assert_true(*head == *data * (own ? 2 : 1) && *head != 0);
         run_close(&run);
     }
+    /* one of another shape is no embedding either: it is not dropped, so loading refuses it */
+    struct ModelConfig config;
+    struct Run run;
+    write_headed(path_of("headed"), 1, true);
+    assert_null(checkpoint_config(path_of("headed"), &config));
+    config.Vp = 64;
+    run_open(&run, &config);
+    struct LoadCase c = {path_of("headed"), &run, .weights = true};
+    check_refused(&c, (const char *[]){"lm_head.weight", "[36, 61]", "[61, 36]", NULL});
+    run_close(&run);
 }
 
 static void test_configs(void **state) {

@@ -3,6 +3,7 @@
 
 #include <cjson/cJSON.h>
 #include <stdbool.h>
+#include "../llmc/run/choose.h"
 #include "../llmc/run/options.h"
 #include "child.h"
 
@@ -60,6 +61,7 @@ static void test_defaults(void **state) {
     assert_string_equal(o.model, "tiny");
     assert_string_equal(o.objective, "grpo");
     assert_string_equal(o.entropy_control, "");
+    assert_string_equal(choose_scale(&o), "tiny");   /* as the help says */
     assert_string_equal(o.backend, "auto");
     assert_string_equal(o.run, "");
     assert_true(isnan(o.clip_low) && isnan(o.clip_high) && isnan(o.kl_coef));
@@ -107,6 +109,12 @@ static void test_line_errors(void **state) {
         {"--num_generations=3", "unknown option --num_generations; here it is --group (--help "
                                 "lists all)"},
         {"--step=3", "unknown option --step; did you mean --steps? (--help lists all)"},
+        /* the beginning of a name; names like no other; verl's, which have dots */
+        {"--temp 1", "unknown option --temp; did you mean --temperature? (--help lists all)"},
+        {"--use-vllm", "unknown option --use-vllm (--help lists all)"},
+        {"--verbose", "unknown option --verbose (--help lists all)"},
+        {"--actor_rollout_ref.rollout.n=8", "unknown option --actor_rollout_ref.rollout.n; here "
+                                            "it is --group (--help lists all)"},
         {"--steps", "--steps needs a value"},
         {"--steps --quiet", "--steps needs a value"},
         {"--config", "--config needs a value"},
@@ -176,7 +184,7 @@ static void test_config_errors(void **state) {
         {"[1]", "is not one JSON object"},
         {"3", "is not one JSON object"},
         {"{\"stps\": 5}", "unknown option --stps; did you mean --steps? (--help lists all)"},
-        {"{\"\": 5}", "unknown option --; did you mean --kl? (--help lists all)"},
+        {"{\"\": 5}", "unknown option -- (--help lists all)"},
         {"{\"max_steps\": 5}", "unknown option --max_steps; here it is --steps (--help lists all)"},
         {"{\"config\": \"x\"}", "a config file cannot name another one"},
         {"{\"steps\": 5, \"steps\": 5}", "--steps is there twice"},
@@ -298,12 +306,41 @@ static void test_help_agrees(void **state) {
         "(0 to 1000000000; default 600)", "(auto cpu cuda sim sim-asan sim-race; default auto)",
         "(default countdown)",
         "default the objective's)", "(0 to 9007199254740991; default 1)",
-        "(0 to 1; default 0.0001)",
+        "(0 to 1; default 0.0001)", "empty = tiny",
     };
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
         assert_non_null(strstr(help, lines[i]));
     for (char *line = strtok(help, "\n"); line; line = strtok(NULL, "\n"))
         assert_in_range(strlen(line), 0, 100);
+}
+
+/* ---- other trainers' names ------------------------------------------------------------------- */
+
+/* Every --word of an answer is an option, and no name that is answered is one: it would never be
+   asked for. */
+static void test_synonyms(void **state) {
+    (void)state;
+    struct Options o;
+    parse_line(&o, "");
+    int answers = 0;
+    for (int i = 0; options_synonym(i); i++) {
+        const struct OptionSynonym *s = options_synonym(i);
+        char line[80], said[64];
+        for (const char *at = s->ours; (at = strstr(at, "--")) != NULL; answers++) {
+            char name[64];
+            at += 2;
+            snprintf(name, sizeof name, "%.*s", (int)strspn(at, "abcdefghijklmnopqrstuvwxyz0123-"),
+                     at);
+            bool there = false;
+            for (int j = 0; options_row(j); j++) there |= strcmp(options_row(j)->name, name) == 0;
+            if (!there) fail_msg("--%s is answered with --%s, which is no option", s->theirs, name);
+        }
+        snprintf(line, sizeof line, "--%s 3", s->theirs);
+        snprintf(said, sizeof said, "unknown option --%s; here it is", s->theirs);
+        assert_int_equal(code_of(line), 2);
+        if (!strstr(output, said) || !strstr(output, s->ours)) fail_msg("%s: %s", line, output);
+    }
+    assert_true(answers >= 50);
 }
 
 int main(void) {
@@ -316,6 +353,7 @@ int main(void) {
         cmocka_unit_test(test_config_of_damaged_bytes),
         cmocka_unit_test(test_save_and_read),
         cmocka_unit_test(test_help_agrees),
+        cmocka_unit_test(test_synonyms),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

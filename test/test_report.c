@@ -40,8 +40,9 @@ static void logs_three_steps(void *quiet) {
     struct Progress progress = {0};
     struct Report report;
     struct EntropyState entropy = {.initial = 1, .cumulative = .5};
-    struct Experience experience = experience_by_hand();
+    struct Experience experience = experience_by_hand(), unscored = experience;
     struct Evaluation evaluation = evaluation_by_hand();
+    unscored.scored = 3;   /* one of the four has no reward */
     console_open(quiet != NULL);
     report_open(&report, folder, 0, &progress);
     report_evaluation(&report, "countdown", 0, "phase_start", 0, &evaluation);
@@ -50,7 +51,8 @@ static void logs_three_steps(void *quiet) {
             .step = i + 1, .total_steps = 3, .task = "countdown", .updates = 2, .loss_scale = 1,
             .stats = {.tokens = 10, .loss = 4, .policy_loss = 3, .ratio = 11, .clipped_low = 1,
                       .clipped_high = 2, .adv = 5, .logp = -20, .adv_logp = -4},
-            .grad_norm = .5, .learning_rate = 1e-4, .num_tokens = 100, .experience = &experience,
+            .grad_norm = .5, .learning_rate = 1e-4, .num_tokens = 100,
+            .experience = i == 2 ? &unscored : &experience,
             .entropy = &entropy, .seconds_step = 4, .seconds_update = 2, .train_tokens = 50,
             .train_flops = 3e9, .host_memory_gb = 1.5, .device_memory_gb = i == 2 ? 8 : NAN,
             .push_measured = NAN, .attention_entropy = attention[i], .layers = 2, .heads = 2,
@@ -111,6 +113,11 @@ static void test_metrics(void **state) {
     assert_false(cJSON_HasObjectItem(lines[1], "eval/pass@1"));
     assert_false(cJSON_HasObjectItem(lines[1], "entropy_push_measured"));
     assert_false(cJSON_HasObjectItem(lines[1], "perf/peak_host_mem_gb"));
+    /* a completion without a reward is counted, and is in no mean of rewards */
+    assert_false(cJSON_HasObjectItem(lines[2], "completions/unscored"));
+    assert_true(value_of(lines[3], "completions/unscored") == 1);
+    ASSERT_CLOSE("mean of three rewards", fabs(value_of(lines[3], "reward") - 1. / 3), 1e-7);
+    assert_true(value_of(lines[3], "completions/mean_length") == 6);
     /* on a device its memory has the key, and the host's another */
     assert_true(value_of(lines[3], "perf/peak_mem_gb") == 8);
     assert_true(value_of(lines[3], "perf/peak_host_mem_gb") == 1.5);
@@ -145,7 +152,7 @@ static void test_what_is_said(void **state) {
          "grad_norm=0.5000 step_time=4.000 loss=2.00000\n"),
         "held-out pass@1             0.250     0.250\n",
         "held-out pass@4             0.750     0.750\n",
-        "reward                     0.250     0.250\n",
+        "reward                     0.250     0.333\n",
         "distinct correct            1.50      1.50   of 4 samples\n"};
     for (size_t i = 0; i < sizeof said / sizeof *said; i++)
         if (!strstr(output, said[i])) fail_msg("\"%s\" is not in: %s", said[i], output);

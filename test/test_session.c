@@ -1,7 +1,14 @@
 /* A session's beginning as a user meets it: which directory is a run's, what a run that goes on may
    change, what is measured. Runs ./train; each run is a fraction of a second. */
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include "../llmc/run/options.h"
+#include "child.h"
 #include "program_rig.h"
 
 #define TINY "--quiet --warm-start 2 --warm-batch 8 --prompts 2 --group 2 --minibatches 1 " \
@@ -64,6 +71,50 @@ static void test_runs_started_together(void **state) {
            "{ $T " TINY "--steps 1 --seed $i --run named && echo $i >> won; } & done; wait; "
            "test $(wc -l < won) = 1 && test $(wc -l < named/metrics.jsonl) = 1 && "
            "grep -q \"seed\\\":.$(cat won),\" named/config.json");
+}
+
+/* From here on flock fails with `error` in this process and what it becomes; false: no such filter
+   here. */
+static bool make_flock_fail(int error) {
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_flock, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)error),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+static void runs_without_locks(void *error) {
+    if (!make_flock_fail(*(const int *)error)) exit(77);
+    int code = run("$T " TINY "--steps 1 --run unlocked");
+    fputs(output, stdout);
+    fflush(stdout);
+    _exit(code);
+}
+
+/* A lock that cannot be had is another program's only if it says so; the rest is the machine, or
+   the place, in its own words. */
+static void test_lock_errors(void **state) {
+    (void)state;
+    static const struct { int error, code; const char *says; } cases[] = {
+        {EWOULDBLOCK, 2, "another program is using the run directory unlocked"},
+        {ENOLCK, 1, "cannot lock unlocked/lock: No locks available; a run needs a file system"},
+        {ENOSYS, 1, "cannot lock unlocked/lock: Function not implemented"},
+        {EIO, 1, "cannot lock unlocked/lock: Input/output error"},
+    };
+    char said[4096];
+    RUN_OK("mkdir -p taken/lock");
+    assert_refused("$T " TINY "--run taken", "cannot write in the run directory taken: Is a dir");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int error = cases[i].error, code;
+        code = run_in_child(runs_without_locks, &error, said, sizeof said);
+        if (code == 77) skip();
+        if (code != cases[i].code || !strstr(said, cases[i].says))
+            fail_msg("%s: exit code %d, said: %s", strerror(error), code, said);
+    }
 }
 
 static void test_what_resume_refuses(void **state) {
@@ -224,9 +275,39 @@ static void test_measuring(void **state) {
     RUN_OK("for w in '--resume seven' '--model seven' '--model seven --seed 7'; do "
            "$T $w --eval-only --eval-prompts 9 --eval-samples 4 | tail -n 1 >> measured; done; "
            "test $(sort -u measured | wc -l) = 1");
+    /* also where a file says it; and --quiet leaves the result, for which the program was run */
+    RUN_OK("echo '{\"seed\": 1}' > one.json && echo '{\"seed\": 3}' > three.json");
+    assert_refused("$T --config one.json --resume seven --eval-only", "--seed 1");
+    assert_refused("$T --config three.json --model seven --eval-only", "--seed 3");
+    RUN_OK("$T --config seven/config.json --model seven --eval-only --eval-prompts 9 "
+           "--eval-samples 4 --quiet > quiet && test $(sort -u quiet measured | wc -l) = 1");
     RUN_OK("$T " TINY "--tasks countdown:1,split:1 --run two && "
            "$T --resume two --eval-only > each && grep -q 'countdown held-out' each && "
            "grep -q 'split held-out' each");
+}
+
+/* One --task and its steps, or --tasks: what the person at the line did not type is named. */
+static void test_two_plans(void **state) {
+    (void)state;
+    RUN_OK("$T " TINY "--steps 1 --run plain && $T " TINY
+           "--tasks countdown:1,split:1 --run both");
+    assert_refused("$T --quiet --resume plain --tasks countdown:1,split:1", "from its weights");
+    assert_refused("$T --quiet --resume both --steps 3", "from the config file");
+    assert_refused("$T --quiet --steps 3 --tasks split:1", "leave out --task and --steps");
+    RUN_OK("$T --quiet --resume both --tasks countdown:1,split:2");
+}
+
+/* What is told at the start of a run that goes on is where its controller stands: in its log. */
+static void test_where_a_control_stands(void **state) {
+    (void)state;
+    char wanted[128];
+    RUN_OK("$T " TINY "--steps 2 --objective adapo --run stands");
+    cJSON *log = read_log("stands/metrics.jsonl");
+    snprintf(wanted, sizeof wanted, "clip_high stands at %.4g, target %.4g nats\n",
+             logged(log, 2, "clip_high"), logged(log, 2, "entropy_target"));
+    cJSON_Delete(log);
+    RUN_OK("$T --resume stands --steps 3 --quiet false");
+    if (!strstr(output, wanted)) fail_msg("wanted: %s, said: %s", wanted, output);
 }
 
 /* ---- the end --------------------------------------------------------------------------------- */
@@ -238,26 +319,51 @@ static void test_finished_run(void **state) {
     RUN_OK("$T --resume over --quiet false");
     if (!strstr(output, "finished, at step 2 of 2") || !strstr(output, "--steps N"))
         fail_msg("said: %s", output);
+    RUN_OK("$T --quiet --resume over --lr 0.5 && cmp over/config.json copy/config.json");
     RUN_OK("cmp over/metrics.jsonl copy/metrics.jsonl && for f in $(ls copy/checkpoints/*/*); do "
            "test ! over/${f#copy/} -nt $f || exit 1; done");
     RUN_OK("$T --resume over --steps 3 --quiet false");
 }
 
-/* Demonstrations have no reward and no log-probability from sampling; none are made up. */
-static void test_failure_in_the_warm_start(void **state) {
-    (void)state;
+/* broken/: a model whose weights are finite, and no product of them is. */
+static void make_broken_model(void) {
     char path[256];
     static float huge[1 << 15];
     for (size_t i = 0; i < sizeof huge / sizeof *huge; i++) huge[i] = 3e38f;
-    RUN_OK("$T " TINY "--steps 0 --run good && mkdir broken && cd good/checkpoints/step_* && "
+    RUN_OK("rm -rf good broken && $T " TINY "--steps 0 --run good && mkdir broken && cd good/checkpoints/step_* && "
            "cp config.json *vocab.json merges.txt tokenizer_config.json model.safetensors "
            "../../../broken");
     snprintf(path, sizeof path, "%s/broken/model.safetensors", place);
-    FILE *file = fopen(path, "r+b");   /* finite, and no product of it is */
+    FILE *file = fopen(path, "r+b");
     assert_non_null(file);
     assert_int_equal(fseek(file, -(long)sizeof huge, SEEK_END), 0);
     assert_int_equal(fwrite(huge, sizeof huge, 1, file), 1);
     assert_int_equal(fclose(file), 0);
+}
+
+/* Numbers that are none: measured ones are an error, of the weights and not of the input. */
+static void test_worthless_weights(void **state) {
+    (void)state;
+    static const struct { const char *line, *says; } cases[] = {
+        {"$T --model broken --eval-only --eval-prompts 2 --eval-samples 2 --quiet",
+         "entropy on held-out prompts is not finite"},
+        {"$T " TINY "--model broken --warm-start 0 --steps 2 --eval-every 1 --run evaluates",
+         "step 0: the policy's entropy on held-out prompts is not finite"},
+        {"$T --model broken --score ids.jsonl", "ids.jsonl:1: its scores are not finite"},
+    };
+    make_broken_model();
+    RUN_OK("echo '{\"tokens\":[1,2]}' > ids.jsonl");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int code = run("%s", cases[i].line);
+        if (code != 1 || !strstr(output, cases[i].says))
+            fail_msg("%s: exit code %d, said: %s", cases[i].line, code, output);
+    }
+}
+
+/* Demonstrations have no reward and no log-probability from sampling; none are made up. */
+static void test_failure_in_the_warm_start(void **state) {
+    (void)state;
+    make_broken_model();
     int code = run("$T " TINY "--model broken --warm-start 5 --run fails");
     if (code != 1 || !strstr(output, "three updates in a row") || !strstr(output, "--warm-lr"))
         fail_msg("exit code %d, said: %s", code, output);
@@ -283,7 +389,11 @@ int main(void) {
         cmocka_unit_test(test_fixed_options),
         cmocka_unit_test(test_changes_act),
         cmocka_unit_test(test_measuring),
+        cmocka_unit_test(test_two_plans),
+        cmocka_unit_test(test_where_a_control_stands),
+        cmocka_unit_test(test_lock_errors),
         cmocka_unit_test(test_finished_run),
+        cmocka_unit_test(test_worthless_weights),
         cmocka_unit_test(test_failure_in_the_warm_start),
     };
     return cmocka_run_group_tests(tests, make_place, remove_place);

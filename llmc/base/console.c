@@ -17,15 +17,26 @@ void console_open(bool be_quiet) {
 
 bool console_quiet(void) { return quiet; }
 
-void say(const char *format, ...) {
-    if (quiet) return;
+static void say_line(const char *format, va_list arguments) {
     console_clear();
-    va_list arguments;
-    va_start(arguments, format);
     vprintf(format, arguments);
-    va_end(arguments);
     putchar('\n');
     fflush(stdout);   /* through a pipe, lines appear as they are said */
+}
+
+void say(const char *format, ...) {
+    va_list arguments;
+    if (quiet) return;
+    va_start(arguments, format);
+    say_line(format, arguments);
+    va_end(arguments);
+}
+
+void say_result(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    say_line(format, arguments);
+    va_end(arguments);
 }
 
 /* Columns of the terminal; a line as wide as the terminal would wrap and could not be redrawn. */

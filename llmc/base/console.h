@@ -1,6 +1,6 @@
 /* What a person sees. On a terminal: a table line per step, a progress line with the time left.
    Not a terminal: plain lines, a step line every so often, nothing overwritten.
-   --quiet: errors only. */
+   --quiet: errors and results only. */
 #ifndef LLMC_CONSOLE_H
 #define LLMC_CONSOLE_H
 
@@ -11,6 +11,8 @@ void console_open(bool quiet);
 bool console_quiet(void);
 /* A printf-like line of the log (stdout), followed by a newline; nothing when quiet. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* The same, and quiet makes no difference: what the program was asked for. */
+void say_result(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Redraws the progress line "what 120/300 [#####....] 0:42 left"; nothing unless on a terminal. */
 void console_progress(const char *what, int64_t done, int64_t total, double seconds_left);
 /* Removes the progress line (before any other output; called by say, warn, die). */

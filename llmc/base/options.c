@@ -38,12 +38,16 @@ static int edit_distance(const char *a, const char *b) {
     return row[columns];
 }
 
+/* The first option that begins like `name`, else the nearest one if few letters are wrong; NULL:
+   none is like it, and any answer would send the person the wrong way. */
 static const char *nearest_name(const struct OptionTable *table, const char *name) {
     const struct Option *rows = table->rows;
-    int best = 0;
+    int best = 0, length = (int)strlen(name);
+    for (int i = 0; i < table->num_rows; i++)
+        if (length >= 3 && strncmp(name, rows[i].name, (size_t)length) == 0) return rows[i].name;
     for (int i = 1; i < table->num_rows; i++)
         if (edit_distance(name, rows[i].name) < edit_distance(name, rows[best].name)) best = i;
-    return rows[best].name;
+    return 3 * edit_distance(name, rows[best].name) <= length + 1 ? rows[best].name : NULL;
 }
 
 /* Equal, with _ for -? */
@@ -55,12 +59,15 @@ static bool same_words(const char *a, const char *b) {
 /* Ends the program: what to type instead of `name`. `source` is "" for the line, or "FILE: ". */
 static _Noreturn void die_unknown(const struct OptionTable *table, const char *source,
                                   const char *name) {
+    const char *dot = strrchr(name, '.'), *last = dot ? dot + 1 : name;   /* verl's a.b.name */
     for (int i = 0; i < table->num_synonyms; i++)
-        if (same_words(table->synonyms[i].theirs, name))
+        if (same_words(table->synonyms[i].theirs, last))
             die_input("%sunknown option --%s; here it is %s (--help lists all)", source, name,
                       table->synonyms[i].ours);
+    const char *nearest = nearest_name(table, name);
+    if (!nearest) die_input("%sunknown option --%s (--help lists all)", source, name);
     die_input("%sunknown option --%s; did you mean --%s? (--help lists all)", source, name,
-              nearest_name(table, name));
+              nearest);
 }
 
 /* Is `value` one of the space-separated `choices`? */

@@ -222,6 +222,21 @@ void entropy_open(struct EntropyState *state, const struct EntropyOptions *optio
     if (row->variable) *(float *)((char *)&state->control + row->value) = start;
 }
 
+bool entropy_describe_state(const struct EntropyState *state, char *out, size_t capacity) {
+    const struct Control *row = &entropy_controls[state->options.control];
+    char target[64] = "";
+    if (!row->move) return false;
+    /* the adaptive bonus keeps its coefficient where a rollout above the target is spared it */
+    double value = row->move == move_coef ? state->coef
+                                          : *(const float *)((const char *)&state->control +
+                                                             row->value);
+    if (row->has_target && !isnan(state->target))
+        snprintf(target, sizeof target, ", target %.4g nats", state->target);
+    snprintf(out, capacity, "%s stands at %.4g%s", row->has_rule ? "zeta" : row->variable, value,
+             target);
+    return true;
+}
+
 /* Names in trainer_state.json are older than the struct's. Bounds: no option leads further out. */
 #define SAVED(type, member, name) FIELD(type, struct EntropyState, member, name)
 static const struct Field saved_fields[] = {

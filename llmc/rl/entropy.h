@@ -97,6 +97,8 @@ struct EntropyState {
 /* The state that a checkpoint holds, of struct EntropyState: everything but the options. */
 extern const struct FieldTable entropy_fields;
 void entropy_open(struct EntropyState *state, const struct EntropyOptions *options);
+/* One line for a run that goes on, "zeta stands at -0.004, target 1.2 nats"; false: none. */
+bool entropy_describe_state(const struct EntropyState *state, char *out, size_t capacity);
 /* The first rollout fixes initial and target; every rollout moves the control. H in nats; a
    non-finite one is ignored. Returns NULL or a warning sentence (static storage) when the
    controller has been at a bound for 20 rollouts while |H - H*| > 10 % and not shrinking; again

@@ -13,6 +13,20 @@ static const struct Task *known_task(const char *option, const char *name) {
     return task;
 }
 
+/* Ends the program: --tasks beside --task or --steps, either of them perhaps from a file (that of
+   the run that goes on, say), where the person at the line does not see it. */
+static _Noreturn void die_of_two_plans(const struct Options *o) {
+    bool one = options_on_line(o, "task") || options_on_line(o, "steps");
+    if (one && !options_on_line(o, "tasks"))
+        die_input("--tasks %s, from the config file, names the tasks and their steps; give --tasks "
+                  "anew instead of --task and --steps", o->tasks);
+    if (!one && options_on_line(o, "tasks"))
+        die_input("--tasks %s: the config file names one --task, or its --steps; a run begun so "
+                  "goes on with --steps, and --model RUN --tasks ... begins another from its "
+                  "weights", o->tasks);
+    die_input("--tasks names the tasks and their steps; leave out --task and --steps");
+}
+
 /* --tasks NAME:STEPS,NAME:STEPS sets the phases and with them the steps; else there is one. */
 struct Plan choose_plan(const struct Options *o) {
     struct Plan plan = {.steps = o->steps};
@@ -21,8 +35,7 @@ struct Plan choose_plan(const struct Options *o) {
         plan.phases[plan.num_phases++] = (struct Phase){known_task("task", o->task), 0, o->steps};
         return plan;
     }
-    if (options_given(o, "task") || options_given(o, "steps"))
-        die_input("--tasks names the tasks and their steps; leave out --task and --steps");
+    if (options_given(o, "task") || options_given(o, "steps")) die_of_two_plans(o);
     check_path(list, sizeof list, "%s", o->tasks);
     int64_t step = 0;
     while ((item = strsep(&rest, ",")) != NULL) {

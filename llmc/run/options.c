@@ -86,7 +86,7 @@ static const struct Option rows[] = {
 
     WORD("entropy-control", entropy_control, "", NULL, ENTROPY, FREE, "replaces the objective's"),
     WORD("scale", scale, "", "tiny llm", ENTROPY, FREE,
-         "values for small vocabularies, or the papers'; empty = by the task"),
+         "values for small vocabularies, or the papers'; empty = tiny"),
     WORD("controller", controller, "", "double pi", ENTROPY, FREE, "what turns the knob"),
     REAL("entropy-target", entropy_target, 0, 100, NAN, ENTROPY, FREE, "in nats"),
     REAL("entropy-target-ratio", entropy_target_ratio, 0, 10, NAN, ENTROPY, FREE,
@@ -139,7 +139,7 @@ static const struct Option rows[] = {
     {"config", OPTION_CONFIG, 0, 0, 0, 0, NULL, NULL, RUN, ONCE | EVAL | SCORE,
      "options from a JSON file; what follows on the line replaces them"},
     FLAG("dry-run", dry_run, RUN, ONCE | EVAL, "print the plan and stop"),
-    FLAG("quiet", quiet, RUN, ONCE | EVAL | SCORE, "print errors only"),
+    FLAG("quiet", quiet, RUN, ONCE | EVAL | SCORE, "print errors, and what was measured, only"),
     FLAG("help", help, RUN, ONCE | EVAL | SCORE, "print this and stop"),
 
     WORD("backend", backend, "auto",
@@ -169,6 +169,7 @@ static const struct OptionSynonym synonyms[] = {
     {"warmup-ratio", "--lr-warmup, in steps"},
     {"max-steps", "--steps"},
     {"total-training-steps", "--steps"},
+    {"total-epochs", "--steps; --epochs says how often a rollout is used"},
     {"num-train-epochs", "--steps; --epochs says how often a rollout is used"},
     {"num-iterations", "--epochs"},
     {"ppo-epochs", "--epochs"},
@@ -181,6 +182,7 @@ static const struct OptionSynonym synonyms[] = {
     {"num-mini-batches", "--minibatches"},
     {"num-generations", "--group"},
     {"rollout-n", "--group"},
+    {"n", "--group"},
     {"group-size", "--group"},
     {"max-completion-length", "--max-tokens"},
     {"max-new-tokens", "--max-tokens"},
@@ -200,6 +202,8 @@ static const struct OptionSynonym synonyms[] = {
     {"cliprange", "--clip-low and --clip-high"},
     {"clip-ratio", "--clip-low and --clip-high"},
     {"epsilon-high", "--clip-high"},
+    {"clip-ratio-high", "--clip-high"},
+    {"clip-ratio-low", "--clip-low"},
     {"delta", "--dual-clip"},
     {"clip-ratio-c", "--dual-clip"},
     {"loss-type", "--objective or --aggregation"},
@@ -213,6 +217,12 @@ static const struct OptionSynonym synonyms[] = {
     {"adam-beta2", "--beta2"},
     {"ent-coef", "--entropy-coef"},
     {"entropy-coeff", "--entropy-coef"},
+    {"gamma", "not needed: a completion has one reward, which all its tokens get"},
+    {"lam", "not needed: a completion has one reward, which all its tokens get"},
+    {"top-k", "left out: samples come from the whole distribution, at --temperature"},
+    {"top-p", "left out: samples come from the whole distribution, at --temperature"},
+    {"min-p", "left out: samples come from the whole distribution, at --temperature"},
+    {"wandb", "scripts/to_wandb.py, on the run's directory"},
     {"logging-steps", "not needed: every step is logged in metrics.jsonl"},
     {"report-to", "not needed: TensorBoard's files are always written (scripts/to_wandb.py)"},
     {"save-steps", "--save-every"},
@@ -223,6 +233,7 @@ static const struct OptionSynonym synonyms[] = {
     {"device", "--backend"},
     {"bf16", "--dtype bf16"},
     {"fp16", "--dtype fp16"},
+    {"optim", "not needed: it is AdamW"},
     {"num-workers", "--threads"},
     {"n-layer", "--layers"},
     {"n-head", "--heads"},
@@ -267,6 +278,10 @@ double options_real(const struct Options *options, const char *name) {
 bool options_on_line(const struct Options *options, const char *name) {
     int row = option_table_find(&table, name);
     return row >= 0 && options->given[row] == OPTION_ON_LINE;
+}
+
+const struct OptionSynonym *options_synonym(int i) {
+    return i < table.num_synonyms ? &synonyms[i] : NULL;
 }
 
 const struct Option *options_row(int i) { return i < NUM_ROWS ? &rows[i] : NULL; }

@@ -24,7 +24,7 @@ struct Options {
     int64_t filter_rounds;
     char logp_dtype[OPTION_TEXT], old_logp[OPTION_TEXT];
     /* entropy */
-    char scale[OPTION_TEXT], controller[OPTION_TEXT];    /* "" = by the task; the preset's */
+    char scale[OPTION_TEXT], controller[OPTION_TEXT];    /* "" = tiny; the preset's */
     double entropy_target, entropy_target_ratio;         /* NaN = the scale's preset, likewise: */
     double zeta_start, zeta_min, zeta_max;
     double clip_high_min, clip_high_max, clip_high_step;
@@ -73,6 +73,8 @@ bool options_on_line(const struct Options *options, const char *name);
 
 /* Row number i of the table, or NULL past its end. */
 const struct Option *options_row(int i);
+/* What other trainers call it; NULL: there are no more. */
+const struct OptionSynonym *options_synonym(int i);
 
 /* The two checks behind the table's column. A run that goes on keeps what its rows say: die_input
    for the first option that differs from `before` and may not. `warm`: its warm start is not

@@ -44,6 +44,12 @@ static void write_scores(struct Jsonl *out, int tokens, const struct HeadStats *
     jsonl_end(out);
 }
 
+static bool are_finite(const float *x, int n) {
+    for (int i = 0; i < n; i++)
+        if (!isfinite(x[i])) return false;
+    return true;
+}
+
 void session_score(struct Session *s) {
     const char *path = s->options.score;
     size_t room = (size_t)s->model->config.max_T + 1;
@@ -65,6 +71,9 @@ void session_score(struct Session *s) {
         trainer_score(s->trainer, trainer_weights(s->trainer), &one, &pick, 1,
                       (float)s->options.temperature, &stats);
         write_scores(&out, n, &stats);
+        if (!are_finite(stats.logp, n - 1) || !are_finite(stats.entropy, n - 1))
+            die_machine("%s:%ld: its scores are not finite (null), so the weights are worth "
+                        "nothing at this --dtype", path, in.number);
     }
     jsonl_close(&out);
     lines_close(&in);

@@ -340,6 +340,8 @@ static void load(struct Session *s) {
     checkpoint_load_optimizer(s->place.checkpoint, s->model, &optimizer);
     progress_from_state(s);
     resume_entropy(s, &opened);
+    char stands[128];
+    if (entropy_describe_state(&s->entropy, stands, sizeof stands)) say("resume    %s", stands);
     if (s->reference.data && s->progress.phases_begun > 0) load_reference(s);
 }
 
@@ -374,7 +376,8 @@ static void choose_held_out(struct Session *s) {
     if (access(path, F_OK) != 0) return;   /* not a run's */
     checkpoint_load_state(s->place.checkpoint, &trained, NULL);
     bool differs = trained.seed != o->seed;
-    if (differs && o->eval_only && options_on_line(o, "seed"))
+    bool named = options_given(o, "seed") || o->seed != s->before.seed;
+    if (differs && o->eval_only && named)
         die_input("--seed %lld: these weights were trained with seed %lld, which decides the "
                   "prompts that were held out; leave --seed out", (long long)o->seed,
                   (long long)trained.seed);
@@ -411,6 +414,12 @@ static void choose(struct Session *s, int argc, char **argv) {
     if (!s->place.resumed && !o->score[0]) choose_warn(o, &s->objective);
 }
 
+/* Is there nothing left to do? Then the run keeps the options that it was done with. */
+static bool is_over(const struct Session *s) {
+    return s->place.resumed && s->progress.phases_begun == s->plan.num_phases &&
+           s->progress.step >= s->plan.steps;
+}
+
 void session_open(struct Session *s, int argc, char **argv) {
     *s = (struct Session){.saved.step = -1};
     choose(s, argc, argv);
@@ -430,7 +439,7 @@ void session_open(struct Session *s, int argc, char **argv) {
     arena_commit(&s->arena, s->ops);
     load(s);
     if (!s->place.run[0]) return;
-    directory_begin(&s->place, &s->options);
+    if (!is_over(s)) directory_begin(&s->place, &s->options);
     report_open(&s->report, s->place.run, s->options.rollouts_every, &s->progress);
 }
 
