@@ -330,7 +330,8 @@ static void make_broken_model(void) {
     char path[256];
     static float huge[1 << 15];
     for (size_t i = 0; i < sizeof huge / sizeof *huge; i++) huge[i] = 3e38f;
-    RUN_OK("rm -rf good broken && $T " TINY "--steps 0 --run good && mkdir broken && cd good/checkpoints/step_* && "
+    RUN_OK("rm -rf good broken && $T " TINY "--steps 0 --run good");
+    RUN_OK("mkdir broken && cd good/checkpoints/step_* && "
            "cp config.json *vocab.json merges.txt tokenizer_config.json model.safetensors "
            "../../../broken");
     snprintf(path, sizeof path, "%s/broken/model.safetensors", place);
