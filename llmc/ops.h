@@ -17,7 +17,7 @@
                   Nothing is owned: a slot reads and writes what it is given and keeps no pointer
      execution    every slot enqueues on the backend's one compute stream and returns. Only
                   download, sync, and the head slots (they fill host arrays) wait; asynchronous
-                  errors surface there
+                  errors surface there. A linear layer waits where it times a product
      errors       a failing device ends the program (die_machine); numbers are never errors
      gradients    "=" overwrites, "+=" accumulates; weight gradients are float32 and always "+="
      workspace    scratch of at least workspace_size() bytes; contents undefined before and after
@@ -26,7 +26,9 @@
                   but logits of padding rows enter no statistics and no draw, and their gradient
                   is never added to
      absent       a tensor that a model does not have is NULL, never an address
-     repeatable   the same call on the same machine gives the same bits
+     repeatable   the same call on the same machine gives the same bits: within a process always,
+                  across processes as long as both time no products (matmul_choices_load), or one
+                  loads what the other saved
 
    Sources: GPT-2 (Radford et al. 2019), layer norm 1607.06450, AdamW 1711.05101,
    online softmax 1805.02867, FlashAttention 2205.14135, Cut Cross-Entropy 2411.09009. */
@@ -159,6 +161,9 @@ struct KvCache {
     int L, prompt_slots, prompt_capacity, tail_slots, tail_capacity;
 };
 
+/* Bytes that matmul_choices_save writes at most. */
+enum { MATMUL_CHOICES_TEXT = 1 << 16 };
+
 /* A contiguous range of the flat parameter buffer with one weight decay. */
 struct AdamwRange {
     size_t begin, end;
@@ -259,6 +264,17 @@ struct Ops {
     void (*matmul_backward)(floatX *dx, float *dw, float *dbias, const floatX *dout,
                             const floatX *x, const floatX *w, int N, int C, int OC,
                             void *workspace);
+
+    /* A machine's library may know several algorithms for a product, which round differently. At
+       first the one that it proposes first is taken. After load, for a kind of product and a number
+       of tokens (rounded up to an eighth) that is new, each is run on memory of its own, timed, and
+       the fastest remembered. text: "", what save wrote in an earlier process, or NULL: back to
+       the first. Returns NULL, or why the text was not used (static; then as after ""). */
+    const char *(*matmul_choices_load)(const char *text);
+    /* The choices as text; "" if there are none. They are final from here on, as they are after
+       load of such a text: nothing is timed any more, what is new takes the nearest choice. So the
+       one who goes on and the one who starts from the text compute alike. */
+    void (*matmul_choices_save)(char *out, size_t capacity); /* MATMUL_CHOICES_TEXT suffices */
 
     /* pre has the bits of matmul_forward, act those of gelu_forward.
        out [N,C] =; pre, act [N,F] =; x [N,C] */

@@ -105,12 +105,16 @@ void json_write(cJSON *json, const char *path, struct Checksums *sums) {
 
 void json_add_fields(cJSON *json, const struct FieldTable *table, const void *object) {
     for (int i = 0; i < table->count; i++) {
-        char text[512];
-        bool number = field_print(text, sizeof text, &table->fields[i], object);
+        const struct Field *field = &table->fields[i];
+        size_t capacity = field->type == FIELD_TEXT ? field->size + 1 : 512;
+        char *text = cJSON_malloc(capacity);
+        if (text == NULL) die_machine("out of memory: the field %s", field->name);
+        bool number = field_print(text, capacity, field, object);
         /* JSON has no number for what is not finite: that goes as text. */
-        const cJSON *added = number ? cJSON_AddRawToObject(json, table->fields[i].name, text)
-                                    : cJSON_AddStringToObject(json, table->fields[i].name, text);
-        if (added == NULL) die_machine("out of memory: the field %s", table->fields[i].name);
+        const cJSON *added = number ? cJSON_AddRawToObject(json, field->name, text)
+                                    : cJSON_AddStringToObject(json, field->name, text);
+        cJSON_free(text);
+        if (added == NULL) die_machine("out of memory: the field %s", field->name);
     }
 }
 

@@ -12,7 +12,7 @@ CUDA_DEFINES_bf16 := -DBACKEND_FLOATX=__nv_bfloat16 -DBACKEND_DTYPE=bf16
 CUDA_DEFINES_fp16 := -DBACKEND_FLOATX=__half -DBACKEND_DTYPE=fp16
 
 # Compiled once per element type; and once.
-CUDA_ONCE := $(addprefix $(CUDA_FOLDER)/,cuda_device.cu comm.cu)
+CUDA_ONCE := $(addprefix $(CUDA_FOLDER)/,cuda_device.cu comm.cu gemm.cu gemm_choice.cu)
 CUDA_TYPED := $(filter-out $(CUDA_ONCE),$(sort $(wildcard $(CUDA_FOLDER)/*.cu)))
 
 # ---- the GPU's plug-in ----

@@ -62,6 +62,7 @@ extern const struct KernelFile PER_TYPE(cuda_embedding), PER_TYPE(cuda_norm),
 static const struct KernelFile *const files[] = {
     &cuda_memory,
     &cuda_comm,
+    &cuda_gemm_choice,
     &PER_TYPE(cuda_embedding),
     &PER_TYPE(cuda_norm),
     &PER_TYPE(cuda_matmul),

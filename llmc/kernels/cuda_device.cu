@@ -271,6 +271,7 @@ backend_open(struct Ops *ops, size_t ops_size, const char *dtype, int device,
         if (strcmp(types[i].dtype, dtype) != 0 || !types[i].fill) continue;
         open_device(device);
         if (!types[i].has_code()) return "the plug-in has no code for this GPU; make clean cuda";
+        cuda.dtype = types[i].dtype;
         types[i].fill(ops);
         return NULL;
     }

@@ -20,6 +20,7 @@ struct CudaDevice {
     int multiprocessors;
     int shared_limit;              /* bytes of shared memory a block may opt in to */
     char name[64];
+    const char *dtype;             /* "bf16": what floatX is in this process */
 };
 extern struct CudaDevice cuda;
 
@@ -55,6 +56,6 @@ void cuda_die(const char *format, ...);
     } while (0)
 
 /* The files whose slots do not depend on the element type. */
-extern const struct KernelFile cuda_memory, cuda_comm;
+extern const struct KernelFile cuda_memory, cuda_comm, cuda_gemm_choice;
 
 #endif

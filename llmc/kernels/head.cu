@@ -36,6 +36,7 @@
 
    Besides the products, 10 bytes of traffic per logit in the narrow types and 12 in float32: read,
    read, dz written. doc/head.md has the sums. */
+#include "cuda_common.cuh"
 #include "gemm.cuh"
 #include "row_state.cuh"
 

@@ -20,6 +20,7 @@
    It reads dout once, N * OC elements, and writes and reads 1/64 as many floats: 3 % (float32) to
    6 % (narrow) above the floor. */
 #pragma once
+#include "cuda_common.cuh"
 #include "gemm.cuh"
 
 enum { SUM_WARPS = 8, SLICE_ROWS = 64, MOST_SLICES = 128, FILL_THREADS = 256 };

@@ -68,9 +68,20 @@ static void matmul_backward(floatX *dx, float *dw, float *dbias, const floatX *d
     }
 }
 
+/* One library, one algorithm: nothing to choose. */
+static const char *matmul_choices_load(const char *text) {
+    return text && text[0] ? "they are another device's, library version's or dtype's" : NULL;
+}
+
+static void matmul_choices_save(char *out, size_t capacity) {
+    if (capacity) out[0] = '\0';
+}
+
 static void fill(struct Ops *ops) {
     ops->matmul_forward = matmul_forward;
     ops->matmul_backward = matmul_backward;
+    ops->matmul_choices_load = matmul_choices_load;
+    ops->matmul_choices_save = matmul_choices_save;
 }
 
 const struct KernelFile cpu_matmul = {"matmul", fill, no_workspace};

@@ -149,6 +149,8 @@ static const struct Option rows[] = {
          "of weights and activations; auto = bf16 on a GPU, fp32 on the CPU"),
     WORD("recompute", recompute, "none", "none mlp layer", MACHINE, FREE,
          "what backward computes again instead of keeping it in memory"),
+    WORD("matmul", matmul, "timed", "timed first", MACHINE, FREE,
+         "on a GPU: the fastest in a trial, or the library's first"),
     WHOLE("seed", seed, 0, EXACT, 1, MACHINE, FIXED | EVAL, "of every random draw"),
     WHOLE("threads", threads, 0, 1024, 0, MACHINE, FREE | EVAL | SCORE, "0 = one per processor"),
     WHOLE("decode-rows", decode_rows, 0, 65536, 0, MACHINE, FREE | EVAL,

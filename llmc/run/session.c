@@ -311,6 +311,23 @@ static void progress_from_state(struct Session *s) {
     trainer_set_progress(s->trainer, progress);
 }
 
+/* Which algorithms a GPU's matrix products have, in trainer_state.json beside the progress. */
+static struct Choices {
+    char text[MATMUL_CHOICES_TEXT];
+} choices;
+static const struct Field choices_field = {
+    FIELD(FIELD_TEXT, struct Choices, text, "matmul_choices"), .optional = true};
+static const struct FieldTable choices_fields = {&choices_field, 1};
+
+/* What is in `choices` goes on, or nothing is timed (--matmul first). */
+static void use_choices(const struct Session *s) {
+    bool timed = strcmp(s->options.matmul, "timed") == 0;
+    const char *problem = s->ops->matmul_choices_load(timed ? choices.text : NULL);
+    if (problem)
+        say("resume    the checkpoint's matmul choices are not used: %s; results may differ by "
+            "rounding", problem);
+}
+
 static void load_reference(struct Session *s) {
     char base[4096], from[4096];
     check_path(base, sizeof base, "%s/reference", s->place.run);
@@ -328,13 +345,18 @@ static void load(struct Session *s) {
     entropy_open(&s->entropy, &s->entropy_options);
     if (!learn) return;
     trainer_reset_optimizer(s->trainer);
-    if (!s->place.resumed) return;
+    if (!s->place.resumed) {
+        use_choices(s);
+        return;
+    }
     struct OptimizerState optimizer = trainer_optimizer(s->trainer);
     struct EntropyState opened = s->entropy;
     struct Progress saved;
     checkpoint_load_state(s->place.checkpoint, &saved,
-                          (struct FieldSection[]){{&entropy_fields, &s->entropy}, {NULL, NULL}});
+                          (struct FieldSection[]){{&entropy_fields, &s->entropy},
+                                                  {&choices_fields, &choices}, {NULL, NULL}});
     s->saved = saved;
+    use_choices(s);
     if (strcmp(saved.dtype, s->ops->dtype) != 0)
         optimizer.master = NULL;   /* keeps what the weights' file gave: one rounding, not two */
     checkpoint_load_optimizer(s->place.checkpoint, s->model, &optimizer);
@@ -476,9 +498,11 @@ static void save_to(struct Session *s, const char *directory, int keep) {
     s->progress.loss_scale_updates = progress.loss_scale_updates;
     snprintf(s->progress.control, sizeof s->progress.control, "%s",
              entropy_controls[s->objective.control].name);
+    s->ops->matmul_choices_save(choices.text, sizeof choices.text);
     checkpoint_save(directory, s->model, trainer_weights(s->trainer), &optimizer, &s->tokenizer,
                     &s->progress,
-                    (struct FieldSection[]){{&entropy_fields, &s->entropy}, {NULL, NULL}}, keep);
+                    (struct FieldSection[]){{&entropy_fields, &s->entropy},
+                                            {&choices_fields, &choices}, {NULL, NULL}}, keep);
 }
 
 /* Nothing was trained since the last save? Then no step is saved twice, under a reader's eyes. */

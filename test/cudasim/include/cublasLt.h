@@ -93,13 +93,28 @@ cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t prefer
 cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
                                                     cublasLtMatmulPreferenceAttributes_t attribute,
                                                     const void *value, size_t bytes);
-/* One result, no workspace; or NOT_SUPPORTED for what cublasLtMatmul() would refuse. The algorithm
-   keeps the alignments that the preference states; cublasLtMatmul() holds the operands to them. */
+size_t cublasLtGetVersion(void);
+/* Four results at most, no workspace; or NOT_SUPPORTED for what cublasLtMatmul() would refuse. An
+   algorithm keeps the alignments that the preference states; cublasLtMatmul() holds the operands to
+   them. The four are made for tests of who chooses among them: each sums in an order of its own,
+   and takes its own simulated time (what lies between two events), whatever the sizes:
+
+       data[4]   partial sums   seconds
+          0           16           3      proposed first
+          1            -           -      its state is not SUCCESS
+          2            8           1      refuses products of which a size is odd
+          3            4           2                                                           */
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t A,
     cublasLtMatrixLayout_t B, cublasLtMatrixLayout_t C, cublasLtMatrixLayout_t D,
     cublasLtMatmulPreference_t preference, int requested,
     cublasLtMatmulHeuristicResult_t results[], int *returned);
+/* NOT_SUPPORTED where the algorithm does not serve the product. */
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
+                                       cublasLtMatrixLayout_t A, cublasLtMatrixLayout_t B,
+                                       cublasLtMatrixLayout_t C, cublasLtMatrixLayout_t D,
+                                       const cublasLtMatmulAlgo_t *algo,
+                                       cublasLtMatmulHeuristicResult_t *result);
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void *alpha,
                               const void *A, cublasLtMatrixLayout_t layout_a, const void *B,
                               cublasLtMatrixLayout_t layout_b, const void *beta, const void *C,

@@ -19,7 +19,15 @@ struct Product {
     Matrix a, b, c, d;
     cublasLtEpilogue_t epilogue;
     Matrix bias, aux; /* bias: one column */
+    int candidate;    /* cublasLt's algorithm; 0 otherwise */
 };
+
+/* cublasLt's algorithms, as the header describes them. */
+static const struct {
+    int partial;
+    int seconds;
+} candidates[] = {{16, 3}, {0, 0}, {8, 1}, {4, 2}};
+enum { CANDIDATES = sizeof candidates / sizeof *candidates };
 
 static size_t element_size(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
 
@@ -118,15 +126,20 @@ static std::vector<float> gather(const Matrix &x, bool k_is_column, int64_t rows
     return out;
 }
 
-/* 16 partial sums, so that it vectorises. */
-static float dot(const float *x, const float *y, int64_t k) {
-    float partial[16] = {}, sum = 0;
+/* PARTIAL sums, so that it vectorises. */
+template <int PARTIAL> static float dot_by(const float *x, const float *y, int64_t k) {
+    float partial[PARTIAL] = {}, sum = 0;
     int64_t p = 0;
-    for (; p + 16 <= k; p += 16)
-        for (int lane = 0; lane < 16; lane++) partial[lane] += x[p + lane] * y[p + lane];
+    for (; p + PARTIAL <= k; p += PARTIAL)
+        for (int lane = 0; lane < PARTIAL; lane++) partial[lane] += x[p + lane] * y[p + lane];
     for (; p < k; p++) sum += x[p] * y[p];
-    for (int lane = 0; lane < 16; lane++) sum += partial[lane];
+    for (int lane = 0; lane < PARTIAL; lane++) sum += partial[lane];
     return sum;
+}
+
+static float dot(const float *x, const float *y, int64_t k, int partial) {
+    return partial == 16 ? dot_by<16>(x, y, k) : partial == 8 ? dot_by<8>(x, y, k)
+                                                              : dot_by<4>(x, y, k);
 }
 
 static void check_operands(const Product &p) {
@@ -163,7 +176,8 @@ static void multiply_one(const Product &p) {
                        (size_t)p.d.rows * element_size(p.d.type), "cuBLAS output");
     for (int64_t j = 0; j < p.n; j++) {
         for (int64_t i = 0; i < p.m; i++) {
-            float value = p.alpha * dot(&a[(size_t)(i * p.k)], &b[(size_t)(j * p.k)], p.k);
+            float value = p.alpha * dot(&a[(size_t)(i * p.k)], &b[(size_t)(j * p.k)], p.k,
+                                        candidates[p.candidate].partial);
             if (p.beta != 0) value += p.beta * load(p.c, i, j);
             value = apply_epilogue(p, value, i, j);
             row_sums[(size_t)i] += value;
@@ -176,6 +190,7 @@ static void multiply_one(const Product &p) {
 }
 
 static void multiply(const Product &product) {
+    simulated_seconds += candidates[product.candidate].seconds;
     for (int64_t z = 0; z < product.batches; z++) {
         Product p = product;
         p.a = batch(product.a, z);
@@ -424,6 +439,14 @@ static cublasStatus_t check_matmul(const cudasim_matmul *desc, const cudasim_lay
     return check_epilogue(desc, m);
 }
 
+static cublasStatus_t check_candidate(const cublasLtMatmulAlgo_t *algo, const cudasim_layout *a,
+                                      const cudasim_layout *d) {
+    if (algo->data[4] >= CANDIDATES || candidates[algo->data[4]].partial == 0)
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    bool odd = (a->matrix.rows | a->matrix.columns | d->matrix.rows | d->matrix.columns) & 1;
+    return algo->data[4] == 2 && odd ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
+}
+
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t A, cublasLtMatrixLayout_t B,
     cublasLtMatrixLayout_t C, cublasLtMatrixLayout_t D, cublasLtMatmulPreference_t preference,
@@ -432,11 +455,29 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     if (requested < 1) return CUBLAS_STATUS_INVALID_VALUE;
     cublasStatus_t status = check_matmul(desc, A, B, C, D);
     if (status != CUBLAS_STATUS_SUCCESS) return CUBLAS_STATUS_NOT_SUPPORTED;
-    results[0] = cublasLtMatmulHeuristicResult_t{};
-    for (int i = 0; i < 4; i++) results[0].algo.data[i] = preference->alignment[i];
-    *returned = 1;
+    for (; *returned < CANDIDATES && *returned < requested; ++*returned) {
+        cublasLtMatmulHeuristicResult_t *r = &results[*returned];
+        *r = cublasLtMatmulHeuristicResult_t{};
+        for (int i = 0; i < 4; i++) r->algo.data[i] = preference->alignment[i];
+        r->algo.data[4] = (uint64_t)*returned;
+        r->state = check_candidate(&r->algo, A, D);
+    }
     return CUBLAS_STATUS_SUCCESS;
 }
+
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t desc,
+                                       cublasLtMatrixLayout_t A, cublasLtMatrixLayout_t B,
+                                       cublasLtMatrixLayout_t C, cublasLtMatrixLayout_t D,
+                                       const cublasLtMatmulAlgo_t *algo,
+                                       cublasLtMatmulHeuristicResult_t *result) {
+    cublasStatus_t status = check_matmul(desc, A, B, C, D);
+    if (status == CUBLAS_STATUS_SUCCESS) status = check_candidate(algo, A, D);
+    *result = cublasLtMatmulHeuristicResult_t{};
+    result->algo = *algo;
+    return result->state = status;
+}
+
+size_t cublasLtGetVersion(void) { return 120000; }
 
 /* An algorithm that was chosen for aligned operands reads garbage, or faults, with others. */
 static void check_alignment(const cublasLtMatmulAlgo_t *algo, const void *const operands[4]) {
@@ -460,6 +501,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
                               void *workspace, size_t workspace_bytes, cudaStream_t stream) {
     cublasStatus_t status = check_matmul(desc, layout_a, layout_b, layout_c, layout_d);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
+    if (algo) status = check_candidate(algo, layout_a, layout_d);
+    if (status != CUBLAS_STATUS_SUCCESS) return status;
     const void *const operands[4] = {A, B, C, D};
     check_alignment(algo, operands);
     require_device(workspace, workspace ? workspace_bytes : 0, "cuBLASLt workspace");
@@ -473,6 +516,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
     p.k = p.transpose_a ? p.a.rows : p.a.columns;
     p.batches = layout_d->batches;
     p.alpha = *(const float *)alpha, p.beta = *(const float *)beta;
+    p.candidate = algo ? (int)algo->data[4] : 0;
     p.epilogue = (cublasLtEpilogue_t)desc->epilogue;
     cudaDataType_t bias_type = desc->bias_type < 0 ? p.d.type : (cudaDataType_t)desc->bias_type;
     cudaDataType_t aux_type = desc->aux_type < 0 ? p.d.type : (cudaDataType_t)desc->aux_type;

@@ -250,6 +250,8 @@ struct Operation {
 cudaError_t submit(cudaStream_t stream, Operation operation);
 /* Library calls (cuBLAS, NCCL) are stream operations like any other. */
 cudaError_t enqueue_library(cudaStream_t stream, std::function<void()> run);
+/* Time that has passed for events only, by what library calls claim to take. */
+extern long simulated_seconds;
 void drain_all();
 /* Calls that wait or allocate are illegal while a capture goes on: returns the error and spoils the
    capture, or cudaSuccess. */
