@@ -9,8 +9,11 @@
    other needs: the decode cache is handed back to training between rollouts by never being its own.
 
        | weights | m | v | workspace |  activations | gradients | batch ...            |
-       |                             |  packed weights | kv prompts | kv tails | rows  |
+       |                             |  (packed weights) | kv prompts | kv tails | rows |
          ARENA_ALWAYS                   ARENA_TRAINING and, over it, ARENA_DECODING
+
+   Packed weights are there only where the decode product cannot read the weights themselves
+   (matmul_packed_size).
 
    Each buffer is aligned to 256 bytes. */
 #ifndef LLMC_ARENA_H
