@@ -148,6 +148,7 @@ struct Other {
     double tiny, third, unknown;
     float narrow;
     int count;
+    char text[2000];
 };
 
 static const struct Field other_fields[] = {
@@ -156,9 +157,13 @@ static const struct Field other_fields[] = {
     {FIELD(FIELD_REAL, struct Other, unknown, "unknown"), -1, 1, .or_nan = true},
     {FIELD(FIELD_REAL, struct Other, narrow, "narrow"), 0, 3e38},
     {FIELD(FIELD_INTEGER, struct Other, count, "count"), -5, 5},
+    {FIELD(FIELD_TEXT, struct Other, text, "text")},
 };
-static const struct FieldTable other_table = {other_fields, 5};
-static const struct Other awkward_other = {4.9e-324, 1.0 / 3, NAN, 0x1.fffffep-3f, -5};
+static const struct FieldTable other_table = {other_fields, 6};
+#define LINE "\t\"a line\" of fifty characters, and of several more \\\n"
+#define LINES LINE LINE LINE LINE LINE LINE LINE LINE
+static const struct Other awkward_other = {4.9e-324, 1.0 / 3, NAN, 0x1.fffffep-3f, -5,
+                                           LINES LINES LINES LINES};
 
 static inline void save_into(struct Run *run, const char *directory, int64_t step, int keep) {
     struct Progress state = awkward_state(step);
