@@ -7,8 +7,8 @@
 
 /* Call first in main. Two things that only the beginning can settle:
 
-   Standard descriptors that are closed are opened on /dev/null, so that no file of the run gets
-   their number and with it what is said.
+   Standard descriptors that are closed are opened on /dev/null. Otherwise the first file that the
+   run opens would be given number 1 or 2, and console text would be written into it.
 
    OpenMP threads that wait for each other spin by default, for milliseconds: right on an idle
    machine, ruinous on a shared one, where the thread waited for may not be running (measured: 5x
