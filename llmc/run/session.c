@@ -31,7 +31,8 @@ static void refuse_shape_options(const struct Session *s) {
                       s->place.checkpoint);
 }
 
-static void choose_model(struct Session *s) {
+/* The model's configuration, from a checkpoint or by the options, and with it its tokenizer. */
+static struct ModelConfig choose_model(const struct Session *s, struct Tokenizer *tokenizer) {
     const struct Options *o = &s->options;
     struct ModelConfig config;
     const char *problem;
@@ -42,24 +43,24 @@ static void choose_model(struct Session *s) {
             die_input("--model %s: neither a known size (%s) nor a directory", o->model,
                       model_config_names());
         if (problem) die_input("%s/config.json: %s", checkpoint, problem);
-        problem = tokenizer_load(&s->tokenizer, checkpoint);
-        if (!problem && s->tokenizer.vocab_size > config.V)
+        problem = tokenizer_load(tokenizer, checkpoint);
+        if (!problem && tokenizer->vocab_size > config.V)
             problem = "vocab.json has more tokens than config.json's vocab_size";
         if (problem && !o->score[0]) die_input("%s: %s", checkpoint, problem);
         /* What cannot be decoded is never sampled; --score without a tokenizer takes all words. */
-        if (!problem) config.V = s->tokenizer.vocab_size;
+        if (!problem) config.V = tokenizer->vocab_size;
         refuse_shape_options(s);
     } else {
         model_config_named(&config, o->model);
-        tokenizer_from_alphabet(&s->tokenizer, s->task->alphabet);
+        tokenizer_from_alphabet(tokenizer, s->task->alphabet);
         shape_from_options(&config, o);
-        config.V = config.V_saved = s->tokenizer.vocab_size;
+        config.V = config.V_saved = tokenizer->vocab_size;
     }
     int multiple = s->ops->vocabulary_multiple;
     config.Vp = (config.V_saved + multiple - 1) / multiple * multiple;
     problem = model_config_problem(&config);
     if (problem) die_input("the model cannot be built: %s", problem);
-    s->model = model_build(&config, s->ops);
+    return config;
 }
 
 /* ---- sizes and memory ------------------------------------------------------------------------ */
@@ -75,24 +76,30 @@ static int longest_prompt(const struct Session *s) {
     return longest;
 }
 
-static int longest_completion(const struct Session *s) {
-    int longest = s->max_tokens;   /* --max-tokens cuts rollouts, not demonstrations */
+static int longest_completion(const struct Session *s, int max_tokens) {
+    int longest = max_tokens;   /* --max-tokens cuts rollouts, not demonstrations */
     for (int i = 0; i < s->plan.num_phases; i++)
         if (s->plan.phases[i].task->max_completion > longest)
             longest = s->plan.phases[i].task->max_completion;
     return longest;
 }
 
-static void choose_sizes(struct Session *s) {
+struct Sizes {
+    struct OpsShape shape;   /* R comes with the plan of memory */
+    int decode_rows, max_tokens;
+};
+
+static struct Sizes choose_sizes(const struct Session *s) {
     const struct Options *o = &s->options;
     const struct ModelConfig *c = &s->model->config;
-    s->max_tokens = (int)o->max_tokens;
-    if (s->max_tokens == 0) s->max_tokens = longest_completion(s);
-    int longest = longest_prompt(s) + longest_completion(s);
+    struct Sizes sizes = {.max_tokens = (int)o->max_tokens, .decode_rows = (int)o->decode_rows};
+    if (sizes.max_tokens == 0) sizes.max_tokens = longest_completion(s, 0);
+    int completion = longest_completion(s, sizes.max_tokens);
+    int longest = longest_prompt(s) + completion;
     if (!o->score[0] && longest - 1 > c->max_T)
         die_input("prompts of %d and completions of %d tokens do not fit the model's context of "
                   "%d; lower --max-tokens or raise --context", longest_prompt(s),
-                  longest_completion(s), c->max_T);
+                  completion, c->max_T);
     if (o->score[0]) longest = c->max_T + 1;
     int64_t per_minibatch = (o->prompts * o->group + o->minibatches - 1) / o->minibatches;
     int64_t sequences = per_minibatch > o->warm_batch ? per_minibatch : o->warm_batch;
@@ -106,12 +113,12 @@ static void choose_sizes(struct Session *s) {
     if ((completions > evaluated ? completions : evaluated) > INT32_MAX / longest)
         die_input("--prompts x --group or --eval-prompts x --eval-samples: more than %d "
                   "completions at once", INT32_MAX / longest);
-    s->decode_rows = (int)o->decode_rows;
-    if (s->decode_rows == 0)
-        s->decode_rows = smaller(completions > evaluated ? completions : evaluated, 512);
-    s->shape = (struct OpsShape){.N = N, .C = c->C, .F = c->F, .NH = c->NH, .NKV = c->NKV,
-                                 .HS = c->HS, .V = c->V, .Vp = c->Vp, .max_T = longest - 1,
-                                 .max_length = longest};
+    if (sizes.decode_rows == 0)
+        sizes.decode_rows = smaller(completions > evaluated ? completions : evaluated, 512);
+    sizes.shape = (struct OpsShape){.N = N, .C = c->C, .F = c->F, .NH = c->NH, .NKV = c->NKV,
+                                    .HS = c->HS, .V = c->V, .Vp = c->Vp, .max_T = longest - 1,
+                                    .max_length = longest};
+    return sizes;
 }
 
 static enum Recompute recompute_named(const char *word) {
@@ -368,34 +375,35 @@ static void load(struct Session *s) {
 }
 
 /* Weights from elsewhere are warm already: the supervised start is skipped unless asked for. */
-static void choose_warm_start(struct Session *s) {
+static int64_t choose_warm_start(const struct Session *s) {
     bool loaded = s->place.checkpoint[0] && !s->place.resumed;
     bool given = options_given(&s->options, "warm-start");
-    if (loaded && !given) s->options.warm_start = 0;
-    if (s->options.warm_start == 0 || s->task->demonstrate) return;
+    int64_t steps = loaded && !given ? 0 : s->options.warm_start;
+    if (steps == 0 || s->task->demonstrate) return steps;
     if (given)
         die_input("--warm-start: task %s has no demonstrations to learn from; set --warm-start 0",
                   s->task->name);
-    s->options.warm_start = 0;
+    return 0;
 }
 
-static void choose_replay(struct Session *s) {
-    if (!s->options.replay[0]) return;
+/* NULL: completions are sampled. */
+static struct Replay *choose_replay(const struct Session *s) {
+    if (!s->options.replay[0]) return NULL;
     if (s->objective.filter)
         die_input("--replay has the completions that were kept, and --group-filter on would ask "
                   "for more; set --group-filter off");
-    s->replay = replay_open(s->options.replay);
+    return replay_open(s->options.replay);
 }
 
 /* Which prompts are held out is decided by the seed that the weights were trained with. To measure
-   them with another would be to measure them on what they have learnt. */
-static void choose_held_out(struct Session *s) {
-    struct Options *o = &s->options;
+   them with another would be to measure them on what they have learnt. Returns the seed to use. */
+static int64_t choose_held_out(const struct Session *s) {
+    const struct Options *o = &s->options;
     struct Progress trained;
     char path[4096];
-    if (!s->place.checkpoint[0] || s->place.resumed || o->score[0]) return;
+    if (!s->place.checkpoint[0] || s->place.resumed || o->score[0]) return o->seed;
     check_path(path, sizeof path, "%s/trainer_state.json", s->place.checkpoint);
-    if (access(path, F_OK) != 0) return;   /* not a run's */
+    if (access(path, F_OK) != 0) return o->seed;   /* not a run's */
     checkpoint_load_state(s->place.checkpoint, &trained, NULL);
     bool differs = trained.seed != o->seed;
     bool named = options_given(o, "seed") || o->seed != s->before.seed;
@@ -403,10 +411,11 @@ static void choose_held_out(struct Session *s) {
         die_input("--seed %lld: these weights were trained with seed %lld, which decides the "
                   "prompts that were held out; leave --seed out", (long long)o->seed,
                   (long long)trained.seed);
-    if (o->eval_only) o->seed = trained.seed;
-    else if (differs)
+    if (o->eval_only) return trained.seed;
+    if (differs)
         warn("the weights were trained with seed %lld: with another, they know some of the "
              "prompts that this run holds out", (long long)trained.seed);
+    return o->seed;
 }
 
 /* Where the run stood, and what its options may become. */
@@ -431,7 +440,7 @@ static void choose(struct Session *s, int argc, char **argv) {
     s->entropy_options = choose_entropy(o, s->objective.control);
     s->place = directory_find(o, s->plan.phases[0].task->name);
     if (s->place.resumed) resume(s);
-    choose_held_out(s);
+    o->seed = choose_held_out(s);
     s->task = s->plan.phases[choose_phase(&s->plan, &s->progress)].task;
     if (!s->place.resumed && !o->score[0]) choose_warn(o, &s->objective);
 }
@@ -449,10 +458,12 @@ void session_open(struct Session *s, int argc, char **argv) {
     s->scores_old = strcmp(s->options.old_logp, "auto") == 0
                         ? strcmp(s->ops->dtype, "fp32") != 0
                         : strcmp(s->options.old_logp, "scored") == 0;
-    choose_model(s);
-    choose_warm_start(s);
-    choose_sizes(s);
-    choose_replay(s);
+    struct ModelConfig config = choose_model(s, &s->tokenizer);
+    s->model = model_build(&config, s->ops);
+    s->options.warm_start = choose_warm_start(s);
+    struct Sizes sizes = choose_sizes(s);
+    s->shape = sizes.shape, s->decode_rows = sizes.decode_rows, s->max_tokens = sizes.max_tokens;
+    s->replay = choose_replay(s);
     plan_memory(s);
     note_settings(s);
     if (s->place.run[0] && !s->options.dry_run) directory_open(&s->place, &s->options);
