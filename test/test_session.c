@@ -132,6 +132,17 @@ static void test_what_resume_refuses(void **state) {
     assert_non_null(strstr(output, "another program is using"));
 }
 
+/* What a damaged file says never reaches the terminal as it is. */
+static void test_damaged_settings(void **state) {
+    (void)state;
+    RUN_OK("$T " TINY "--steps 1 --run rotten && cd rotten/checkpoints/step_* && rm checksums && "
+           "sed -i 's/\"backend\":.*\"cpu\"/\"backend\": \"\\\\u001b[31m\"/' "
+           "trainer_state.json");
+    RUN_OK("$T --resume rotten --steps 2 --quiet false");
+    if (!strstr(output, "resume    \\x1b[31m fp32") || strchr(output, 27))
+        fail_msg("said: %s", output);
+}
+
 /* ---- every option of a run that goes on ------------------------------------------------------ */
 
 /* Another value than the small run below has, as it stands on the line; NULL: no such thing. */
@@ -386,6 +397,7 @@ int main(void) {
         cmocka_unit_test(test_early_kill_is_a_fresh_start),
         cmocka_unit_test(test_runs_started_together),
         cmocka_unit_test(test_what_resume_refuses),
+        cmocka_unit_test(test_damaged_settings),
         cmocka_unit_test(test_every_option_on_resume),
         cmocka_unit_test(test_fixed_options),
         cmocka_unit_test(test_changes_act),

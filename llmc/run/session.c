@@ -9,6 +9,7 @@
 #include "../base/check.h"
 #include "../base/console.h"
 #include "../base/files.h"
+#include "../base/text.h"
 #include "../kernels/backends.h"
 #include "launch.h"
 
@@ -259,8 +260,9 @@ static void compare_settings(const struct Progress *before, const struct Progres
             (long long)before->micro_tokens, (long long)now->micro_tokens);
     if (strcmp(before->backend, now->backend) || strcmp(before->dtype, now->dtype) ||
         strcmp(before->blas, now->blas))
-        say("resume    %s %s %s -> %s %s %s: equal to rounding, not bit for bit", before->backend,
-            before->dtype, before->blas, now->backend, now->dtype, now->blas);
+        say("resume    %s %s %s -> %s %s %s: equal to rounding, not bit for bit",
+            quote(before->backend), quote(before->dtype), quote(before->blas), now->backend,
+            now->dtype, now->blas);
 }
 
 void session_note_task(struct Session *s) {
