@@ -294,11 +294,11 @@ const char *entropy_update(struct EntropyState *state, double entropy) {
 }
 
 double entropy_repo_d_sum(int n, const float *advantage, const float *logp, const float *entropy,
-                          const float *q, const float *r) {
+                          const float *q, const float *qlog) {
     double sum = 0;
     for (int t = 0; t < n; t++) {
         double l = logp[t], H = entropy[t];
-        double term = advantage[t] * (exp(l) * (l + H) - (r[t] + H * q[t]));
+        double term = advantage[t] * (exp(l) * (l + H) - (qlog[t] + H * q[t]));
         if (isfinite(term)) sum += term;
     }
     return sum;

@@ -107,17 +107,19 @@ const char *entropy_update(struct EntropyState *state, double entropy);
 
 /* REPO-D's D = sum r_t A_t [p_t L_t - (R_t + H_t Q_t)] / sum r_t over completion tokens of a
    rollout batch (raw A; r_t = 1 before the first update), then control.repo_d_beta = zeta |D|
-   (or zeta D). Arrays [n] per token, q and r as the head gives them (Q = sum p^2, R = sum p^2
-   log p); the sum leaves out non-finite tokens, and ranks add theirs before it is set. Call
-   entropy_set_repo_d after entropy_update, which moves zeta. */
+   (or zeta D). Letters are the paper's: L = l + H, Q = sum p^2, and R = sum p^2 log p, which ops.h
+   calls qlog. Arrays [n] per token, as the head gives them; the sum leaves out non-finite tokens,
+   and ranks add theirs before it is set. Call entropy_set_repo_d after entropy_update, which moves
+   zeta. */
 double entropy_repo_d_sum(int n, const float *advantage, const float *logp, const float *entropy,
-                          const float *q, const float *r);
+                          const float *q, const float *qlog);
 void entropy_set_repo_d(struct EntropyState *state, double sum, double tokens);
 
 /* Attention entropy (2303.06296) per head: mean[h] = the mean over tokens of H / log(i + 1), where
    i is the token's position and log(i + 1) the largest entropy over its i + 1 keys, so 0 is one key
-   and 1 is all of them evenly. Tokens at position 0 have no choice and are left out; a head without
-   any token is NaN. entropy [heads, n] in nats; position [n]; mean [heads]. */
+   and 1 is all of them evenly (dividing by it is ours, not the paper's). Tokens at position 0 have
+   no choice and are left out; a head without any token is NaN. entropy [heads, n] in nats;
+   position [n]; mean [heads]. */
 void entropy_attention_means(double *mean, const float *entropy, const int *position, int heads,
                              int n);
 

@@ -158,10 +158,10 @@ void objective_stats_add(struct ObjectiveStats *sum, const struct ObjectiveStats
 
 /* Coefficients of tokens [first, first + count) of the minibatch, from this pass's head statistics
    (arrays indexed from 0 at `first`): dlogp[i] = a_t, dentropy[i] = b_t of the minimised J.
-   A token with a = b = 0 stays exactly 0. q, r may be NULL (no push is summed then). */
+   A token with a = b = 0 stays exactly 0. q, qlog may be NULL (no push is summed then). */
 void objective_coefficients(const struct Objective *objective, const struct ObjectiveBatch *batch,
                             int first, int count, const float *logp, const float *entropy,
-                            const float *q, const float *r, float *dlogp, float *dentropy,
+                            const float *q, const float *qlog, float *dlogp, float *dentropy,
                             struct ObjectiveStats *stats);
 
 /* Rounds a float to the named type's nearest value and back: the precision study of section 6. */

@@ -360,15 +360,15 @@ static void stats_add_token(struct ObjectiveStats *stats, const struct Objective
 /* The predicted entropy push of a unit logit step: -A [p L - (R + H Q)], once with the raw A and
    once with the A that the gradient amounts to, -a_t / w_t. */
 static void stats_add_push(struct ObjectiveStats *stats, double advantage, double slope,
-                           double logp, double entropy, double q, double r) {
-    double lever = exp(logp) * (logp + entropy) - (r + entropy * q);
+                           double logp, double entropy, double q, double qlog) {
+    double lever = exp(logp) * (logp + entropy) - (qlog + entropy * q);
     stats->push_raw -= advantage * lever;
     stats->push_effective += slope * lever;
 }
 
 void objective_coefficients(const struct Objective *objective, const struct ObjectiveBatch *batch,
                             int first, int count, const float *logp, const float *entropy,
-                            const float *q, const float *r, float *dlogp, float *dentropy,
+                            const float *q, const float *qlog, float *dlogp, float *dentropy,
                             struct ObjectiveStats *stats) {
     bool has_bonus = entropy_controls[objective->control].has_bonus;
     double bonus_coef = has_bonus ? batch->control.entropy_coef : 0;
@@ -392,9 +392,9 @@ void objective_coefficients(const struct Objective *objective, const struct Obje
         stats->loss += weight * (token.policy.value + token.penalty.value -
                                  bonus_coef * entropy[i]);
         stats_add_token(stats, objective, batch, t, &token, entropy[i]);
-        if (q != NULL && r != NULL)
+        if (q != NULL && qlog != NULL)
             stats_add_push(stats, batch->advantage ? batch->advantage[sequence] : 0, slope, logp[i],
-                           entropy[i], q[i], r[i]);
+                           entropy[i], q[i], qlog[i]);
     }
 }
 
