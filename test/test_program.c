@@ -408,6 +408,17 @@ static void test_run_removed_under_it(void **state) {
     RUN_OK("rm -r moved");
 }
 
+/* Another directory in its place gets nothing of the run. */
+static void test_run_replaced_under_it(void **state) {
+    (void)state;
+    int code = run("$T " SMALL "--steps 1000000 --save-every 0 --run under & pid=$!; while ! "
+                   "[ -s under/metrics.jsonl ]; do sleep .05; done; mv under moved; mkdir under; "
+                   "kill -TERM $pid; wait $pid");
+    if (code != 1 || !strstr(output, "another was put in its place"))
+        fail_msg("%d %s", code, output);
+    RUN_OK("rmdir under && rm -r moved");
+}
+
 /* The last step of --save-every is the last save: a directory that somebody reads is not replaced
    by its like. */
 static void test_no_step_is_saved_twice(void **state) {
@@ -516,6 +527,7 @@ int main(void) {
         cmocka_unit_test(test_reference_across_tasks),
         cmocka_unit_test(test_hostile_checkpoint),
         cmocka_unit_test(test_run_removed_under_it),
+        cmocka_unit_test(test_run_replaced_under_it),
         cmocka_unit_test(test_no_step_is_saved_twice),
         cmocka_unit_test(test_rotten_weights),
         cmocka_unit_test(test_full_disk),

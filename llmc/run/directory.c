@@ -104,10 +104,11 @@ static void make_default(char *run, size_t capacity, const char *first) {
 }
 
 /* Two programs in one run directory would overwrite each other. The lock goes with the process. */
+static int lock_descriptor = -1;
+
 static void lock_run(const char *run) {
-    static bool locked;
     char path[4096];
-    if (locked) return;
+    if (lock_descriptor >= 0) return;
     check_path(path, sizeof path, "%s/lock", run);
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (fd < 0) die_errno("write in the run directory", run);
@@ -118,7 +119,18 @@ static void lock_run(const char *run) {
         die_machine("cannot lock %s: %s; a run needs a file system with locks", path,
                     strerror(errno));
     }
-    locked = true;
+    lock_descriptor = fd;
+}
+
+void directory_check(const char *run) {
+    char path[4096];
+    struct stat locked, found;
+    check_path(path, sizeof path, "%s/lock", run);
+    if (fstat(lock_descriptor, &locked) == 0 && stat(path, &found) == 0 &&
+        locked.st_dev == found.st_dev && locked.st_ino == found.st_ino)
+        return;
+    die_machine("cannot save: the directory %s is gone, or another was put in its place; it was "
+                "there when this run began", run);
 }
 
 /* ---- options, those of a resumed run first --------------------------------------------------- */

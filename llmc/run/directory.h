@@ -28,5 +28,8 @@ void directory_open(struct Place *place, const struct Options *options);
 /* Once nothing can be wrong with the input any more: removes what an older run left, if this one
    starts afresh in its place, and writes config.json. */
 void directory_begin(const struct Place *place, const struct Options *options);
+/* Before every save: die_machine if the run's directory is not the one that was locked any more,
+   because it was removed, or removed and made anew. */
+void directory_check(const char *run);
 
 #endif

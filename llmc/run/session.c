@@ -526,6 +526,7 @@ static bool is_saved(const struct Session *s) {
 
 void session_save(struct Session *s) {
     if (is_saved(s)) return;
+    directory_check(s->place.run);
     report_sync(&s->report);   /* a checkpoint covers lines that are on the disk */
     save_to(s, s->place.run, (int)s->options.keep);
     s->saved = s->progress;
