@@ -180,7 +180,7 @@ static void refuse_other_weights(const char *directory) {
     char path[PATH_SIZE];
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
         check_path(path, sizeof path, "%s/%s", directory, others[i].name);
-        if (access(path, F_OK) == 0)
+        if (path_exists(path))
             die_input("%s has no model.safetensors but %s: %s", directory, others[i].name,
                       others[i].advice);
     }
@@ -189,7 +189,7 @@ static void refuse_other_weights(const char *directory) {
 static void open_tensors(struct Safetensors *file, const char *directory, const char *name) {
     char path[PATH_SIZE];
     check_path(path, sizeof path, "%s/%s", directory, name);
-    if (access(path, F_OK) != 0) refuse_other_weights(directory);
+    if (!path_exists(path)) refuse_other_weights(directory);
     checksums_verify(directory, name);
     const char *problem = safetensors_open(file, path);
     if (problem != NULL) die_input("%s: %s", path, problem);
@@ -489,7 +489,7 @@ static void restore_replaced(const char *checkpoints, const char *name) {
     char path[PATH_SIZE], replaced[PATH_SIZE];
     check_path(path, sizeof path, "%s/%s", checkpoints, name);
     check_path(replaced, sizeof replaced, "%s/" REPLACED "%s", checkpoints, name);
-    if (access(path, F_OK) != 0 && access(replaced, F_OK) == 0) rename_path(replaced, path);
+    if (!path_exists(path) && path_exists(replaced)) rename_path(replaced, path);
 }
 
 static void clear_left_overs(const char *checkpoints) {
@@ -501,7 +501,7 @@ static void clear_left_overs(const char *checkpoints) {
         if (strncmp(name, REPLACED, strlen(REPLACED)) == 0)
             restore_replaced(checkpoints, name + strlen(REPLACED));
         check_path(path, sizeof path, "%s/%s", checkpoints, name);
-        if (access(path, F_OK) == 0) remove_tree(path);
+        if (path_exists(path)) remove_tree(path);
         free(names[i]);
     }
     free(names);
@@ -529,7 +529,7 @@ static void move_into_place(const char *checkpoints, const char *writing, const 
     char path[PATH_SIZE], replaced[PATH_SIZE];
     check_path(path, sizeof path, "%s/%s", checkpoints, name);
     check_path(replaced, sizeof replaced, "%s/" REPLACED "%s", checkpoints, name);
-    bool taken = access(path, F_OK) == 0;
+    bool taken = path_exists(path);
     if (taken) rename_path(path, replaced);
     rename_path(writing, path);
     sync_path(checkpoints);
@@ -628,7 +628,7 @@ void checkpoint_remove_all(const char *run_directory) {
     char checkpoints[PATH_SIZE], latest[PATH_SIZE];
     struct dirent **names;
     check_path(checkpoints, sizeof checkpoints, "%s/checkpoints", run_directory);
-    if (access(checkpoints, F_OK) != 0) return;
+    if (!path_exists(checkpoints)) return;
     check_path(latest, sizeof latest, "%s/latest", checkpoints);
     if (unlink(latest) != 0 && errno != ENOENT)
         die_machine("cannot remove %s: %s", latest, strerror(errno));
@@ -646,6 +646,7 @@ bool checkpoint_newest_run(const char *parent, char *out, size_t capacity) {
     struct timespec newest = {0};
     bool found = false;
     int count = scandir(parent, &names, is_visible, alphasort);
+    if (count < 0 && is_machine_error(errno)) die_errno("read the directory", parent);
     for (int i = 0; i < count; i++) {
         char latest[PATH_SIZE];
         struct stat status;

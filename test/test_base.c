@@ -266,6 +266,16 @@ static void fills_the_disk(void *path) {
 
 static void writes_a_word(void *path) { write_atomically(path, "word"); }
 
+static void loses_its_directory(void *unused) {
+    struct AtomicFile file;
+    char moved[256];
+    (void)unused;
+    atomic_open(&file, in_folder("moves/file"));
+    atomic_write(&file, "word", 4);
+    snprintf(moved, sizeof moved, "%s", in_folder("moved"));
+    if (rename(in_folder("moves"), moved) == 0) atomic_commit(&file);
+}
+
 static void test_atomic_file_failures(void **state) {
     (void)state;
     char path[256], temporary[300];
@@ -277,9 +287,13 @@ static void test_atomic_file_failures(void **state) {
     assert_string_equal(read_file(path), "old");
     assert_int_not_equal(access(temporary, F_OK), 0);
 
+    /* a directory that was there a moment ago: before the file is opened, and before it is whole */
     snprintf(path, sizeof path, "%s", in_folder("missing/file"));
-    assert_int_equal(run_in_child(writes_a_word, path, output, sizeof output), 2);
-    assert_non_null(strstr(output, "No such file"));
+    assert_int_equal(run_in_child(writes_a_word, path, output, sizeof output), 1);
+    assert_non_null(strstr(output, "its directory is gone"));
+    assert_int_equal(mkdir(in_folder("moves"), 0777), 0);
+    assert_int_equal(run_in_child(loses_its_directory, NULL, output, sizeof output), 1);
+    assert_non_null(strstr(output, "its directory is gone"));
 
     snprintf(path, sizeof path, "%s", in_folder("directory"));
     snprintf(temporary, sizeof temporary, "%s.tmp", path);

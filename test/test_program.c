@@ -289,6 +289,9 @@ static void test_eval_only_and_config(void **state) {
     RUN_OK("$T " SMALL "--steps 1 --run saved");
     RUN_OK("$T --model saved --eval-only --eval-prompts 4 --eval-samples 4");
     assert_non_null(strstr(output, "pass@4"));
+    /* a result that cannot be written is not a success */
+    int code = run("$T --model saved --eval-only --eval-prompts 4 --eval-samples 4 > /dev/full");
+    if (code != 1 || !strstr(output, "standard output")) fail_msg("%d %s", code, output);
     RUN_OK("$T --config saved/config.json --run from-config");
     assert_same_log("saved/metrics.jsonl", "from-config/metrics.jsonl");
 }
@@ -406,6 +409,12 @@ static void test_run_removed_under_it(void **state) {
         fail_msg("%d %s", code, output);
     assert_int_equal(run("[ -e under ]"), 1);
     RUN_OK("rm -r moved");
+    /* rm -rf that met a save: checkpoints/ is left, and is no run */
+    code = run("$T " SMALL "--steps 1000000 --save-every 0 --run under & pid=$!; while ! "
+               "[ -s under/metrics.jsonl ]; do sleep .05; done; mkdir under/checkpoints; "
+               "rm under/*.* under/lock; kill -TERM $pid; wait $pid");
+    if (code != 1 || !strstr(output, "under is gone")) fail_msg("%d %s", code, output);
+    RUN_OK("rmdir under/checkpoints && rm -r under");
 }
 
 /* Another directory in its place gets nothing of the run. */

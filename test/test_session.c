@@ -1,15 +1,35 @@
 /* A session's beginning as a user meets it: which directory is a run's, what a run that goes on may
    change, what is measured. Runs ./train; each run is a fraction of a second. */
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include "../llmc/run/options.h"
+#include "../llmc/run/session.h"
 #include "child.h"
 #include "program_rig.h"
+
+/* These two stand before the C library's, for sessions that a child of this program opens. */
+static bool say_synced;          /* the path of what is synced goes to stdout */
+static const char *vanishing;    /* a directory that goes away once its state was looked for */
+
+int fsync(int descriptor) {
+    char link[64], path[4096];
+    if (!say_synced) return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    if (n > 0) printf("synced %.*s\n", (int)n, path);
+    return 0;
+}
+
+int access(const char *path, int mode) {
+    int result = faccessat(AT_FDCWD, path, mode, 0);
+    if (vanishing && strstr(path, "/trainer_state.json")) rename(vanishing, "vanished");
+    return result;
+}
 
 #define TINY "--quiet --warm-start 2 --warm-batch 8 --prompts 2 --group 2 --minibatches 1 " \
              "--eval-every 0 --eval-prompts 2 --eval-samples 2 --threads 1 "
@@ -73,12 +93,12 @@ static void test_runs_started_together(void **state) {
            "grep -q \"seed\\\":.$(cat won),\" named/config.json");
 }
 
-/* From here on flock fails with `error` in this process and what it becomes; false: no such filter
-   here. */
-static bool make_flock_fail(int error) {
+/* From here on the system call fails with `error` in this process and what it becomes; false: no
+   such filter here. */
+static bool make_fail(long call, int error) {
     struct sock_filter filter[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_flock, 0, 1),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)call, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)error),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
@@ -87,12 +107,29 @@ static bool make_flock_fail(int error) {
            prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
-static void runs_without_locks(void *error) {
-    if (!make_flock_fail(*(const int *)error)) exit(77);
-    int code = run("$T " TINY "--steps 1 --run unlocked");
+/* A line of the program on a machine where a system call fails. */
+struct Failing {
+    long call;
+    int error, code;      /* the exit code that is right, */
+    const char *line;
+    const char *says;     /* and what is said */
+};
+
+static void run_failing(void *failing) {
+    const struct Failing *f = failing;
+    if (!make_fail(f->call, f->error)) exit(77);
+    int code = run("$T " TINY "%s", f->line);
     fputs(output, stdout);
     fflush(stdout);
     _exit(code);
+}
+
+static void check_failing(struct Failing f) {
+    char said[4096];
+    int code = run_in_child(run_failing, &f, said, sizeof said);
+    if (code == 77) skip();
+    if (code != f.code || !strstr(said, f.says))
+        fail_msg("%s, %s: exit code %d, said: %s", f.line, strerror(f.error), code, said);
 }
 
 /* A lock that cannot be had is another program's only if it says so; the rest is the machine, or
@@ -105,16 +142,30 @@ static void test_lock_errors(void **state) {
         {ENOSYS, 1, "cannot lock unlocked/lock: Function not implemented"},
         {EIO, 1, "cannot lock unlocked/lock: Input/output error"},
     };
-    char said[4096];
     RUN_OK("mkdir -p taken/lock");
     assert_refused("$T " TINY "--run taken", "cannot write in the run directory taken: Is a dir");
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        int error = cases[i].error, code;
-        code = run_in_child(runs_without_locks, &error, said, sizeof said);
-        if (code == 77) skip();
-        if (code != cases[i].code || !strstr(said, cases[i].says))
-            fail_msg("%s: exit code %d, said: %s", strerror(error), code, said);
-    }
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check_failing((struct Failing){SYS_flock, cases[i].error, cases[i].code,
+                                       "--steps 1 --run unlocked", cases[i].says});
+}
+
+/* A directory that cannot be read is not an empty one, in which a run could start and clear what
+   is there; and a file that cannot be asked for is not one that is missing. */
+static void test_unreadable_is_not_missing(void **state) {
+    (void)state;
+    static const char reads[] = "cannot read ";
+    RUN_OK("$T " TINY "--steps 1 --run there && cp -r there kept && mkdir -p runs");
+    static const char *const lines[] = {
+        "--steps 1 --run there", "--steps 1 --run there --overwrite", "--resume there --steps 2",
+        "--resume auto --steps 1"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
+        check_failing((struct Failing){SYS_getdents64, EIO, 1, lines[i], reads});
+    RUN_OK("diff -r -x lock there kept && rm -r runs");
+#ifdef SYS_access   /* elsewhere the C library has other calls for it */
+    check_failing((struct Failing){SYS_access, EIO, 1, "--resume there --steps 2", reads});
+    check_failing((struct Failing){SYS_access, EIO, 1, "--model there --run more", reads});
+    RUN_OK("diff -r -x lock there kept && test ! -e more/metrics.jsonl");
+#endif
 }
 
 static void test_what_resume_refuses(void **state) {
@@ -390,6 +441,62 @@ static void test_failure_in_the_warm_start(void **state) {
     cJSON_Delete(log);
 }
 
+/* ---- sessions of this program ---------------------------------------------------------------- */
+
+static void open_session(struct Session *s, char **line) {
+    int words = 0;
+    while (line[words]) words++;
+    if (chdir(place) != 0) abort();
+    session_open(s, words, line);
+}
+
+static void saves_once(void *unused) {
+    struct Session s;
+    (void)unused;
+    char *line[] = {"train", "--backend", "cpu", "--threads", "1", "--quiet", "--run", "synced",
+                    NULL};
+    open_session(&s, line);
+    say_synced = true;
+    session_save(&s);
+    fflush(stdout);
+    _exit(0);
+}
+
+/* The lines that a checkpoint covers are on the disk before any of its own files is. */
+static void test_logs_are_synced_first(void **state) {
+    (void)state;
+    static const char *const logs[] = {"metrics.jsonl", "warm_start.jsonl", "rollouts.jsonl",
+                                       "attention_entropy.jsonl"};
+    char said[8192], name[64];
+    assert_int_equal(run_in_child(saves_once, NULL, said, sizeof said), 0);
+    const char *first = strstr(said, "/checkpoints/");
+    assert_non_null(first);
+    for (size_t i = 0; i < sizeof logs / sizeof *logs; i++) {
+        snprintf(name, sizeof name, "/synced/%s\n", logs[i]);
+        const char *log = strstr(said, name);
+        if (!log || log > first) fail_msg("%s is not synced first: %s", logs[i], said);
+    }
+}
+
+static void opens_what_vanishes(void *unused) {
+    struct Session s;
+    (void)unused;
+    char *line[] = {"train", "--backend", "cpu", "--threads", "1", "--resume", "fading",
+                    "--eval-only", NULL};
+    vanishing = "fading/checkpoints/step_000001";
+    open_session(&s, line);
+}
+
+/* A reader of a checkpoint that the run beside it removes meanwhile is told so. */
+static void test_a_checkpoint_that_vanishes(void **state) {
+    (void)state;
+    char said[4096];
+    RUN_OK("$T " TINY "--steps 1 --run fading");
+    int code = run_in_child(opens_what_vanishes, NULL, said, sizeof said);
+    if (code != 2 || !strstr(said, "fading/checkpoints/step_000001") || !strstr(said, "--keep"))
+        fail_msg("exit code %d, said: %s", code, said);
+}
+
 int main(void) {
     always = "--backend cpu";
     const struct CMUnitTest tests[] = {
@@ -408,6 +515,9 @@ int main(void) {
         cmocka_unit_test(test_finished_run),
         cmocka_unit_test(test_worthless_weights),
         cmocka_unit_test(test_failure_in_the_warm_start),
+        cmocka_unit_test(test_unreadable_is_not_missing),
+        cmocka_unit_test(test_logs_are_synced_first),
+        cmocka_unit_test(test_a_checkpoint_that_vanishes),
     };
     return cmocka_run_group_tests(tests, make_place, remove_place);
 }

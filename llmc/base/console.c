@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
+#include "check.h"
 
 static bool quiet, on_terminal, progress_drawn;
 
@@ -37,6 +38,7 @@ void say_result(const char *format, ...) {
     va_start(arguments, format);
     say_line(format, arguments);
     va_end(arguments);
+    if (ferror(stdout)) die_machine("cannot write standard output");
 }
 
 /* Columns of the terminal; a line as wide as the terminal would wrap and could not be redrawn. */

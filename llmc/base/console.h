@@ -11,7 +11,8 @@ void console_open(bool quiet);
 bool console_quiet(void);
 /* A printf-like line of the log (stdout), followed by a newline; nothing when quiet. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* The same, and quiet makes no difference: what the program was asked for. */
+/* The same, and quiet makes no difference: what the program was asked for. If it cannot be written
+   the program ends (die_machine). */
 void say_result(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Redraws the progress line "what 120/300 [#####....] 0:42 left"; nothing unless on a terminal. */
 void console_progress(const char *what, int64_t done, int64_t total, double seconds_left);

@@ -49,11 +49,18 @@ void atomic_cancel(struct AtomicFile *file) {
     unlink(file->temporary);
 }
 
+/* What is written so lies in a directory that was there a moment ago: without it, nobody's input is
+   wrong. */
+static _Noreturn void die_writing(const char *doing, const char *path) {
+    if (errno == ENOENT) die_machine("cannot %s %s: its directory is gone", doing, path);
+    die_errno(doing, path);
+}
+
 static _Noreturn void atomic_fail(struct AtomicFile *file, const char *doing) {
     int error = errno;
     atomic_cancel(file);
     errno = error;
-    die_errno(doing, file->path);
+    die_writing(doing, file->path);
 }
 
 void atomic_open(struct AtomicFile *file, const char *path) {
@@ -62,7 +69,7 @@ void atomic_open(struct AtomicFile *file, const char *path) {
     /* A fixed name, so that what a killed run left is overwritten by the next one. */
     check_path(file->temporary, sizeof file->temporary, "%s.tmp", path);
     file->stream = fopen(file->temporary, "wb");
-    if (!file->stream) die_errno("write", path);
+    if (!file->stream) die_writing("write", path);
 }
 
 void atomic_write(struct AtomicFile *file, const void *data, size_t bytes) {
@@ -97,6 +104,19 @@ void atomic_commit(struct AtomicFile *file) {
 }
 
 /* ---- directories ----------------------------------------------------------------------------- */
+
+bool path_exists(const char *path) {
+    if (access(path, F_OK) == 0) return true;
+    if (is_machine_error(errno)) die_errno("read", path);
+    return false;
+}
+
+struct dirent *next_entry(DIR *directory, const char *path) {
+    errno = 0;
+    struct dirent *entry = readdir(directory);
+    if (!entry && errno) die_errno("read the directory", path);
+    return entry;
+}
 
 void make_directory_in(const char *parent, const char *name) {
     char path[4096];

@@ -2,6 +2,8 @@
 #ifndef LLMC_FILES_H
 #define LLMC_FILES_H
 
+#include <dirent.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -12,8 +14,8 @@ uint32_t crc32c(uint32_t crc, const void *data, size_t bytes);
 
 /* A file that replaces `path` whole or not at all: open a temporary name beside it, write, then
    commit = flush + fsync + rename + fsync of the directory. Where the machine fails (disk full,
-   quota) it ends in die_machine after the temporary file was removed; an unwritable place ends in
-   die_input. */
+   quota), or the directory is not there any more, it ends in die_machine after the temporary file
+   was removed; an unwritable place ends in die_input. */
 struct AtomicFile {
     FILE *stream;
     char path[4096], temporary[4096];
@@ -25,6 +27,13 @@ void atomic_write(struct AtomicFile *file, const void *data, size_t bytes);
 void atomic_commit(struct AtomicFile *file);
 /* Instead of committing: the old file stays as it was, the temporary one goes. */
 void atomic_cancel(struct AtomicFile *file);
+
+/* Is there something of that name? A machine that cannot say (an I/O error) ends the program: what
+   is taken for missing is made anew, or read elsewhere. */
+bool path_exists(const char *path);
+
+/* readdir for a directory called `path`: NULL at its end only, an error ends the program. */
+struct dirent *next_entry(DIR *directory, const char *path);
 
 /* One directory inside another that must be there; it may exist itself. Ends the program
    otherwise. */

@@ -113,7 +113,7 @@ static long long newest_time(const char *directory) {
     DIR *entries = opendir(directory);
     if (!entries) die_errno("read the directory", directory);
     long long newest = 0, at;
-    for (const struct dirent *entry; (entry = readdir(entries));)
+    for (const struct dirent *entry; (entry = next_entry(entries, directory));)
         if (sscanf(entry->d_name, PREFIX "%10lld", &at) == 1 && at > newest) newest = at;
     closedir(entries);
     return newest;
@@ -159,8 +159,9 @@ void tensorboard_close(struct TensorBoard *board) {
 
 void tensorboard_remove_all(const char *directory) {
     DIR *entries = opendir(directory);
-    if (!entries) return;
-    for (const struct dirent *entry; (entry = readdir(entries));) {
+    if (!entries && errno == ENOENT) return;
+    if (!entries) die_errno("read the directory", directory);
+    for (const struct dirent *entry; (entry = next_entry(entries, directory));) {
         const char *name = entry->d_name;
         size_t length = strlen(name), suffix = strlen(SUFFIX);
         bool ours = strncmp(name, PREFIX, strlen(PREFIX)) == 0 && length > suffix &&

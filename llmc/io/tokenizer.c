@@ -4,8 +4,8 @@
 #include <stdarg.h>
 #include <stdbool.h>
 #include <string.h>
-#include <unistd.h>
 #include "../base/check.h"
+#include "../base/files.h"
 #include "../base/json.h"
 
 static const char END_OF_TEXT[] = "<|endoftext|>";
@@ -209,10 +209,10 @@ const char *tokenizer_load(struct Tokenizer *tokenizer, const char *directory) {
     clear(tokenizer);
     tokenizer->end_of_text = -1;
     check_path(path, sizeof path, "%s/vocab.json", directory);
-    bool library = access(path, F_OK) != 0;   /* transformers 5 leaves vocab.json out */
+    bool library = !path_exists(path);   /* transformers 5 leaves vocab.json out */
     if (library) {
         check_path(path, sizeof path, "%s/tokenizer.json", directory);
-        if (access(path, F_OK) != 0) return "there is neither vocab.json nor tokenizer.json";
+        if (!path_exists(path)) return "there is neither vocab.json nor tokenizer.json";
         l.name = "tokenizer.json";
     }
     cJSON *root = json_read(path, MOST_BYTES, &problem);

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../base/check.h"
+#include "../base/files.h"
 #include "../base/json.h"
 #include "../io/tensorboard.h"
 
@@ -23,12 +24,10 @@ enum Kind {
     FOREIGN     /* anything else: not to be touched */
 };
 
-static bool exists(const char *path) { return access(path, F_OK) == 0; }
-
 static bool is_inside(const char *directory, const char *name) {
     char path[4096];
     check_path(path, sizeof path, "%s/%s", directory, name);
-    return exists(path);
+    return path_exists(path);
 }
 
 /* Is RUN/config.json a saved set of options, and not, say, a model's? */
@@ -51,7 +50,7 @@ static enum Kind kind_of(const char *path) {
     if (!directory && errno == ENOENT) return NOTHING;
     if (!directory && errno == ENOTDIR) return FOREIGN;
     if (!directory) die_errno("read the directory", path);
-    for (struct dirent *entry; (entry = readdir(directory)) != NULL;) {
+    for (const struct dirent *entry; (entry = next_entry(directory, path)) != NULL;) {
         bool is_early = false;
         for (size_t i = 0; i < sizeof early / sizeof *early; i++)
             is_early |= strcmp(entry->d_name, early[i]) == 0;

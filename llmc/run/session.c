@@ -32,6 +32,15 @@ static void refuse_shape_options(const struct Session *s) {
                       s->place.checkpoint);
 }
 
+/* Ends the program: `checkpoint` is what --model says, or was found in a run a moment ago. */
+static _Noreturn void die_no_model(const struct Options *o, const char *checkpoint) {
+    if (strcmp(checkpoint, o->model) == 0)
+        die_input("--model %s: neither a known size (%s) nor a directory", o->model,
+                  model_config_names());
+    die_input("%s: the run has removed this checkpoint meanwhile (its --keep); start again",
+              checkpoint);
+}
+
 /* The model's configuration, from a checkpoint or by the options, and with it its tokenizer. */
 static struct ModelConfig choose_model(const struct Session *s, struct Tokenizer *tokenizer) {
     const struct Options *o = &s->options;
@@ -40,9 +49,7 @@ static struct ModelConfig choose_model(const struct Session *s, struct Tokenizer
     const char *checkpoint = s->place.checkpoint;
     if (checkpoint[0]) {
         problem = checkpoint_config(checkpoint, &config);
-        if (problem && !s->place.resumed && access(checkpoint, F_OK) != 0)
-            die_input("--model %s: neither a known size (%s) nor a directory", o->model,
-                      model_config_names());
+        if (problem && !path_exists(checkpoint)) die_no_model(o, checkpoint);
         if (problem) die_input("%s/config.json: %s", checkpoint, problem);
         problem = tokenizer_load(tokenizer, checkpoint);
         if (!problem && tokenizer->vocab_size > config.V)
@@ -405,7 +412,7 @@ static int64_t choose_held_out(const struct Session *s) {
     char path[4096];
     if (!s->place.checkpoint[0] || s->place.resumed || o->score[0]) return o->seed;
     check_path(path, sizeof path, "%s/trainer_state.json", s->place.checkpoint);
-    if (access(path, F_OK) != 0) return o->seed;   /* not a run's */
+    if (!path_exists(path)) return o->seed;   /* not a run's */
     checkpoint_load_state(s->place.checkpoint, &trained, NULL);
     bool differs = trained.seed != o->seed;
     bool named = options_given(o, "seed") || o->seed != s->before.seed;
