@@ -60,13 +60,19 @@ static void state_get(const cJSON *json, const char *path, const struct FieldTab
     if (wrong) die_input("%s: \"%s\" must be %s", path, wrong->name, field_wants(wrong));
 }
 
+/* json_read of a file that must be a regular one. */
+static cJSON *read_json_file(const char *path, const char **problem) {
+    *problem = file_problem(path);
+    return *problem ? NULL : json_read(path, MOST_JSON_BYTES, problem);
+}
+
 void checkpoint_load_state(const char *directory, struct Progress *progress,
                            const struct FieldSection *sections) {
     char path[PATH_SIZE];
     const char *problem;
     check_path(path, sizeof path, "%s/trainer_state.json", directory);
     checksums_verify(directory, "trainer_state.json");
-    cJSON *json = json_read(path, MOST_JSON_BYTES, &problem);
+    cJSON *json = read_json_file(path, &problem);
     if (json == NULL) die_input("%s: %s", path, problem);
     *progress = (struct Progress){.loss_scale = 1};
     state_get(json, path, &progress_table, progress);
@@ -195,6 +201,17 @@ static void open_tensors(struct Safetensors *file, const char *directory, const 
     if (problem != NULL) die_input("%s: %s", path, problem);
 }
 
+/* Ends the program if the weights are there in a way which is not read: that is what is wrong with
+   a directory, whatever else it lacks. Only the file's header is read here. */
+static void refuse_unreadable_weights(const char *directory) {
+    char path[PATH_SIZE];
+    struct Safetensors file;
+    check_path(path, sizeof path, "%s/model.safetensors", directory);
+    if (!path_exists(path)) refuse_other_weights(directory);
+    else if (safetensors_open(&file, path) == NULL) safetensors_close(&file);
+    else open_tensors(&file, directory, "model.safetensors");   /* ends it, in the right words */
+}
+
 /* Elements [first, first + n), every one of them a number. */
 static void read_finite(const struct Safetensors *file, const struct SafetensorsEntry *entry,
                         float *out, size_t first, size_t n) {
@@ -308,9 +325,10 @@ const char *checkpoint_config(const char *directory, struct ModelConfig *config)
     const char *problem;
     check_path(path, sizeof path, "%s/config.json", directory);
     checksums_verify(directory, NULL);
-    cJSON *json = json_read(path, MOST_JSON_BYTES, &problem);
+    cJSON *json = read_json_file(path, &problem);
     if (json != NULL) problem = model_config_read(config, json);
     cJSON_Delete(json);
+    if (problem == NULL) refuse_unreadable_weights(directory);
     if (problem == NULL && config->tied && has_own_head(directory, family_find(config->family))) {
         say("model     %s: its head differs from the embedding: a head of its own, as in "
             "transformers", directory);
@@ -323,7 +341,8 @@ const char *checkpoint_config(const char *directory, struct ModelConfig *config)
 
 /* The optimizer's buffers are nobody else's: they keep the kernels' layout. */
 enum { OPTIMIZER_BUFFERS = 3 };
-static const char *const optimizer_prefixes[OPTIMIZER_BUFFERS] = {"exp_avg.", "exp_avg_sq.",
+#define SECOND_MOMENT "exp_avg_sq."
+static const char *const optimizer_prefixes[OPTIMIZER_BUFFERS] = {"exp_avg.", SECOND_MOMENT,
                                                                   "master."};
 
 static void optimizer_buffers(float *buffers[OPTIMIZER_BUFFERS], const struct OptimizerState *o) {
@@ -363,6 +382,16 @@ static void optimizer_save(const struct Model *model, const struct OptimizerStat
     safetensors_commit(writer, sums);
 }
 
+/* A second moment is a mean of squares; the square root of one below zero would be a NaN. */
+static void check_not_negative(const struct Safetensors *file, const struct SafetensorsEntry *entry,
+                               const float *piece, size_t first, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (piece[i] < 0)
+            die_input("%s: tensor %s is damaged: its element %zu is %g, and a second moment is "
+                      "never below 0", file->path, quote(entry->name), first + i,
+                      (double)piece[i]);
+}
+
 /* One buffer from its tensors in the file, zero in the padding. */
 static void optimizer_load_buffer(const struct Safetensors *file, const struct Model *model,
                                   const char *prefix, float *buffer, float *piece) {
@@ -373,6 +402,8 @@ static void optimizer_load_buffer(const struct Safetensors *file, const struct M
         for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
             size_t part = piece_size(tensor->saved - begin);
             read_finite(file, entry, piece, begin, part);
+            if (strcmp(prefix, SECOND_MOMENT) == 0)
+                check_not_negative(file, entry, piece, begin, part);
             model->ops->upload(buffer + tensor->offset + begin, piece, part * sizeof *piece);
         }
     }
@@ -580,8 +611,10 @@ void checkpoint_save(const char *run_directory, const struct Model *model,
 
 /* The name in `latest`; false: there is no such file. */
 static bool read_latest(const char *path, char name[64]) {
+    if (!path_exists(path)) return false;
+    const char *problem = file_problem(path);
+    if (problem) die_input("%s: %s", path, problem);
     FILE *stream = fopen(path, "r");
-    if (stream == NULL && errno == ENOENT) return false;
     if (stream == NULL) die_errno("read", path);
     name[fread(name, 1, 63, stream)] = '\0';
     if (ferror(stream)) die_errno("read", path);
@@ -592,36 +625,34 @@ static bool read_latest(const char *path, char name[64]) {
     return true;
 }
 
-/* Are all files there? If not, errno and the path of the one that is missing. */
-static bool is_complete(const char *checkpoint, char missing[PATH_SIZE]) {
+/* NULL: all files that a checkpoint must have are there; else why one is not, and its path. */
+static const char *find_missing(const char *checkpoint, char missing[PATH_SIZE]) {
     static const char *const required[] = {"model.safetensors", "config.json",
                                            "trainer_state.json"};
     for (size_t i = 0; i < sizeof required / sizeof required[0]; i++) {
         check_path(missing, PATH_SIZE, "%s/%s", checkpoint, required[i]);
-        if (access(missing, R_OK) != 0) return false;
+        const char *problem = file_problem(missing);
+        if (problem) return problem;
     }
-    return true;
+    return NULL;
 }
 
 bool checkpoint_latest(const char *run_directory, char *out, size_t capacity) {
     char checkpoints[PATH_SIZE], path[PATH_SIZE], missing[PATH_SIZE], name[64];
     check_path(checkpoints, sizeof checkpoints, "%s/checkpoints", run_directory);
     check_path(path, sizeof path, "%s/latest", checkpoints);
-    int error = 0;
+    const char *problem = NULL;
     for (int tries = 0; tries < 10; tries++) {
         if (!read_latest(path, name)) return false;
         check_path(out, capacity, "%s/%s", checkpoints, name);
-        if (is_complete(out, missing)) return true;
-        error = errno;
+        problem = find_missing(out, missing);
+        if (!problem) return true;
         usleep(20000);   /* a save replaces it, or `latest` moved on and --keep removed it? */
     }
     char ignored[PATH_SIZE];   /* a save over this step was killed between its two renames? */
     check_path(out, capacity, "%s/" REPLACED "%s", checkpoints, name);
-    if (is_complete(out, ignored)) return true;
-    errno = error;
-    if (is_machine_error(error)) die_errno("read", missing);
-    die_input("%s: %s; the checkpoint that `latest` names is not complete", missing,
-              strerror(error));
+    if (!find_missing(out, ignored)) return true;
+    die_input("%s: %s; the checkpoint that `latest` names is not complete", missing, problem);
 }
 
 void checkpoint_remove_all(const char *run_directory) {
@@ -651,7 +682,7 @@ bool checkpoint_newest_run(const char *parent, char *out, size_t capacity) {
         char latest[PATH_SIZE];
         struct stat status;
         check_path(latest, sizeof latest, "%s/%s/checkpoints/latest", parent, names[i]->d_name);
-        if (stat(latest, &status) == 0 &&
+        if (path_exists(latest) && stat(latest, &status) == 0 &&
             (!found || status.st_mtim.tv_sec > newest.tv_sec ||
              (status.st_mtim.tv_sec == newest.tv_sec &&
               status.st_mtim.tv_nsec > newest.tv_nsec))) {

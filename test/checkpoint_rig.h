@@ -114,6 +114,8 @@ static inline void run_fill(struct Run *run, uint64_t stream) {
             const struct Tensor *t = &run->model->tensors[i];
             uint64_t tensor_stream = stream + 1000 * (uint64_t)k + (uint64_t)i;
             fill_normal(buffers[k] + t->offset, t->saved, 1, tensor_stream);
+            for (size_t j = t->offset; k == 2 && j < t->offset + t->saved; j++)
+                buffers[k][j] = fabsf(buffers[k][j]);   /* second moments */
         }
     elements_upload(run->ops, run->weights.data, buffers[0], run->n);
     free(buffers[0]);

@@ -107,13 +107,13 @@ static void test_master_weights(void **state) {
                               &back.optimizer);
     assert_memory_equal(back.optimizer.master, kept, bytes);
     assert_memory_equal(back.optimizer.m, run.optimizer.m, bytes);
-    run.optimizer.master = run.optimizer.v, run.optimizer.v = run.optimizer.m;
+    run.optimizer.master = run.optimizer.m, run.optimizer.m = run.optimizer.v;
     save_step(&run, path_of("master"), 2, 0);
     checkpoint_load_optimizer(path_of("master/checkpoints/step_000002"), back.model,
                               &back.optimizer);
     assert_memory_equal(back.optimizer.master, run.optimizer.master, bytes);
-    assert_memory_equal(back.optimizer.v, run.optimizer.m, bytes);
-    run.optimizer.v = run.optimizer.master;
+    assert_memory_equal(back.optimizer.m, run.optimizer.v, bytes);
+    run.optimizer.m = run.optimizer.master;
     free(kept), free(back.optimizer.master);
     run_close(&run);
     run_close(&back);
@@ -336,6 +336,40 @@ static void test_latest(void **state) {
     assert_non_null(strstr(output, "Input/output error"));
 }
 
+static const char *unasked;   /* a name whose first access() fails: the disk does not answer */
+
+int access(const char *path, int mode) {
+    if (unasked && strstr(path, unasked)) {
+        unasked = NULL, errno = EIO;
+        return -1;
+    }
+    return faccessat(AT_FDCWD, path, mode, 0);
+}
+
+static void fails_to_ask(void *name) {
+    char latest[PATH_SIZE];
+    unasked = name;
+    checkpoint_latest(path_of("asked"), latest, sizeof latest);
+}
+
+/* A file that cannot be asked for is not one that is missing, for which a reader would look on. */
+static void test_io_errors_are_not_absence(void **state) {
+    (void)state;
+    static const char *const names[] = {"model.safetensors", "config.json", "trainer_state.json"};
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    char output[8192];
+    run_open(&run, &config);
+    run_fill(&run, 1);
+    save_step(&run, path_of("asked"), 1, 0);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        int code = run_in_child(fails_to_ask, (void *)names[i], output, sizeof output);
+        if (code != 1 || !strstr(output, names[i]) || !strstr(output, "Input/output error"))
+            fail_msg("%s: %d %s", names[i], code, output);
+    }
+    run_close(&run);
+}
+
 struct SaveCase {
     struct Run *run;
     const char *directory;
@@ -529,6 +563,7 @@ int main(void) {
         cmocka_unit_test(test_saving_over_a_step),
         cmocka_unit_test(test_removing_all_and_the_newest_run),
         cmocka_unit_test(test_latest),
+        cmocka_unit_test(test_io_errors_are_not_absence),
         cmocka_unit_test(test_a_save_does_not_make_the_run),
         cmocka_unit_test(test_saves_without_memory),
         cmocka_unit_test(test_failing_saves_leave_the_last_one),

@@ -12,14 +12,18 @@
 struct LoadCase {
     const char *directory;
     struct Run *run;
-    bool weights, optimizer, state, config;
+    bool weights, optimizer, state, config, tokenizer;
 };
 
 static void load_body(void *argument) {
     const struct LoadCase *c = argument;
     struct Progress loaded;
     struct ModelConfig config;
-    if (c->config) checkpoint_config(c->directory, &config);
+    struct Tokenizer tokenizer;
+    const char *problem = c->config ? checkpoint_config(c->directory, &config) : NULL;
+    if (problem) die_input("%s/config.json: %s", c->directory, problem);
+    problem = c->tokenizer ? tokenizer_load(&tokenizer, c->directory) : NULL;
+    if (problem) die_input("%s: %s", c->directory, problem);
     if (c->weights) checkpoint_load_weights(c->directory, c->run->model, &c->run->weights);
     if (c->optimizer) checkpoint_load_optimizer(c->directory, c->run->model, &c->run->optimizer);
     if (c->state) checkpoint_load_state(c->directory, &loaded, NULL);
@@ -264,7 +268,7 @@ static void test_rot_is_found(void **state) {
     run_fill(&run, 1);
     save_step(&run, path_of("rot"), 1, 0);
     const char *directory = path_of("rot/checkpoints/step_000001");
-    struct LoadCase all = {directory, &run, true, true, true, true};
+    struct LoadCase all = {directory, &run, true, true, true, true, true};
     rng_open(&rng, 1, RNG_TEST, 79);
     load_body(&all);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
@@ -286,6 +290,65 @@ static void test_rot_is_found(void **state) {
         load_body(&all);
         free(data);
     }
+    run_close(&run);
+}
+
+static void load_within_seconds(void *argument) {
+    alarm(5);   /* a reader that waits for a pipe's writer would wait for ever */
+    load_body(argument);
+}
+
+/* Files of a checkpoint that are not there, or are a directory or a named pipe: refused by name,
+   where the checksums list them and where nothing does. */
+static void test_files_that_are_no_files(void **state) {
+    (void)state;
+    static const char *const names[] = {"merges.txt", "tokenizer_config.json", "vocab.json",
+                                        "config.json", "trainer_state.json", "model.safetensors",
+                                        "optimizer.safetensors", "checksums"};
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    run_open(&run, &config);
+    run_fill(&run, 1);
+    for (int listed = 1; listed >= 0; listed--) {
+        save_step(&run, path_of("odd"), 1, 0);
+        char directory[PATH_SIZE - 64];   /* path_of's own are used again in the loop */
+        snprintf(directory, sizeof directory, "%.1000s", path_of("odd/checkpoints/step_000001"));
+        if (!listed) forget_checksums(directory);
+        struct LoadCase all = {directory, &run, true, true, true, true, true};
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+            for (int instead = 0; instead < 3; instead++) {   /* nothing, a directory, a pipe */
+                const char *path = path_of("odd/checkpoints/step_000001/%s", names[i]);
+                if (!listed && i < 2) continue;   /* no reader of ours needs them */
+                if (i == 7 && !(listed && instead)) continue;   /* without it: not listed */
+                char output[8192];
+                rename(path, path_of("aside"));
+                if (instead == 1) mkdir(path, 0777);
+                if (instead == 2) mkfifo(path, 0666);
+                int code = run_in_child(load_within_seconds, &all, output, sizeof output);
+                if (code != 2 || !strstr(output, names[i]))
+                    fail_msg("%s, %d, listed %d: %d %s", names[i], instead, listed, code, output);
+                remove(path);
+                rename(path_of("aside"), path);
+            }
+        load_body(&all);
+        remove_scratch("odd");
+    }
+    run_close(&run);
+}
+
+/* A second moment is a mean of squares: one below zero would make a NaN of its weight. */
+static void test_negative_second_moment(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    run_open(&run, &config);
+    run_fill(&run, 1);
+    const struct Tensor *tensor = &run.model->tensors[3];
+    run.optimizer.v[tensor->offset + 1] = -0.25f;
+    save_step(&run, path_of("negative"), 1, 0);
+    struct LoadCase c = {path_of("negative/checkpoints/step_000001"), &run, .optimizer = true};
+    check_refused(&c, (const char *[]){"optimizer.safetensors", "exp_avg_sq.", tensor->name,
+                                       "element 1 is -0.25", NULL});
     run_close(&run);
 }
 
@@ -333,6 +396,17 @@ static void test_weights_that_are_not_read(void **state) {
     check_refused(&c, (const char *[]){"pytorch_model.bin", "save_pretrained", NULL});
     write_text(path_of("others/model.safetensors.index.json"), "{}");
     check_refused(&c, (const char *[]){"model.safetensors.index.json", "max_shard_size", NULL});
+    /* and before anything that the directory lacks too, such as a tokenizer */
+    struct LoadCase whole = {path_of("others"), &run, .config = true, .tokenizer = true};
+    size_t length;
+    char *text = read_whole(GOLDEN "/config.json", &length);
+    write_whole(path_of("others/config.json"), text, length);
+    free(text);
+    check_refused(&whole, (const char *[]){"model.safetensors.index.json", "max_shard_size", NULL});
+    unlink(path_of("others/model.safetensors.index.json"));
+    check_refused(&whole, (const char *[]){"pytorch_model.bin", "save_pretrained", NULL});
+    write_text(path, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105\n");
+    check_refused(&whole, (const char *[]){"model.safetensors", "git lfs pull", NULL});
     run_close(&run);
 }
 
@@ -457,6 +531,8 @@ int main(void) {
         cmocka_unit_test(test_truncated_files_are_refused),
         cmocka_unit_test(test_damaged_files_never_crash),
         cmocka_unit_test(test_rot_is_found),
+        cmocka_unit_test(test_files_that_are_no_files),
+        cmocka_unit_test(test_negative_second_moment),
         cmocka_unit_test(test_elements_that_are_not_finite),
         cmocka_unit_test(test_weights_that_are_not_read),
         cmocka_unit_test(test_a_tied_model_with_another_head),

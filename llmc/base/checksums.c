@@ -5,7 +5,6 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include "check.h"
 #include "text.h"
@@ -37,18 +36,11 @@ void checksums_save(struct Checksums *sums, const char *directory) {
 
 /* ---- verifying ------------------------------------------------------------------------------- */
 
-/* The checksum and length of a file; false: it is not there, or no file. Any other failure ends the
-   program. O_NONBLOCK: a named pipe must not keep us waiting for its writer. */
-static bool sum_file(const char *path, uint32_t *checksum, size_t *bytes) {
+/* The checksum and the length of a regular file. A failure ends the program. */
+static void sum_file(const char *path, uint32_t *checksum, size_t *bytes) {
     enum { PIECE = 1 << 20 };
-    struct stat status;
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (descriptor < 0 && errno == ENOENT) return false;
-    if (descriptor < 0 || fstat(descriptor, &status) != 0) die_errno("read", path);
-    if (!S_ISREG(status.st_mode)) {
-        close(descriptor);
-        return false;
-    }
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0) die_errno("read", path);
     char *piece = check_alloc(PIECE, 1, "a piece of a file");
     ssize_t n;
     *checksum = 0, *bytes = 0;
@@ -60,13 +52,14 @@ static bool sum_file(const char *path, uint32_t *checksum, size_t *bytes) {
     }
     free(piece);
     close(descriptor);
-    return true;
 }
 
 /* The list of a directory as terminated text, sound; false: it has none. */
 static bool read_list(const char *path, char *text, size_t capacity) {
+    if (!path_exists(path)) return false;
+    const char *problem = file_problem(path);
+    if (problem) die_input("%s: %s", path, problem);
     FILE *stream = fopen(path, "rb");
-    if (!stream && errno == ENOENT) return false;
     if (!stream) die_errno("read", path);
     size_t length = fread(text, 1, capacity - 1, stream);
     if (ferror(stream)) die_errno("read", path);
@@ -87,7 +80,11 @@ static void verify(const char *directory, const char *name, uint32_t wanted, siz
     uint32_t checksum;
     size_t bytes;
     check_path(path, sizeof path, "%s/%s", directory, name);
-    if (!sum_file(path, &checksum, &bytes)) return;
+    const char *problem = file_problem(path);
+    if (problem)
+        die_input("%s: %s, and it was saved with the others; take another checkpoint, or, if you "
+                  "changed the files, remove " CHECKSUMS_NAME " beside it", path, problem);
+    sum_file(path, &checksum, &bytes);
     if (bytes != wanted_bytes || checksum != wanted)
         die_input("%s is damaged: it has %zu bytes and checksum %08x, and had %zu and %08x when it "
                   "was saved; take another checkpoint, or, if you changed the file, remove "

@@ -23,8 +23,9 @@ void checksums_add(struct Checksums *sums, const struct AtomicFile *file);
 void checksums_save(struct Checksums *sums, const char *directory);
 
 /* die_input naming the file if it is not what was written: DIRECTORY/name, or with NULL every
-   listed file but those that are verified when they are read (*.safetensors). A file that is not
-   there, or not listed, passes: whoever needs it will miss it. */
+   listed file but those that are verified when they are read (*.safetensors). A listed file that is
+   not there, or is a directory or a named pipe, is refused in the same way. A file that is not
+   listed passes. */
 void checksums_verify(const char *directory, const char *name);
 
 #endif

@@ -111,6 +111,14 @@ bool path_exists(const char *path) {
     return false;
 }
 
+const char *file_problem(const char *path) {
+    struct stat status;
+    if (access(path, R_OK) == 0 && stat(path, &status) == 0)
+        return S_ISREG(status.st_mode) ? NULL : "it is not a regular file";
+    if (is_machine_error(errno)) die_errno("read", path);
+    return strerror(errno);
+}
+
 struct dirent *next_entry(DIR *directory, const char *path) {
     errno = 0;
     struct dirent *entry = readdir(directory);

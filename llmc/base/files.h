@@ -32,6 +32,11 @@ void atomic_cancel(struct AtomicFile *file);
    is taken for missing is made anew, or read elsewhere. */
 bool path_exists(const char *path);
 
+/* NULL: `path` is a regular file that may be read; else why it is not, in a few words (static
+   storage). For files whose name a program knows: a directory or a named pipe in such a place would
+   be read as empty, or waited for. A machine that cannot say ends the program, as above. */
+const char *file_problem(const char *path);
+
 /* readdir for a directory called `path`: NULL at its end only, an error ends the program. */
 struct dirent *next_entry(DIR *directory, const char *path);
 

@@ -160,7 +160,7 @@ void jsonl_cut(const char *path, const char *key, int64_t last) {
     struct Lines in;
     struct AtomicFile out;
     int got;
-    if (access(path, F_OK) != 0 && errno == ENOENT) return;
+    if (!path_exists(path)) return;
     lines_open(&in, path, NULL);
     atomic_open(&out, path);
     while ((got = lines_try(&in)) > 0)

@@ -215,7 +215,8 @@ const char *tokenizer_load(struct Tokenizer *tokenizer, const char *directory) {
         if (!path_exists(path)) return "there is neither vocab.json nor tokenizer.json";
         l.name = "tokenizer.json";
     }
-    cJSON *root = json_read(path, MOST_BYTES, &problem);
+    problem = file_problem(path);
+    cJSON *root = problem ? NULL : json_read(path, MOST_BYTES, &problem);
     if (!root) return wrong(&l, "%s", problem);
     problem = library ? load_library_file(&l, root) : load_tokens(&l, root);
     if (!problem) problem = check_ids(&l);

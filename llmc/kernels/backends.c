@@ -6,6 +6,7 @@
 #include <unistd.h>
 #include "../base/check.h"
 #include "../base/console.h"
+#include "../base/files.h"
 #include "backend.h"
 
 /* ---- plug-ins -------------------------------------------------------------------------------- */
@@ -25,7 +26,7 @@ static void *plugin_load(const char *name, char *why, size_t capacity) {
     if (slash) *slash = '\0';
     for (size_t i = 0; i < sizeof plugin_folders / sizeof *plugin_folders; i++) {
         snprintf(path, sizeof path, "%s/%s/backend_%s.so", program, plugin_folders[i], name);
-        if (access(path, F_OK) != 0) continue;
+        if (!path_exists(path)) continue;
         void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
         if (!library) snprintf(why, capacity, "%s", dlerror());
         return library;

@@ -35,7 +35,7 @@ static bool has_options(const char *run) {
     char path[4096];
     const char *problem;
     check_path(path, sizeof path, "%s/config.json", run);
-    cJSON *config = json_read(path, 1 << 20, &problem);
+    cJSON *config = file_problem(path) ? NULL : json_read(path, 1 << 20, &problem);
     bool ours = cJSON_IsString(cJSON_GetObjectItemCaseSensitive(config, "objective")) &&
                 cJSON_IsNumber(cJSON_GetObjectItemCaseSensitive(config, "prompts")) &&
                 cJSON_IsNumber(cJSON_GetObjectItemCaseSensitive(config, "seed"));
