@@ -13,7 +13,7 @@ static const struct {
     SLOT(from_float), SLOT(workspace_size), SLOT(graph_begin), SLOT(graph_end),
     SLOT(embedding_forward), SLOT(embedding_backward), SLOT(norm_forward),
     SLOT(norm_residual_forward), SLOT(norm_backward), SLOT(matmul_forward), SLOT(matmul_backward),
-    SLOT(matmul_choices_load), SLOT(matmul_choices_save),
+    SLOT(matmul_choices_load), SLOT(matmul_choices_save), SLOT(matmul_choices_freeze),
     SLOT(mlp_forward), SLOT(gelu_forward), SLOT(mlp_backward), SLOT(attention_forward),
     SLOT(attention_backward), SLOT(head_forward), SLOT(head_forward_backward),
     SLOT(matmul_packed_size), SLOT(matmul_pack), SLOT(matmul_decode), SLOT(attention_decode),

@@ -271,10 +271,13 @@ struct Ops {
        the fastest remembered. text: "", what save wrote in an earlier process, or NULL: back to
        the first. Returns NULL, or why the text was not used (static; then as after ""). */
     const char *(*matmul_choices_load)(const char *text);
-    /* The choices as text; "" if there are none. They are final from here on, as they are after
-       load of such a text: nothing is timed any more, what is new takes the nearest choice. So the
-       one who goes on and the one who starts from the text compute alike. */
+    /* The choices as text; "" if there are none. */
     void (*matmul_choices_save)(char *out, size_t capacity); /* MATMUL_CHOICES_TEXT suffices */
+    /* Makes the choices final, as they are after load of a text that save wrote: nothing is timed
+       any more, a kind that has none takes the nearest choice. To be called before what save writes
+       is kept, so that this process and one that loads the text compute the same bits. Without
+       effect while nothing has been chosen. */
+    void (*matmul_choices_freeze)(void);
 
     /* pre has the bits of matmul_forward, act those of gelu_forward.
        out [N,C] =; pre, act [N,F] =; x [N,C] */

@@ -111,6 +111,7 @@ static void test_saved_and_loaded(void **state) {
     begin("");
     assert_algorithm(2, 18);
     assert_algorithm(3, 21);
+    ops->matmul_choices_freeze();
     ops->matmul_choices_save(saved, sizeof saved);
     assert_int_equal(lines_in(saved), 3);
     struct Line even = line_of(saved, 0), odd = line_of(saved, 1);
@@ -131,6 +132,25 @@ static void test_saved_and_loaded(void **state) {
         assert_string_equal(after, saved);
         begin(saved);
     }
+}
+
+/* Writing the choices down is no decision: only freeze makes them final, and not before there is
+   one. */
+static void test_save_changes_nothing(void **state) {
+    (void)state;
+    if (!simulated()) skip();
+    begin("");
+    ops->matmul_choices_freeze();
+    assert_algorithm(2, 18);
+    ops->matmul_choices_save(saved, sizeof saved);
+    assert_algorithm(3, 21);   /* a new class is still timed */
+    ops->matmul_choices_save(saved, sizeof saved);
+    assert_int_equal(lines_in(saved), 3);
+    ops->matmul_choices_freeze();
+    assert_algorithm(3, 40);   /* new: the nearest class's, and no fourth line */
+    char after[MATMUL_CHOICES_TEXT];
+    ops->matmul_choices_save(after, sizeof after);
+    assert_string_equal(after, saved);
 }
 
 static void test_classes(void **state) {
@@ -235,6 +255,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_first_until_asked), cmocka_unit_test(test_fastest_of_a_class),
         cmocka_unit_test(test_saved_and_loaded),  cmocka_unit_test(test_classes),
+        cmocka_unit_test(test_save_changes_nothing),
         cmocka_unit_test(test_gradients_untouched), cmocka_unit_test(test_foreign_text),
         cmocka_unit_test(test_same_bits),
     };

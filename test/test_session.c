@@ -481,6 +481,41 @@ static void test_logs_are_synced_first(void **state) {
     }
 }
 
+static void say_frozen(void) { puts("frozen"); }
+
+static void write_a_choice(char *out, size_t capacity) {
+    puts("written");
+    snprintf(out, capacity, "a choice");
+}
+
+/* The CPU's backend, but for a choice of algorithms that it has. */
+static void saves_choices(void *unused) {
+    struct Session s;
+    (void)unused;
+    char *line[] = {"train", "--backend", "cpu", "--threads", "1", "--quiet", "--run", "chooses",
+                    NULL};
+    open_session(&s, line);
+    struct Ops ops = *s.ops;
+    ops.matmul_choices_freeze = say_frozen;
+    ops.matmul_choices_save = write_a_choice;
+    s.ops = &ops;
+    session_save(&s);
+    fflush(stdout);
+    _exit(0);
+}
+
+/* The backend's choices become final before they are written into a checkpoint, so that this run
+   and one that resumes it compute alike; and resuming hands them to the backend. */
+static void test_choices_are_frozen_and_saved(void **state) {
+    (void)state;
+    char said[8192];
+    assert_int_equal(run_in_child(saves_choices, NULL, said, sizeof said), 0);
+    if (!strstr(said, "frozen\nwritten\n")) fail_msg("said: %s", said);
+    RUN_OK("grep -q 'matmul_choices.*a choice' chooses/checkpoints/step_000000/trainer_state.json");
+    RUN_OK("$T --resume chooses --warm-start 0 --steps 0 --quiet false");
+    if (!strstr(output, "matmul choices are not used")) fail_msg("said: %s", output);
+}
+
 static void opens_what_vanishes(void *unused) {
     struct Session s;
     (void)unused;
@@ -520,6 +555,7 @@ int main(void) {
         cmocka_unit_test(test_failure_in_the_warm_start),
         cmocka_unit_test(test_unreadable_is_not_missing),
         cmocka_unit_test(test_logs_are_synced_first),
+        cmocka_unit_test(test_choices_are_frozen_and_saved),
         cmocka_unit_test(test_a_checkpoint_that_vanishes),
     };
     return cmocka_run_group_tests(tests, make_place, remove_place);

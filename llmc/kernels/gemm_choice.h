@@ -20,7 +20,7 @@ struct GemmKey {
     int64_t out_type, out_stride, out_alignment;
 };
 
-/* The algorithm of the key's class. Once choices are final (saved, loaded, or as many as there is
+/* The algorithm of the key's class. Once choices are final (frozen, loaded, or as many as there is
    room for), that of the class nearest in tokens. NULL: there is none. */
 const cublasLtMatmulAlgo_t *gemm_choice_find(const struct GemmKey *key);
 /* Is a class without a choice to be timed now? */

@@ -77,11 +77,14 @@ static void matmul_choices_save(char *out, size_t capacity) {
     if (capacity) out[0] = '\0';
 }
 
+static void matmul_choices_freeze(void) {}
+
 static void fill(struct Ops *ops) {
     ops->matmul_forward = matmul_forward;
     ops->matmul_backward = matmul_backward;
     ops->matmul_choices_load = matmul_choices_load;
     ops->matmul_choices_save = matmul_choices_save;
+    ops->matmul_choices_freeze = matmul_choices_freeze;
 }
 
 const struct KernelFile cpu_matmul = {"matmul", fill, no_workspace};

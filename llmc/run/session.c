@@ -328,17 +328,14 @@ static void progress_from_state(struct Session *s) {
 }
 
 /* Which algorithms a GPU's matrix products have, in trainer_state.json beside the progress. */
-static struct Choices {
-    char text[MATMUL_CHOICES_TEXT];
-} choices;
 static const struct Field choices_field = {
-    FIELD(FIELD_TEXT, struct Choices, text, "matmul_choices"), .optional = true};
+    FIELD(FIELD_TEXT, struct Session, matmul_choices, "matmul_choices"), .optional = true};
 static const struct FieldTable choices_fields = {&choices_field, 1};
 
-/* What is in `choices` goes on, or nothing is timed (--matmul first). */
+/* The checkpoint's choices go on, or nothing is timed (--matmul first). */
 static void use_choices(const struct Session *s) {
     bool timed = strcmp(s->options.matmul, "timed") == 0;
-    const char *problem = s->ops->matmul_choices_load(timed ? choices.text : NULL);
+    const char *problem = s->ops->matmul_choices_load(timed ? s->matmul_choices : NULL);
     if (problem)
         say("resume    the checkpoint's matmul choices are not used: %s; results may differ by "
             "rounding", problem);
@@ -370,7 +367,7 @@ static void load(struct Session *s) {
     struct Progress saved;
     checkpoint_load_state(s->place.checkpoint, &saved,
                           (struct FieldSection[]){{&entropy_fields, &s->entropy},
-                                                  {&choices_fields, &choices}, {NULL, NULL}});
+                                                  {&choices_fields, s}, {NULL, NULL}});
     s->saved = saved;
     use_choices(s);
     if (strcmp(saved.dtype, s->ops->dtype) != 0)
@@ -518,11 +515,11 @@ static void save_to(struct Session *s, const char *directory, int keep) {
     s->progress.loss_scale_updates = progress.loss_scale_updates;
     snprintf(s->progress.control, sizeof s->progress.control, "%s",
              entropy_controls[s->objective.control].name);
-    s->ops->matmul_choices_save(choices.text, sizeof choices.text);
+    s->ops->matmul_choices_save(s->matmul_choices, sizeof s->matmul_choices);
     checkpoint_save(directory, s->model, trainer_weights(s->trainer), &optimizer, &s->tokenizer,
                     &s->progress,
                     (struct FieldSection[]){{&entropy_fields, &s->entropy},
-                                            {&choices_fields, &choices}, {NULL, NULL}}, keep);
+                                            {&choices_fields, s}, {NULL, NULL}}, keep);
 }
 
 /* Nothing was trained since the last save? Then no step is saved twice, under a reader's eyes. */
@@ -535,6 +532,7 @@ void session_save(struct Session *s) {
     if (is_saved(s)) return;
     directory_check(s->place.run);
     report_sync(&s->report);   /* a checkpoint covers lines that are on the disk */
+    s->ops->matmul_choices_freeze();   /* this run and one that resumes it compute the same bits */
     save_to(s, s->place.run, (int)s->options.keep);
     s->saved = s->progress;
 }

@@ -38,6 +38,7 @@ struct Session {
     struct EntropyState entropy;
     struct Progress progress;
     struct Progress saved;           /* as the last checkpoint has it; step -1: there is none */
+    char matmul_choices[MATMUL_CHOICES_TEXT];   /* the backend's, as a checkpoint has them */
     struct Experience experience;
     struct Replay *replay;           /* NULL: completions are sampled */
     struct Report report;
