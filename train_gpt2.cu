@@ -1,14 +1,17 @@
 /* policy.c: reinforcement learning of language models in plain C and CUDA, with the policy's
-   entropy measured exactly and controlled. This file is the whole program as one sentence:
+   entropy measured exactly and controlled. This file is the training loop. One step of it:
 
-     prompt (tasks) -> completion with its log-probabilities (rollout) -> reward (tasks) ->
-     advantage (objectives) -> hidden states (model, through ops) -> per-token log-probability and
-     entropy, logits never stored (head) -> loss coefficients (objectives) -> backward (head, model)
-     -> sum over ranks (comm) -> adamw; after each step entropy measures, logs and turns the knob.
+     a prompt is drawn (llmc/tasks) -> the sampler completes it and notes each token's
+     log-probability (rl/sampler) -> the task gives a reward (llmc/tasks) -> rewards become
+     advantages (rl/objectives) -> the model computes hidden states (transformer, through ops.h) ->
+     the head computes each token's log-probability and entropy, without storing the logits
+     (kernels/head) -> the objective gives the loss coefficients (rl/surrogates) -> the head and the
+     model compute gradients -> AdamW updates the weights (rl/trainer). In each step the entropy is
+     compared with its target, logged, and the controller sets its knob (rl/entropy).
 
-   Plain C despite its name: the kernels are in llmc/kernels (X.c for the CPU, X.cu for CUDA), and
-   this loop is the same for all of them. It reads from the top: what is called comes after its
-   caller. doc/tour.md walks through it. */
+   This file is C, despite its name, and the C compiler compiles it. Kernels are in llmc/kernels
+   (X.c for the CPU, X.cu for CUDA); the loop is the same for both. Functions stand in the order in
+   which they are called, the caller before the called. doc/tour.md walks through this file. */
 #include <math.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -46,7 +49,7 @@ static double peak_host_memory_gb(void);
 int main(int argc, char **argv) {
     struct Session session;
     launch_prepare(argv);
-    json_memory(malloc);   /* a library's failed allocation ends the program too */
+    json_memory(malloc);   /* cJSON ends the program when an allocation fails, as our code does */
     session_open(&session, argc, argv);
     if (session.options.score[0]) session_score(&session);
     else if (session.options.eval_only) evaluate_only(&session);
@@ -55,8 +58,8 @@ int main(int argc, char **argv) {
     return 0;
 }
 
-/* Supervised steps first, so that the policy knows the form of an answer; then steps of policy
-   gradient on one task after another. */
+/* First the warm start: supervised steps, from which the policy learns the form of an answer. Then
+   steps of policy gradient, on one task after another. */
 static void train(struct Session *s) {
     int64_t begun = s->progress.warm_step + s->progress.step;
     while (!is_warm(s) && !stops(s)) {
@@ -76,7 +79,8 @@ static void train(struct Session *s) {
 
 /* ---- one step of policy gradient ------------------------------------------------------------- */
 
-/* False: there was nothing to replay, and the step was not made. */
+/* Makes one step and reports it. Returns false if the replayed file (--replay) had no completions
+   left for it: then the step was not made. */
 static bool step(struct Session *s) {
     const struct Options *o = &s->options;
     struct Evaluation evaluation;
@@ -105,8 +109,9 @@ static bool step(struct Session *s) {
     return true;
 }
 
-/* prompt -> completion -> reward -> advantage, and the entropy controller's turn. False: a replayed
-   file gives no more completions, and nothing was changed. */
+/* Fills s->experience: prompts, completions, rewards, advantages. Then the entropy controller sees
+   the rollout's entropy. Returns false, with nothing changed, if the replayed file (--replay) has
+   no completions left for this step. */
 static bool collect(struct Session *s) {
     struct Experience *e = &s->experience;
     struct CollectOptions options = session_collect_options(s);
@@ -126,7 +131,8 @@ static bool collect(struct Session *s) {
     return true;
 }
 
-/* epochs x minibatches updates, each on a seeded random subset of the completions. */
+/* --epochs passes over the completions. Each pass shuffles them with the run's seed and makes one
+   update on each of --minibatches parts. */
 static void update(struct Session *s, struct StepReport *report) {
     const struct Options *o = &s->options;
     struct TrainingSet set = experience_training_set(&s->experience);
@@ -151,9 +157,10 @@ static void update(struct Session *s, struct StepReport *report) {
     free(order);
 }
 
-/* The old policy's log-probabilities by the training pass, in place of those noted when sampling:
-   where elements are narrow, the two passes round differently, and a ratio that is not 1 at the
-   first update would be clipped for no reason. The difference is reported. */
+/* Where s->scores_old is set (--old-logp), computes the old policy's log-probabilities with the
+   training pass and uses them in place of those noted when sampling. With 16-bit elements the two
+   passes round differently; with the sampled ones the first update's ratio would not be 1, and
+   tokens would be clipped only because of rounding. The difference of the two is reported. */
 static void score_old(struct Session *s, struct TrainingSet *set, int *order,
                       struct StepReport *report) {
     struct Experience *e = &s->experience;
@@ -171,7 +178,8 @@ static void score_old(struct Session *s, struct TrainingSet *set, int *order,
     set->logp_old = e->logp_scored;
 }
 
-/* Log-probabilities under the frozen reference, where the objective has a KL term. */
+/* Log-probabilities under the frozen reference model. There is one only where the objective has a
+   KL term. */
 static void score_reference(struct Session *s, struct TrainingSet *set, int *order) {
     if (!s->reference.data) return;
     struct HeadStats out = {.logp = s->experience.logp_ref};
@@ -186,7 +194,8 @@ static void learn(struct Session *s, const struct TrainingSet *set, const int *p
                   struct StepReport *report) {
     const struct Options *o = &s->options;
     struct ObjectiveStats stats = {0};
-    bool unmoved = report->updates == report->skipped;   /* since the rollout: the same policy */
+    bool unmoved = report->updates == report->skipped;   /* no update yet changed the weights that
+                                                            sampled this rollout */
     struct ObjectiveBatch batch = {.control = s->entropy.control,
                                    .noise = unmoved ? INFINITY : report->noise,
                                    .logp_dtype = o->logp_dtype,
@@ -198,7 +207,7 @@ static void learn(struct Session *s, const struct TrainingSet *set, const int *p
     struct UpdateResult update =
         trainer_update(s->trainer, &s->objective, set, pick, count, &batch, s->max_tokens,
                        (float)o->temperature, rate, &stats);
-    if (!update.made) return;   /* the filter or the overlong mask left nothing to learn from */
+    if (!update.made) return;   /* every token was dropped by the filter or the overlong mask */
     count_skipped(s, &update, report->step);
     report->skipped += update.skipped;
     report->overflows += update.overflows;
@@ -215,7 +224,9 @@ static void learn(struct Session *s, const struct TrainingSet *set, const int *p
     s->progress.num_tokens += update.tokens;
 }
 
-/* What the update did, against what was predicted; and where attention looks. */
+/* Diagnostics after the updates: the change of entropy as measured on some of the tokens, which is
+   logged beside the predicted change (--entropy-push-tokens), and the entropy of each attention
+   head (--attention-entropy-every). */
 static void monitor(struct Session *s, struct StepReport *report) {
     const struct Options *o = &s->options;
     double begin = seconds();
@@ -232,6 +243,8 @@ static void monitor(struct Session *s, struct StepReport *report) {
 
 /* ---- before and after the steps -------------------------------------------------------------- */
 
+/* One supervised step on --warm-batch right answers, by the update that policy gradient uses: the
+   objective "ce" is cross entropy. */
 static void warm_step(struct Session *s) {
     const struct Options *o = &s->options;
     const struct Objective *ce = objective_find("ce");
@@ -258,11 +271,13 @@ static void warm_step(struct Session *s) {
     free(pick);
 }
 
-/* Before the first step of a task: fresh moments and controller, the reference frozen, the starting
-   point measured. The weights are those of the warm start, or of the task before. */
+/* Called before the first step on a task. Resets the optimizer's moments and the entropy
+   controller, makes the present weights the reference, and evaluates. The weights are those that
+   the warm start left, or the task before this one. */
 static void begin_phase(struct Session *s) {
     int phase = (int)s->progress.phases_begun;
-    if (phase > 0) session_save(s);   /* a resume never needs the reference before this one */
+    if (phase > 0) session_save(s);   /* so a resume of this task starts from the weights that are
+                                         its reference, and no older ones are kept */
     s->task = s->plan.phases[phase].task;
     session_note_task(s);
     trainer_reset_optimizer(s->trainer);
@@ -281,7 +296,7 @@ static void begin_phase(struct Session *s) {
         say("(a policy gradient's loss is near 0 by construction: watch reward, entropy, pass@k)");
 }
 
-/* After the last task: what is left of the earlier ones. */
+/* After the last task: evaluates every earlier task again, to show how much was forgotten. */
 static void evaluate_earlier_tasks(struct Session *s) {
     for (int i = 0; i + 1 < s->plan.num_phases && s->options.eval_every; i++) {
         const struct Task *task = s->plan.phases[i].task;
@@ -293,8 +308,8 @@ static void evaluate_earlier_tasks(struct Session *s) {
     }
 }
 
-/* Everything is saved by now, also where the replayed file was wrong and the program ends with
-   that. */
+/* Says why the run stopped and how to continue it. If the replayed file had a mistake, the program
+   ends here with that error; the checkpoint has been written by then. */
 static void say_how_it_ended(const struct Session *s, bool moved) {
     const char *problem = replay_problem(s->replay);
     if (problem && !replay_ended(s->replay)) replay_fail(s->replay);
@@ -308,6 +323,7 @@ static void say_how_it_ended(const struct Session *s, bool moved) {
             "--eval-only measures it");
 }
 
+/* --eval-only: evaluates the policy on every task of the plan and changes nothing. */
 static void evaluate_only(struct Session *s) {
     for (int i = 0; i < s->plan.num_phases; i++) {
         const struct Task *task = s->plan.phases[i].task;
@@ -320,7 +336,8 @@ static void evaluate_only(struct Session *s) {
 
 /* ---- small parts ----------------------------------------------------------------------------- */
 
-/* A non-finite update changes nothing; three in a row mean that the run is lost. */
+/* An update whose loss or gradient was not finite changed no weight. After three of them in a row
+   the run is given up: session_fail saves what is needed to look into it, and ends the program. */
 static void count_skipped(struct Session *s, const struct UpdateResult *update, int64_t step) {
     if (!update->skipped) {
         s->progress.skipped_in_a_row = 0;
@@ -339,7 +356,7 @@ static bool is_at_border(const struct Session *s) {
     return next < s->plan.num_phases && s->progress.step == s->plan.phases[next].begin;
 }
 
-/* A signal asks it to, or there is nothing more to replay. */
+/* True if a signal asks the program to stop, or the replayed file is at its end or is wrong. */
 static bool stops(const struct Session *s) {
     return launch_stop_requested() || replay_problem(s->replay);
 }

@@ -14,7 +14,7 @@ static size_t align_up(size_t bytes) {
     return (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
 }
 
-/* Of the two sections that share memory, the larger. */
+/* Bytes of the memory that the training and decoding sections share: those of the larger one. */
 static size_t arena_shared_bytes(const struct Arena *arena) {
     size_t training = arena->section_bytes[ARENA_TRAINING];
     size_t decoding = arena->section_bytes[ARENA_DECODING];
@@ -45,7 +45,8 @@ void arena_reserve(struct Arena *arena, void *pointer_address, size_t bytes, con
         die_machine("%s: %s is too large for this machine's addresses", entry->group, entry->label);
     arena->section_bytes[arena->section] += align_up(bytes);
     arena->total = sections[ARENA_ALWAYS] + arena_shared_bytes(arena);
-    /* The owner's pointer has its own type; memcpy is the way to set it without aliasing it. */
+    /* The caller's pointer may have any type. memset and memcpy may write it; an assignment through
+       a void ** would break the aliasing rules. */
     memset(pointer_address, 0, sizeof(void *));
 }
 
@@ -104,7 +105,8 @@ void arena_print(const struct Arena *arena, FILE *out) {
     free(sorted);
 }
 
-/* Says who asks for so much, before the backend is asked. */
+/* Ends the program if the plan needs more memory than the backend has. Checked before alloc, whose
+   message could not name the buffers. */
 static void check_room(const struct Arena *arena, const struct Ops *ops) {
     const struct ArenaEntry *largest = NULL;
     size_t available = ops->memory_available();

@@ -1,4 +1,5 @@
-/* Configurations, the tensor table and what follows from it. The passes are in transformer.c. */
+/* Configurations, the tensor table, the optimizer's ranges and initial weights. The forward and
+   backward passes are in transformer.c. */
 #include "model.h"
 
 #include <assert.h>
@@ -10,12 +11,12 @@
 #include "base/rng.h"
 #include "base/text.h"
 
-/* Every tensor begins on a multiple of this many elements, so that vector loads of a whole flat
-   buffer's tensors are aligned whatever C is. The gaps are zero and stay zero. */
+/* Every tensor begins at a multiple of this many elements of the flat buffer, so that vector loads
+   are aligned whatever C is. The gaps between tensors are zero and stay zero. */
 #define TENSOR_ALIGN 32
 /* Elements that cross between host and backend at a time. */
 #define SLICE ((size_t)1 << 20)
-/* Initial weights that one thread draws in a row. */
+/* How many initial weights a thread draws at a time. */
 #define DRAWS ((size_t)4096)
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
@@ -42,8 +43,8 @@ const char *model_config_names(void) {
     return names;
 }
 
-/* The upper bounds keep every product of two sizes inside 63 bits and every size times 4 inside an
-   int, whatever a file claims. */
+/* With these upper bounds the product of any two sizes fits into 63 bits and 4 times any size fits
+   into an int, so that no size in a damaged or hostile file makes arithmetic overflow. */
 const char *model_config_problem(const struct ModelConfig *config) {
     const struct {
         const char *name;
@@ -112,7 +113,8 @@ static int dimension_size(enum Dimension dimension, const struct ModelConfig *co
     }
 }
 
-/* Appends one tensor at the end of the flat buffer and tells the passes where it is. */
+/* Appends one tensor to the table and to the flat buffer, and notes its offset in model->globals or
+   model->layers, from which transformer.c reads it. */
 static void model_add_tensor(struct Model *model, const struct TensorRow *row, int layer) {
     const struct ModelConfig *config = &model->config;
     struct Tensor *tensor = &model->tensors[model->num_tensors++];
@@ -127,7 +129,8 @@ static void model_add_tensor(struct Model *model, const struct TensorRow *row, i
     tensor->trainable = true;
     tensor->init_value = row->init == INIT_ONE ? 1 : 0;
     if (row->init == INIT_NORMAL) tensor->init_std = model->family->init_std;
-    /* Each layer adds to the residual stream twice; this keeps the sum's variance (GPT-2). */
+    /* Each layer adds to the residual stream twice, 2 L additions in all. Dividing by the root of
+       that number keeps the variance of the sum from growing with depth (GPT-2). */
     if (row->init == INIT_RESIDUAL)
         tensor->init_std = model->family->init_std / sqrtf(2.0f * (float)config->L);
 
@@ -143,7 +146,7 @@ static void model_add_tensor(struct Model *model, const struct TensorRow *row, i
     *(size_t *)((char *)offsets + row->field) = tensor->offset;
 }
 
-/* Every offset is NO_TENSOR until the tensor is added. */
+/* Sets every offset to NO_TENSOR, the value for a tensor that the family does not have. */
 static void model_forget_offsets(struct Model *model) {
 #define X(name) model->globals.name = NO_TENSOR;
     GLOBAL_TENSORS(X)
@@ -176,7 +179,8 @@ struct Model *model_build_as(const struct Family *family, const struct ModelConf
             i++;
             continue;
         }
-        /* A run of per-layer rows is a layer: the whole run for layer 0, then for layer 1, ... */
+        /* Consecutive per-layer rows describe one layer: all of them are added for layer 0, then
+           all for layer 1, and so on. */
         int end = i;
         while (end < family->num_rows && family->rows[end].flags & PER_LAYER) end++;
         for (int l = 0; l < config->L; l++)
@@ -234,7 +238,8 @@ double model_flops_per_token(const struct Model *model, int T) {
     double C = config->C, heads = (double)config->NH * config->HS;
     double qkv = (config->NH + 2.0 * config->NKV) * config->HS;
     double products = config->L * (C * qkv + heads * C + 2 * C * config->F) + C * config->V;
-    /* Scores and weighted values: two products with T/2 keys each, 2 operations, 3 passes. */
+    /* Attention: two products (scores, weighted values), T/2 keys each, 2 operations per key and
+       channel, 3 passes (forward, and backward twice): 2 * T/2 * 2 * 3 = 6 T. */
     return 6 * products + 6.0 * config->L * heads * T;
 }
 
@@ -273,9 +278,10 @@ void weights_clear(const struct Model *model, struct Weights *weights) {
     if (weights->master) ops->fill_zero(weights->master, model->num_parameters * sizeof(float));
 }
 
-/* Elements [begin, begin + n) of a tensor's draws. A draw takes two words and a block of the
-   generator has four, so element i begins block i / 2 (begin and DRAWS are even) and threads may
-   share the work: the numbers are those of one sequence. */
+/* Elements [begin, begin + n) of a tensor's initial values, in parallel, with the same result as
+   drawing them one after another. A normal draw uses two 32-bit words and a block of the generator
+   has four, so draw i starts in block i / 2; begin and DRAWS are even, so every thread starts at
+   the beginning of a block. */
 static void draw_normals(float *out, uint64_t seed, int tensor, float std, size_t begin, size_t n) {
     #pragma omp parallel for schedule(static)
     for (size_t first = 0; first < n; first += DRAWS) {

@@ -21,22 +21,22 @@ static inline struct Heads model_heads(const struct ModelConfig *config) {
     return (struct Heads){config->NH, config->NKV, config->HS};
 }
 
-/* One tensor. Offsets and counts are in elements of the flat buffers. */
+/* One row of the tensor table. Offsets and counts are in elements of the flat buffers. */
 struct Tensor {
     char name[80];     /* Hugging Face name, e.g. transformer.h.0.attn.c_attn.weight */
-    const char *short_name;   /* within it: what a file calls it that leaves the prefix out */
+    const char *short_name;   /* points into name: the name in files that leave out the prefix */
     int shape[2];      /* as the kernels read it: [rows, columns], or [n, 0] */
     int rows_saved;    /* rows in a file: V_saved where shape[0] is Vp, else shape[0] */
-    int rows_trained;  /* rows that learn: V where shape[0] is Vp, else shape[0] */
+    int rows_trained;  /* rows that training changes: V where shape[0] is Vp, else shape[0] */
     bool transposed;   /* the file holds [columns, rows] (GPT-2's Conv1D) */
     bool decay;        /* weight decay applies */
     bool trainable;
-    float init_std;    /* normal(0, init_std); 0 with init_value */
-    float init_value;  /* constant */
-    size_t offset, count, saved;   /* saved: count without the rows that no file has */
+    float init_std;    /* initial values are normal(0, init_std); if 0, all are init_value */
+    float init_value;
+    size_t offset, count, saved;   /* saved: elements of the rows_saved rows that a file has */
 };
 
-/* Offsets of tensors in the flat buffers; of one that the family does not have: */
+/* The offset of a tensor that the family does not have. */
 #define NO_TENSOR SIZE_MAX
 
 struct Model {
@@ -46,22 +46,24 @@ struct Model {
     struct LayerOffsets *layers;   /* [L] */
     struct GlobalOffsets globals;
     int num_tensors;
-    size_t num_parameters;   /* elements of a flat buffer, padding included (it is always zero) */
-    size_t num_real_parameters;
+    size_t num_parameters;   /* elements of a flat buffer, with gaps and padding rows */
+    size_t num_real_parameters;   /* elements that a file has */
     const struct Ops *ops;
 };
 
 struct Weights {
     floatX *data;            /* [num_parameters] */
-    float *master;           /* [num_parameters] what data is the rounding of; NULL: not kept */
+    float *master;           /* [num_parameters] the float32 weights that data is rounded from; NULL
+                                where data is float32 itself, or the weights are only read */
 };
 
-/* The optimizer's buffers: backend memory [num_parameters] each. master is that of the weights. */
+/* The optimizer's buffers: backend memory [num_parameters] each. master: as in struct Weights. */
 struct OptimizerState {
     float *m, *v, *master;
 };
 
-/* Pointers to the tensors of a layer, and to those of no layer; NULL where the family has none. */
+/* Pointers to the tensors of a layer, and to those that belong to no layer; NULL for a tensor that
+   the family does not have. */
 #define X(name) const floatX *name;
 struct LayerWeights { LAYER_TENSORS(X) };
 struct GlobalWeights { GLOBAL_TENSORS(X) };
@@ -80,7 +82,7 @@ struct GlobalGradients model_global_gradients(const struct Model *model, float *
 /* A packed batch; all arrays are the backend's. */
 struct Batch {
     struct Rows rows;
-    struct HeadTokens loss;   /* the tokens with a loss, each predicting its next one */
+    struct HeadTokens loss;   /* which tokens' predictions of the next token have a loss */
     int *token, *position;    /* [N]; position restarts at 0 in each row */
 };
 
@@ -96,14 +98,15 @@ bool model_config_named(struct ModelConfig *config, const char *name);
 const char *model_config_names(void);
 /* NULL if the config can be run, else one sentence saying what is wrong (static storage). */
 const char *model_config_problem(const struct ModelConfig *config);
-/* A Hugging Face config.json. Reading chooses the family by its model_type; V and Vp become
-   V_saved, for the caller to cut and to pad; NULL or one sentence saying what is wrong. Writing
-   adds all that from_pretrained needs. */
+/* Reads a Hugging Face config.json, whose model_type chooses the family. V and Vp are set to
+   V_saved; the caller lowers V to the tokenizer's words and rounds Vp up for the backend. Returns
+   NULL or one sentence saying what is wrong (static storage). */
 const char *model_config_read(struct ModelConfig *config, const struct cJSON *json);
+/* Adds to json every key that from_pretrained needs. */
 void model_config_write(struct cJSON *json, const struct ModelConfig *config, int end_of_text);
 
-/* Builds the tensor table: that of the config's family, or of another. The config must have no
-   problem. */
+/* Builds the tensor table of the config's family, or (for tests) of a given one. Owned by the
+   caller; model_free. model_config_problem(config) must be NULL (asserted). */
 struct Model *model_build(const struct ModelConfig *config, const struct Ops *ops);
 struct Model *model_build_as(const struct Family *family, const struct ModelConfig *config,
                              const struct Ops *ops);
@@ -111,71 +114,81 @@ void model_free(struct Model *model);
 /* The table, one line per tensor. */
 void model_print(const struct Model *model, FILE *out);
 
-/* Host floats to elements of the backend and back, in slices through a small backend buffer. */
+/* Converts n host floats to backend elements and back, in slices through a small backend buffer
+   that is allocated for the call. */
 void elements_upload(const struct Ops *ops, floatX *out, const float *host, size_t n);
 void elements_download(const struct Ops *ops, float *host, const floatX *in, size_t n);
 
-/* Host floats [n] to elements [offset, offset + n) of data, and of master where it is kept. */
+/* Copies n host floats to elements [offset, offset + n) of weights->data, and of weights->master
+   unless it is NULL. */
 void weights_upload(const struct Model *model, struct Weights *weights, size_t offset,
                     const float *host, size_t n);
-/* All of them, padding included, become 0. */
+/* Sets all weights to 0, gaps and padding rows included. */
 void weights_clear(const struct Model *model, struct Weights *weights);
 
-/* Initial weights, drawn on the host (RNG_INIT, tensor index): the same on every backend up to
-   rounding. Padding rows are zero. */
+/* Sets the initial weights, drawn on the host from the seed (RNG_INIT, index of the tensor), so
+   that every backend gets the same numbers, rounded to its element type. Rows from V_saved on are
+   zero. */
 void model_initialise(const struct Model *model, struct Weights *weights, uint64_t seed);
 /* Ranges for ops->adamw over all trainable tensors; host array, caller frees. */
 struct AdamwRange *model_adamw_ranges(const struct Model *model, float weight_decay, int *count);
 
-/* What backward computes again instead of keeping (1604.06174). Per token and layer, in elements,
-   for F = 4C and as many key-value heads as heads:
-       NONE   16 C kept
-       MLP    12 C: the feed-forward block's activation anew from what went into GELU, one
-              elementwise pass
-       LAYER   1 C: the layer anew from its input, about a third more arithmetic in all
-   The results are the same, bit for bit. */
+/* What backward computes again instead of keeping it from the forward pass (1604.06174). Elements
+   kept per token and layer, for F = 4 C and as many key-value heads as heads:
+       NONE   16 C: everything
+       MLP    12 C: all but the output of GELU, which is computed again from GELU's input
+       LAYER   1 C: the layer's input only, from which the whole layer is computed again: about a
+               third more arithmetic in all
+   The gradients are the same, bit for bit. */
 enum Recompute { RECOMPUTE_NONE, RECOMPUTE_MLP, RECOMPUTE_LAYER };
 
-/* Reserves forward and backward memory for up to N tokens in up to B rows. */
+/* Reserves, in arena's present section, the memory of forward and backward for batches of up to N
+   tokens in up to B rows of up to max_T tokens. Owned by the caller; activations_free. */
 struct Activations *activations_reserve(const struct Model *model, struct Arena *arena, int N,
                                         int B, int max_T, enum Recompute recompute);
 void activations_free(struct Activations *activations);
 
-/* Returns the final hidden states E [N,C] (after the last norm), valid until the next forward.
-   attention_entropy: backend [L,NH,N] or NULL. */
+/* Returns the hidden states E [N,C] after the last norm, valid until the next forward pass.
+   attention_entropy: filled if it is not NULL, backend [L,NH,N], with the batch's N. */
 floatX *model_forward(const struct Model *model, const struct Weights *weights,
                       struct Activations *activations, const struct Batch *batch,
                       float *attention_entropy, void *workspace);
-/* Where the head writes dE [N,C] before model_backward. */
+/* Backend memory [N,C] for dE: the head writes it, and model_backward reads it. */
 floatX *model_hidden_gradient(struct Activations *activations);
-/* grads [num_parameters] float, +=. Uses the activations of the last forward. */
+/* grads [num_parameters] +=, backend memory. Uses, and with recomputation overwrites, the
+   activations of the last forward pass, which must have been on the same batch. */
 void model_backward(const struct Model *model, const struct Weights *weights,
                     struct Activations *activations, const struct Batch *batch, float *grads,
                     void *workspace);
 
-/* The head at a temperature (0: greedy, for sampling only); its weight [Vp,C] and gradient, tied or
-   not. */
+/* The head's sizes at a temperature (0: greedy, only for sampling), and its weight [Vp,C] and
+   gradient: those of the token embedding where the two are tied. */
 struct Head model_head(const struct Model *model, float temperature);
 const floatX *model_head_weight(const struct Model *model, const struct Weights *weights);
 float *model_head_gradient(const struct Model *model, float *grads);
 
-/* Decode memory: R rows a step (prefill included), caches as given. Packed weights included. */
+/* Reserves, in arena's present section, the memory of decoding: steps of up to R rows (prefill
+   included), the cache (struct KvCache) and the packed weights. Owned by the caller; decode_free.
+   */
 struct DecodeState *decode_reserve(const struct Model *model, struct Arena *arena, int R,
                                    int prompt_slots, int prompt_capacity, int tail_slots,
                                    int tail_capacity);
 void decode_free(struct DecodeState *state);
-/* Packs the weights; call after every update, before the first step. */
+/* Packs the weights for model_decode. To be called after every update of the weights, and after
+   anything that overwrote the decoding section (arena.h). */
 void decode_load_weights(const struct Model *model, struct DecodeState *state,
                          const struct Weights *weights);
-/* One step of R rows (R <= the reserved): returns the final hidden states [R,C]. */
+/* One decode step of R rows, at most as many as reserved. Returns the hidden states [R,C] after the
+   last norm, valid until the next step. */
 floatX *model_decode(const struct Model *model, const struct Weights *weights,
                      struct DecodeState *state, const struct DecodeRows *rows, int R,
                      void *workspace);
-/* The packed head weight for ops->head_sample. */
+/* The `packed` argument of ops->head_sample. */
 const void *decode_head_weight(const struct DecodeState *state);
 
-/* Floating-point operations of one training token (forward and backward, head included, attention
-   at mean context T/2): 6 per weight of a product, as the field counts for MFU. */
+/* Floating-point operations of one training token: forward and backward, head included, attention
+   at a mean context of T/2. Counts 6 per weight of a matrix product, as is usual for MFU (model
+   FLOPs utilisation; PaLM 2204.02311, appendix B). */
 double model_flops_per_token(const struct Model *model, int T);
 
 #endif

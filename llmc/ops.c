@@ -21,7 +21,7 @@ static const struct {
     SLOT(comm_open), SLOT(all_reduce), SLOT(reduce_scatter), SLOT(all_gather), SLOT(broadcast)};
 enum { NUM_SLOTS = sizeof slots / sizeof *slots };
 
-/* From the first slot on, struct Ops holds function pointers only. */
+/* struct Ops holds nothing but function pointers from its first slot, alloc, to its end. */
 typedef void (*AnyFunction)(void);
 _Static_assert(NUM_SLOTS * sizeof(AnyFunction) == sizeof(struct Ops) - offsetof(struct Ops, alloc),
                "every slot of struct Ops has its row in slots[]");

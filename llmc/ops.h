@@ -1,9 +1,10 @@
-/* THE CONTRACT. Every operation the engine needs from a machine is one slot of struct Ops.
+/* The contract between the program and a machine. Every operation that the program needs from a
+   machine is one slot (a function pointer) of struct Ops.
 
-   A backend fills all slots: llmc/kernels/X.c is the readable CPU definition, llmc/kernels/X.cu
-   the CUDA version; both define static functions named like their slot, and one struct KernelFile.
-   ops.c lists the slots by name, so that a forgotten one is named at start. This header knows no
-   kernel: which backends there are is in kernels/backends.h.
+   A backend (CPU, CUDA) fills all slots. llmc/kernels/X.c is the CPU's version, written to be read;
+   llmc/kernels/X.cu is the CUDA version. Both define static functions named like their slot, and
+   one struct KernelFile. ops.c lists the slots by name, so that the program names an empty slot
+   when it starts. This header includes no kernel; kernels/backends.h lists the backends.
 
    Rules that hold for every slot
      order        outputs, inputs, weights, sizes; a dx is the gradient of the loss by x
@@ -11,24 +12,26 @@
                   positions, C channels, OC output channels, L layers, NH query heads, NKV
                   key-value heads, HS head size, F hidden width of the MLP, V vocabulary, Vp padded
                   vocabulary, N tokens of a packed batch, n of them listed, R rows of a decode step,
-                  QKV = (NH + 2*NKV) * HS. A letter has this one meaning in all slots
+                  QKV = (NH + 2*NKV) * HS. A letter means the same in all slots
      elements     floatX is the backend's storage type (precision.h); float is float32 everywhere
      memory       pointers are the backend's (ops->alloc) unless the comment says "host".
-                  Nothing is owned: a slot reads and writes what it is given and keeps no pointer
-     execution    every slot enqueues on the backend's one compute stream and returns. Only
-                  download, sync, and the head slots (they fill host arrays) wait; asynchronous
-                  errors surface there. A linear layer waits where it times a product
-     errors       a failing device ends the program (die_machine); numbers are never errors
+                  The caller owns all memory: a slot reads and writes what it is given, and keeps
+                  no pointer after it returned
+     execution    every slot enqueues its work on the backend's one compute stream and returns. Only
+                  download, sync and the head slots (which fill host arrays) wait for the work, so
+                  asynchronous errors are reported by those. The linear layers also wait while they
+                  time a product (matmul_choices_load)
+     errors       a failing device ends the program (die_machine). NaN and infinity are never errors
      gradients    "=" overwrites, "+=" accumulates; weight gradients are float32 and always "+="
      workspace    scratch of at least workspace_size() bytes; contents undefined before and after
-     padding      rows [V, Vp) of an embedding or head weight are finite: zero, or what a file had
-                  beyond its words; and stay as they are. So a product may run over all Vp rows;
-                  but logits of padding rows enter no statistics and no draw, and their gradient
-                  is never added to
-     absent       a tensor that a model does not have is NULL, never an address
-     repeatable   the same call on the same machine gives the same bits: within a process always,
-                  across processes as long as both time no products (matmul_choices_load), or one
-                  loads what the other saved
+     padding      rows [V, Vp) of an embedding or head weight are finite: zero, or what a file held
+                  beyond the vocabulary. No slot changes them. So a product may run over all Vp
+                  rows; but no statistic and no draw uses the logits of padding rows, and nothing is
+                  added to their gradient
+     absent       the pointer of a tensor that a model does not have is NULL
+     repeatable   the same call on the same machine gives the same bits. Within a process always;
+                  in two processes if neither times products, or if one loads the choices that the
+                  other saved (matmul_choices_load)
 
    Sources: GPT-2 (Radford et al. 2019), layer norm 1607.06450, AdamW 1711.05101,
    online softmax 1805.02867, FlashAttention 2205.14135, Cut Cross-Entropy 2411.09009. */
@@ -52,7 +55,8 @@ struct OpsShape {
     int max_length; /* longest prompt + completion a decode row attends to */
 };
 
-/* How channels are heads: query head h reads key-value head h / (NH / NKV). */
+/* How channels are divided into attention heads. Query head h reads key-value head
+   h / (NH / NKV). */
 struct Heads {
     int NH, NKV, HS;
 };
@@ -61,18 +65,18 @@ static inline int heads_qkv(const struct Heads *heads) {
     return (heads->NH + 2 * heads->NKV) * heads->HS;
 }
 
-/* Attention's share of work: queries [first, first + attention_block) of a row, as far as it has
-   them. */
+/* A piece of attention's work: queries [first, first + attention_block) of a row, or up to the
+   row's end. */
 struct QueryBlock {
     int row, first;
 };
 
-/* How N tokens are B rows (sequences), one after another without padding. */
+/* A packed batch: N tokens in B rows (sequences), one row after another without padding. */
 struct Rows {
     int N, B, max_T;                /* max_T >= the longest row */
     int *start;                     /* [B+1]: row b is [start[b], start[b+1]) */
-    struct QueryBlock *block;       /* [blocks] every block of every row, the ones with most keys
-                                       first (rows_cut_blocks); where attention_block is 0: NULL */
+    struct QueryBlock *block;       /* [blocks] every block of every row, those with most keys first
+                                       (rows_cut_blocks); NULL if ops->attention_block is 0 */
     int blocks;
 };
 
@@ -85,7 +89,7 @@ struct Norm {
     const floatX *weight, *bias; /* [C] */
 };
 
-/* What a norm's backward pass needs of its forward pass. */
+/* What a norm's forward pass keeps for its backward pass. */
 struct NormStats {
     float *mean, *rstd; /* [N] */
 };
@@ -99,59 +103,62 @@ struct Mlp {
 };
 
 struct MlpGradients {
-    float *dw1, *db1, *dw2, *db2; /* shaped like what they are the gradients of */
+    float *dw1, *db1, *dw2, *db2; /* shapes of w1, b1, w2, b2 */
 };
 
-/* The head: logits z [n,V] = E W^T * inv_temperature, of hidden states E [N,C] and the head weight
-   W [Vp,C], over its V real rows. */
+/* The head: logits z [n,V] = E W^T * inv_temperature, from hidden states E [N,C] and the first V
+   rows of the head weight W [Vp,C]. */
 struct Head {
     int C, V, Vp;
     float inv_temperature;
 };
 
-/* The n tokens that the head looks at, of the N of E; backend arrays. No row is listed twice. */
+/* Which n of the N hidden states the head computes logits for; backend arrays. No hidden state is
+   listed twice. */
 struct HeadTokens {
-    int *row;    /* [n] hidden state E[row[i]] ... */
-    int *target; /* [n] ... is to predict this token */
+    int *row;    /* [n] in [0, N): number of the hidden state in E */
+    int *target; /* [n] in [0, V): the token that E[row[i]] is to predict */
     int n, N;
 };
 
 /* Per-token results of the head, HOST arrays [n]. Any pointer but logp may be NULL. p is the
-   softmax over the V real columns at the given temperature; logs are natural, entropies in nats. */
+   softmax of the V logits; logs are natural, entropies in nats. */
 struct HeadStats {
-    float *logp;     /* log p_y */
+    float *logp;     /* log p_y, y the target */
     float *entropy;  /* H = -sum_j p_j log p_j, from the centred moment (doc/head.md) */
     float *q;        /* Q = sum_j p_j^2 */
     float *qlog;     /* QL = sum_j p_j^2 log p_j */
 };
 
-/* The objective's word in the middle of the head: given the statistics of rows
-   [first_row, first_row + rows) (host arrays, indexed from 0 at first_row), write
-   dlogp[i] = dJ/dlogp and dentropy[i] = dJ/dH of the minimised J. Signed. Called in row order,
-   exactly once per row, on the calling thread. */
+/* What head_forward_backward calls to get the loss coefficients, when it has the statistics of
+   listed tokens [first_row, first_row + rows). stats, dlogp and dentropy are host arrays whose
+   element 0 is token first_row. The callback writes dlogp[i] = dJ/dlogp and dentropy[i] = dJ/dH,
+   where J is the loss that is minimised. It is called on the calling thread, in the order of the
+   list, exactly once for each token. */
 typedef void (*HeadUpstream)(void *context, int first_row, int rows, const struct HeadStats *stats,
                              float *dlogp, float *dentropy);
 
-/* What a decode step knows of each of its R rows; device arrays [R]. A row is one token that enters
-   the network. Prompt tokens and completion tokens follow one rule: with k = position,
-       k <  prompt_length   its key and value go to the prompt segment at k, and it attends to
-                            prompt[0..k]
-       k >= prompt_length   they go to the row's tail at k - prompt_length, and it attends to
+/* The R rows of a decode step; backend arrays [R]. A row is one token that enters the network.
+   Where its key and value are stored, and what it attends to, follows from its position k:
+       k <  prompt_length   stored in the prompt segment at k; attends to prompt[0..k]
+       k >= prompt_length   stored in the row's tail at k - prompt_length; attends to
                             prompt[0..prompt_length) and tail[0..k - prompt_length]
-   Rows of one step may belong to one prompt (prefill): all keys are written before any is read.
-   A row with position < 0 is empty: it only fills the step up to a size that recurs. Its slots are
-   not read or written, its outputs are undefined (finite or not), and it stays empty. */
+   Several rows of a step may be tokens of the same prompt (prefill): all keys are written before
+   any is read. A row with position < 0 is empty: it only brings the step to a number of rows that
+   was recorded before (graph_begin). No slot reads or writes the cache for it, its outputs are
+   undefined (NaN is possible), and it stays empty. */
 struct DecodeRows {
     int *token;          /* input token */
     int *position;       /* absolute position k, counted from the first prompt token */
     int *prompt_slot;    /* which prompt segment of the cache */
     int *prompt_length;
     int *tail_slot;      /* which tail of the cache (unused while k < prompt_length) */
-    uint32_t *ordinal;   /* RNG counter words: global draw ordinal of the group ... */
-    uint32_t *sample;    /* ... and the sample's index within the group */
+    uint32_t *ordinal;   /* RNG counter word: the number of the group among all groups drawn */
+    uint32_t *sample;    /* RNG counter word: the sample's index within the group */
 };
 
-/* The decode cache in two segments, shared by all rows of a group, and each row's own tail:
+/* The decode cache. A prompt's keys and values are shared by all rows of its group; each row has a
+   tail for the keys and values of its completion.
 
        prompt [L][prompt_slots][2][NKV][prompt_capacity][HS]     0 = key, 1 = value
        tail   [L][tail_slots  ][2][NKV][tail_capacity  ][HS]                                  */
@@ -161,7 +168,7 @@ struct KvCache {
     int L, prompt_slots, prompt_capacity, tail_slots, tail_capacity;
 };
 
-/* Bytes that matmul_choices_save writes at most. */
+/* The most bytes that matmul_choices_save writes. */
 enum { MATMUL_CHOICES_TEXT = 1 << 16 };
 
 /* A contiguous range of the flat parameter buffer with one weight decay. */
@@ -174,17 +181,17 @@ struct AdamwStep {
     float learning_rate, beta1, beta2, epsilon;
     float grad_scale;   /* multiplies every gradient: clipping, and 1 / loss scale */
     int64_t step;       /* counted from 1, for bias correction */
-    uint64_t seed;      /* stochastic rounding, where floatX is narrower than float */
+    uint64_t seed;      /* for stochastic rounding, used where floatX is narrower than float */
 };
 
 struct Ops;
 
-/* One kernel file, as its backend's list of files has it: what fills its slots, and what scratch
-   they need. A backend's workspace_size is the most that a file of its list says. */
+/* One kernel file, as listed by its backend: the function that fills its slots, and the scratch
+   memory they need. A backend's workspace_size is the largest of its files'. */
 struct KernelFile {
     const char *name;                                   /* "norm" */
-    void (*fill)(struct Ops *ops);                      /* puts its functions into their slots */
-    size_t (*workspace)(const struct OpsShape *shape);  /* bytes that serve them at every size up to
+    void (*fill)(struct Ops *ops);                      /* sets its slots to its functions */
+    size_t (*workspace)(const struct OpsShape *shape);  /* bytes that are enough at every size up to
                                                            shape; or no_workspace */
 };
 
@@ -195,25 +202,26 @@ static inline size_t no_workspace(const struct OpsShape *shape) {
 
 struct Ops {
     const char *name;     /* "cpu", "cuda", ... */
-    const char *device;   /* what computes, for people: the GPU's name; "" on the CPU */
+    const char *device;   /* the GPU's name, for messages; "" on the CPU */
     const char *dtype;    /* "fp32", "bf16", "fp16": what floatX is */
     size_t element_size;  /* sizeof(floatX) */
-    int vocabulary_multiple;  /* the head wants Vp to be a multiple of this */
+    int vocabulary_multiple;  /* Vp must be a multiple of this */
     int decode_multiple;  /* decode steps are filled up with empty rows to a multiple of this, so
-                             that few sizes recur and each is recorded once (graph_begin) */
-    int attention_block;  /* queries of a struct QueryBlock; 0: the backend wants none */
-    const struct KernelFile *const *files; /* [num_files] what the backend is made of */
+                             that there are few different sizes, each recorded once (graph_begin) */
+    int attention_block;  /* queries in a struct QueryBlock; 0: the backend uses no blocks */
+    const struct KernelFile *const *files; /* [num_files] the backend's kernel files */
     int num_files;
 
     /* ---- memory, order and conversion ---------------------------------------------------- */
 
-    /* bytes of backend memory, aligned to 256, contents undefined; ends the program when there are
-       none left, saying how much was asked for. */
+    /* Allocates bytes of backend memory, aligned to 256, contents undefined. If there is not enough
+       it ends the program, saying how much was asked for (die_machine). */
     void *(*alloc)(size_t bytes);
     void (*free)(void *memory);
-    /* Bytes that alloc can still be asked for. */
+    /* How many bytes alloc can still give. */
     size_t (*memory_available)(void);
-    void (*upload)(void *out, const void *host, size_t bytes); /* then `host` may change */
+    /* `host` may be changed as soon as upload has returned. */
+    void (*upload)(void *out, const void *host, size_t bytes);
     void (*download)(void *host, const void *in, size_t bytes);  /* waits */
     void (*copy)(void *out, const void *in, size_t bytes);     /* backend to backend, no overlap */
     void (*fill_zero)(void *out, size_t bytes);
@@ -223,14 +231,14 @@ struct Ops {
     void (*event_wait)(int event);
     void (*to_float)(float *out, const floatX *in, size_t n);    /* both backend memory */
     void (*from_float)(floatX *out, const float *in, size_t n);  /* rounds to nearest even */
-    /* Scratch bytes that serve every slot below at every size up to `shape`. */
+    /* Bytes of scratch that are enough for every slot below at every size up to `shape`. */
     size_t (*workspace_size)(const struct OpsShape *shape);
 
-    /* A sequence of slots that recurs with the same arguments, recorded once and replayed as one
-       launch (a CUDA graph). key [bytes <= 64]: whatever of the arguments may differ between
-       sequences, compared byte by byte. Returns true if the caller must call the slots now and
-       then graph_end; false if a recording was launched, and there is nothing to do. Between the
-       two only slots that do not wait, and no alloc, free or upload. */
+    /* Records a sequence of slot calls and replays it as one launch (a CUDA graph). key [bytes, at
+       most 64]: all arguments that differ between sequences; keys are compared byte by byte.
+       Returns false if a recording with this key exists: then it was launched, and the caller has
+       nothing to do. Returns true if there is none: then the caller makes the calls, and graph_end
+       after them. In between only slots that do not wait, and no alloc, free or upload. */
     bool (*graph_begin)(const void *key, size_t bytes);
     void (*graph_end)(void);
 
@@ -240,14 +248,16 @@ struct Ops {
        x [N,C] = ; token, position [N]; wte [Vp,C]; wpe [max_T,C] */
     void (*embedding_forward)(floatX *x, const int *token, const int *position, const floatX *wte,
                               const floatX *wpe, int N, int C);
-    /* dwte [Vp,C] +=, dwpe [max_T,C] +=; dx [N,C]. The order of the sum is fixed by n. */
+    /* dwte [Vp,C] +=, dwpe [max_T,C] +=; dx [N,C]. Where a token occurs more than once, its
+       gradients are added in the order of n, so that the sum has the same bits every time. */
     void (*embedding_backward)(float *dwte, float *dwpe, const floatX *dx, const int *token,
                                const int *position, int N, int C, void *workspace);
 
     /* out [N,C] =; stats =; x [N,C] */
     void (*norm_forward)(floatX *out, const struct NormStats *stats, const floatX *x,
                          const struct Norm *norm, int N, int C);
-    /* The residual stream: sum = x + delta, then the norm of sum. sum [N,C] = (may be x). */
+    /* sum = x + delta, then out = the norm of sum. sum [N,C] = (sum may be x); out [N,C] =; stats
+       =; x, delta [N,C] */
     void (*norm_residual_forward)(floatX *sum, floatX *out, const struct NormStats *stats,
                                   const floatX *x, const floatX *delta, const struct Norm *norm,
                                   int N, int C);
@@ -265,25 +275,27 @@ struct Ops {
                             const floatX *x, const floatX *w, int N, int C, int OC,
                             void *workspace);
 
-    /* A machine's library may know several algorithms for a product, which round differently. At
-       first the one that it proposes first is taken. After load, for a kind of product and a number
-       of tokens (rounded up to an eighth) that is new, each is run on memory of its own, timed, and
-       the fastest remembered. text: "", what save wrote in an earlier process, or NULL: back to
-       the first. Returns NULL, or why the text was not used (static; then as after ""). */
+    /* A library (cuBLASLt) may offer several algorithms for a product, which round differently.
+       Until matmul_choices_load is called, and after load(NULL), the library's first offer is used.
+       After load(""), the first product of each kind and number of tokens (rounded up to an eighth)
+       runs every algorithm on memory of its own, times it, and keeps the fastest. After load of a
+       text that matmul_choices_save wrote in an earlier process, those choices are used and nothing
+       is timed. Returns NULL, or why the text cannot be used (static storage); then it was as
+       load(""). */
     const char *(*matmul_choices_load)(const char *text);
-    /* The choices as text; "" if there are none. */
+    /* Writes the choices as text; "" if there are none. */
     void (*matmul_choices_save)(char *out, size_t capacity); /* MATMUL_CHOICES_TEXT suffices */
-    /* Makes the choices final, as they are after load of a text that save wrote: nothing is timed
-       any more, a kind that has none takes the nearest choice. To be called before what save writes
-       is kept, so that this process and one that loads the text compute the same bits. Without
-       effect while nothing has been chosen. */
+    /* Makes the choices final, as they are after load of a text that save wrote: from then on
+       nothing is timed, and a product of a new kind or size uses the choice of the nearest one. To
+       be called before what save writes is kept, so that this process and one that loads the text
+       compute the same bits. Without effect if nothing has been chosen yet. */
     void (*matmul_choices_freeze)(void);
 
-    /* pre has the bits of matmul_forward, act those of gelu_forward.
-       out [N,C] =; pre, act [N,F] =; x [N,C] */
+    /* out [N,C] =; pre, act [N,F] =; x [N,C]. pre has the same bits as matmul_forward gives, and
+       act as gelu_forward, because recomputation uses those. */
     void (*mlp_forward)(floatX *out, floatX *pre, floatX *act, const floatX *x,
                         const struct Mlp *mlp, int N);
-    /* act [n] = gelu(pre [n]), for a backward pass whose forward pass did not keep act */
+    /* act [n] = gelu(pre [n]). Used in backward where the forward pass did not keep act. */
     void (*gelu_forward)(floatX *act, const floatX *pre, size_t n);
     /* dx [N,C] =; gradients +=; dpre [N,F] is scratch. mlp's biases are not read. */
     void (*mlp_backward)(floatX *dx, const struct MlpGradients *gradients, floatX *dpre,
@@ -296,23 +308,24 @@ struct Ops {
        (nats) of each attention row (2303.06296), or NULL */
     void (*attention_forward)(floatX *out, float *lse, float *entropy, const floatX *qkv,
                               const struct Rows *rows, const struct Heads *heads, void *workspace);
-    /* dqkv [N,QKV] =; dout, out [N,NH*HS]; probabilities are formed again from lse */
+    /* dqkv [N,QKV] =; dout, out [N,NH*HS]; lse [NH,N] from the forward pass, from which the
+       probabilities are computed again */
     void (*attention_backward)(floatX *dqkv, const floatX *dout, const floatX *out,
                                const floatX *qkv, const float *lse, const struct Rows *rows,
                                const struct Heads *heads, void *workspace);
 
     /* ---- the head: E [N,C] hidden states, W [Vp,C] head weight ------------------------------- */
 
-    /* Statistics of the listed tokens. stats: host arrays [n]. Scoring only: never more than a tile
-       of logits exists. n <= N of the workspace's shape. */
+    /* Statistics of the listed tokens, without gradients. stats: host arrays [n]. Never holds more
+       than a tile of the logits. tokens->n <= N of the workspace's shape. */
     void (*head_forward)(const struct HeadStats *stats, const floatX *E, const floatX *W,
                          const struct HeadTokens *tokens, const struct Head *head,
                          void *workspace);
-    /* The one-pass gradient, 6 NVC: forms the logits of a chunk of rows once, asks `upstream` for
-       the coefficients, and adds both gradient products. stats as above, may be all NULL but then
-       upstream still sees logp, entropy, q and qlog of the chunk.
-       dE [N,C] = (rows not listed become 0); dW [Vp,C] += (padding untouched). A row whose two
-       coefficients are 0 contributes exactly 0. */
+    /* Gradients in one pass over the logits, 6 NVC operations: for each chunk of tokens forms the
+       logits once, asks `upstream` for the loss coefficients, and adds both gradient products.
+       stats as above; here every pointer may be NULL. upstream is always given all four.
+       dE [N,C] = (0 for tokens not listed); dW [Vp,C] += (padding rows untouched). A token whose
+       two coefficients are 0 contributes exactly 0. */
     void (*head_forward_backward)(const struct HeadStats *stats, floatX *dE, float *dW,
                                   const floatX *E, const floatX *W,
                                   const struct HeadTokens *tokens, const struct Head *head,
@@ -320,8 +333,9 @@ struct Ops {
 
     /* ---- decoding: R rows, one token each; a row's bits never depend on the other rows ------- */
 
-    /* Bytes of w [OC,C] in the layout matmul_decode reads, and the packing, once per update. 0:
-       that layout is w's own; then w itself is `packed` below, and nothing is to be packed. */
+    /* The layout of a weight w [OC,C] that matmul_decode reads. packed_size: its bytes; 0 if it is
+       the layout of w itself, and then w is given to matmul_decode as `packed`. Otherwise
+       matmul_pack converts w, once after every update of the weights. */
     size_t (*matmul_packed_size)(int C, int OC);
     void (*matmul_pack)(void *packed, const floatX *w, int C, int OC);
     /* out [R,OC] = x w^T + bias, then GELU if gelu is not 0; x [R,C]; bias [OC] or NULL */
@@ -335,12 +349,13 @@ struct Ops {
        z_v - log(-log u_v), u_v from rng.h with purpose-key `key` and the row's counter words,
        where the position word is position[i] + 1 (the drawn token's own). Ties take the smaller v.
        inv_temperature 0 means greedy: the largest logit, with statistics at temperature 1.
-       token, logp, entropy [R] = backend memory; E [R,C]; packed = W through matmul_pack(C, Vp). */
+       token, logp, entropy [R] =, backend memory; E [R,C]; packed: W [Vp,C] as matmul_decode reads
+       it. */
     void (*head_sample)(int *token, float *logp, float *entropy, const floatX *E,
                         const void *packed, const struct DecodeRows *rows, const uint32_t key[2],
                         const struct Head *head, int R, void *workspace);
-    /* The drawn token becomes the next input: rows->token = token, rows->position += 1; empty rows
-       stay as they are. */
+    /* Makes the drawn token the next input: rows->token = token, rows->position += 1. Empty rows
+       stay empty. */
     void (*decode_advance)(const struct DecodeRows *rows, const int *token, int R);
 
     /* ---- the update -------------------------------------------------------------------------- */
@@ -348,17 +363,18 @@ struct Ops {
     /* out[0] = sum of squares of x [n], accumulated in double or better; out: backend memory. Inf
        or NaN in x makes it non-finite. */
     void (*sum_of_squares)(double *out, const float *x, size_t n, void *workspace);
-    /* One AdamW step on elements [begin, end) of the flat buffers (decoupled decay; ranges: host
-       array, sorted, disjoint; elements outside every range are left alone). master: float32
-       weights kept beside a narrower floatX, or NULL. w, master, m, v updated; g read. */
+    /* One AdamW step (decoupled weight decay) on elements [begin, end) of the flat buffers w,
+       master, m, v; g is only read. ranges: host array, sorted, disjoint; elements outside all
+       ranges are not changed. master: float32 weights beside a narrower floatX, or NULL. */
     void (*adamw)(floatX *w, float *master, float *m, float *v, const float *g,
                   const struct AdamwRange *ranges, int num_ranges, size_t begin, size_t end,
                   const struct AdamwStep *step);
 
     /* ---- communication over ranks; float32; with one rank each is the identity --------------- */
 
-    /* Meeting: rank 0 makes an id of 128 bytes, hands it to the others by whatever means it has,
-       and all call comm_open, before any of the four below. A single process need not. */
+    /* Setting up: rank 0 makes an id of 128 bytes (comm_id) and gives it to the other ranks, which
+       is not done here; then all ranks call comm_open, before any of the four slots below. With one
+       rank neither call is needed. */
     void (*comm_id)(void *id);
     void (*comm_open)(int rank, int ranks, const void *id);
     void (*all_reduce)(float *x, size_t n);                           /* sum, in place */
@@ -367,15 +383,16 @@ struct Ops {
     void (*broadcast)(void *x, size_t bytes, int root);
 };
 
-/* Names every empty slot in `out` (comma separated), and every kernel file that says nothing of its
-   workspace; returns how many there are. */
+/* Writes to `out`, separated by commas, the name of every empty slot and of every kernel file whose
+   `workspace` is NULL; returns how many there are. */
 int ops_missing(const struct Ops *ops, char *out, size_t capacity);
 
-/* Every block of `block` queries of B rows, for struct Rows: writes at most N / block + B of them
-   to out, those with more keys before them first, and returns how many. start [B+1]: host. */
+/* Cuts B rows into blocks of `block` queries, for struct Rows: writes at most N / block + B blocks
+   to out, those whose queries have the most keys first, and returns how many. start [B+1]: host. */
 int rows_cut_blocks(struct QueryBlock *out, const int *start, int B, int block);
 
-/* The address of element `index` of x: the only host arithmetic on backend pointers. */
+/* The address of element `index` of x. Host code computes addresses of backend elements with this
+   function only, because only the backend knows the size of floatX. */
 static inline floatX *ops_at(const struct Ops *ops, const floatX *x, size_t index) {
     return (floatX *)((char *)(uintptr_t)x + index * ops->element_size);
 }

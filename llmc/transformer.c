@@ -1,12 +1,12 @@
-/* The passes of the transformer: forward, backward in mirrored order, and decode.
+/* The passes of the transformer: forward, backward (the same operations in reverse order), decode.
 
        x_0 = wte[token] + wpe[position]
        for each layer:   mid   = x   + proj(attention(qkv(norm_1(x))))
                          x_l+1 = mid + mlp(norm_2(mid))
        E = norm_f(x_L)
 
-   The addition to the residual stream is part of the norm that follows it, so each sum is formed
-   and normalised while it is in cache or registers. */
+   Each addition to the residual stream is computed together with the norm that follows it
+   (norm_residual_forward), so that a sum is normalised while it is in cache or registers. */
 #include "model.h"
 
 #include <assert.h>
@@ -74,13 +74,14 @@ static struct Mlp layer_mlp(const struct Model *model, const struct LayerWeights
 
 /* ---- activations ---------------------------------------------------------------------------- */
 
-/* What backward reads of the forward pass, for all layers, then scratch that each layer reuses.
-   L is 1 where a layer's numbers are computed again in backward: in all arrays but x with
-   RECOMPUTE_LAYER, in act with RECOMPUTE_MLP. */
+/* First what the forward pass keeps for the backward pass, for all layers; then scratch that each
+   layer reuses. Where backward computes a layer's numbers again there is room for one layer only:
+   L below is 1 for every array but x with RECOMPUTE_LAYER, and for act with RECOMPUTE_MLP. */
 struct Activations {
     int N, B, max_T;
     enum Recompute recompute;
-    floatX *x;                       /* [L+1,N,C] residual stream entering each layer, E's norm */
+    floatX *x;                       /* [L+1,N,C] residual stream entering each layer, and last the
+                                        final norm */
     floatX *mid;                     /* [L,N,C] residual stream after attention */
     floatX *norm_1, *norm_2;         /* [L,N,C] */
     struct NormStats stats_1, stats_2;   /* [L,N] each */
@@ -90,13 +91,14 @@ struct Activations {
     floatX *pre, *act;               /* [L,N,F] */
     floatX *hidden;                  /* [N,C] E */
     struct NormStats stats_f;        /* [N] each */
-    floatX *delta;                   /* [N,C] forward: what is added next; backward: its gradient */
+    floatX *delta;                   /* [N,C] forward: what is added to the residual stream next;
+                                        backward: gradient of an operation's input */
     floatX *wide;                    /* [N,max(F,QKV)] backward: dpre, dqkv */
     floatX *dx;                      /* [N,C] gradient of the residual stream */
     floatX *dhidden;                 /* [N,C] dE */
 };
 
-/* One layer's part of the above. */
+/* Pointers to one layer's part of struct Activations. */
 struct LayerActivations {
     floatX *x, *x_next, *mid, *norm_1, *norm_2, *qkv, *attention, *pre, *act;
     struct NormStats stats_1, stats_2;
@@ -126,7 +128,8 @@ static struct LayerActivations layer_activations(const struct Model *model,
     };
 }
 
-/* Reserves [leading..., width] elements (or floats) and labels them with name and shape. */
+/* Reserves [layers, rows, width], or [rows, width] where layers is 0, and labels the buffer with
+   its name and shape. element_size in bytes. */
 static void reserve(struct Arena *arena, void *pointer_address, const char *group, const char *name,
                     size_t element_size, int layers, int rows, int width) {
     size_t bytes = element_size * (size_t)(layers ? layers : 1) * (size_t)rows * (size_t)width;
@@ -176,8 +179,9 @@ floatX *model_hidden_gradient(struct Activations *activations) { return activati
 
 /* ---- forward and backward ------------------------------------------------------------------- */
 
-/* From the first norm's output to the sum that the second norm takes, and that norm. entropy:
-   [NH,N] of this layer, or NULL. */
+/* The attention half of a layer: from norm_1's output to the residual stream after attention
+   (s->mid) and norm_2's output. entropy: attention entropies [NH,N] of this layer, or NULL. Uses
+   a->delta. */
 static void attention_block(const struct Model *model, const struct LayerWeights *w,
                             const struct LayerActivations *s, struct Activations *a,
                             const struct Batch *batch, float *entropy, void *workspace) {
@@ -192,8 +196,8 @@ static void attention_block(const struct Model *model, const struct LayerWeights
     ops->norm_residual_forward(s->mid, s->norm_2, &s->stats_2, s->x, a->delta, &norm_2, N, C);
 }
 
-/* Adds layer l - 1's feed-forward output (in a->delta) to the stream, and leaves layer l's in
-   a->delta. */
+/* One layer's forward pass. On entry a->delta holds the feed-forward output of layer l - 1, which
+   is not yet added to the residual stream; on return it holds that of layer l. */
 static void layer_forward(const struct Model *model, const struct Weights *weights,
                           struct Activations *a, const struct Batch *batch, int l, float *entropy,
                           void *workspace) {
@@ -214,8 +218,9 @@ static void layer_forward(const struct Model *model, const struct Weights *weigh
     ops->mlp_forward(a->delta, s.pre, s.act, s.norm_2, &mlp, N);
 }
 
-/* What layer l's forward pass did not keep, once more from what it kept: the same slots on the same
-   numbers, so the same bits. The last layer's is still there. Writes a->delta. */
+/* Computes again what the forward pass of layer l did not keep, with the same slots on the same
+   numbers, so the bits are the same. Not needed for the last layer: the arrays with room for one
+   layer still hold its numbers. Overwrites a->delta. */
 static void layer_recompute(const struct Model *model, const struct LayerWeights *w,
                             const struct LayerActivations *s, struct Activations *a,
                             const struct Batch *batch, int l, void *workspace) {
@@ -257,8 +262,9 @@ floatX *model_forward(const struct Model *model, const struct Weights *weights,
     return a->hidden;
 }
 
-/* layer_forward from its last line to its first. a->dx is the gradient of the residual stream after
-   the layer, and becomes the one before it: each branch adds to what flows past it. */
+/* The gradients of layer_forward's operations, from its last to its first. On entry a->dx is the
+   gradient of the residual stream after the layer, on return of the one before it: the two norms
+   add the gradients of the two branches to it. */
 static void layer_backward(const struct Model *model, const struct Weights *weights,
                            struct Activations *a, const struct Batch *batch, int l, float *grads,
                            void *workspace) {
@@ -309,17 +315,17 @@ void model_backward(const struct Model *model, const struct Weights *weights,
 
 /* ---- decode --------------------------------------------------------------------------------- */
 
-/* One kind of matrix in the layout of ops->matmul_decode, for all layers. */
+/* One of a layer's matrices in the layout that ops->matmul_decode reads, for all layers. */
 struct PackedMatrix {
     char *data;      /* [L][stride] bytes */
-    size_t stride;
+    size_t stride;   /* 0: the backend reads the weight itself, and data is NULL */
     int C, OC;       /* w is [OC,C] */
 };
 
 struct DecodeState {
     int R;
     struct PackedMatrix qkv, proj, fc, fc_proj, head;
-    const void *head_weight; /* what head_sample reads, after decode_load_weights */
+    const void *head_weight; /* the head's weight for head_sample; set by decode_load_weights */
     struct KvCache cache;
     floatX *x, *norm, *qkv_out, *attention, *act, *delta;   /* [R, ...] */
     struct NormStats stats;                                 /* [R] each */
@@ -327,10 +333,10 @@ struct DecodeState {
 
 static void packed_reserve(struct PackedMatrix *matrix, struct Arena *arena, const struct Ops *ops,
                            const char *name, int layers, int C, int OC) {
-    /* A multiple of 256 keeps each layer as aligned as the first. */
+    /* The stride is a multiple of 256 so that every layer is aligned to 256 bytes, as the first. */
     matrix->stride = (ops->matmul_packed_size(C, OC) + 255) / 256 * 256;
     matrix->C = C, matrix->OC = OC;
-    if (matrix->stride == 0) return; /* the weight itself is read */
+    if (matrix->stride == 0) return;
     arena_reserve(arena, &matrix->data, (size_t)layers * matrix->stride, "decode weights",
                   "packed %s [%d, %d, %d]", name, layers, OC, C);
 }
@@ -341,7 +347,7 @@ static void packed_load(struct PackedMatrix *matrix, const struct Ops *ops, cons
     ops->matmul_pack(matrix->data + (size_t)l * matrix->stride, w, matrix->C, matrix->OC);
 }
 
-/* What matmul_decode reads of layer l, whose weight is w. */
+/* The `packed` argument of matmul_decode for layer l, whose weight is w. */
 static const void *packed_at(const struct PackedMatrix *matrix, const floatX *w, int l) {
     return matrix->stride ? (const void *)(matrix->data + (size_t)l * matrix->stride) : w;
 }
@@ -352,7 +358,7 @@ static void packed_multiply(floatX *out, const floatX *x, const struct PackedMat
     ops->matmul_decode(out, x, packed_at(matrix, w, l), bias, R, matrix->C, matrix->OC, gelu);
 }
 
-/* Reserves one segment of the cache. */
+/* Reserves cache->prompt or cache->tail. */
 static void cache_reserve(floatX **segment, struct Arena *arena, const struct Ops *ops,
                           const struct KvCache *cache, const char *name, int slots, int capacity) {
     const struct Heads *heads = &cache->heads;
@@ -417,7 +423,7 @@ void decode_load_weights(const struct Model *model, struct DecodeState *state,
     state->head_weight = packed_at(&state->head, model_head_weight(model, weights), 0);
 }
 
-/* layer_forward with one token per row, keys and values from the cache. */
+/* layer_forward for decoding: one token per row, which attends to keys and values in the cache. */
 static void layer_decode(const struct Model *model, const struct Weights *weights,
                          struct DecodeState *s, const struct DecodeRows *rows, int l, int R,
                          void *workspace) {

@@ -1,4 +1,4 @@
-/* The list of families, and what their files share. */
+/* The list of families, and functions that their files share. */
 #include "family.h"
 #include <cjson/cJSON.h>
 #include <math.h>
@@ -8,7 +8,7 @@
 
 extern const struct Family family_gpt2;
 
-/* THE LIST. */
+/* Every family has its line here. */
 static const struct Family *const families[] = {
     &family_gpt2,
 };

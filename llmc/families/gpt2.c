@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define EPSILON 1e-5 /* of the layer norm, as published */
+#define EPSILON 1e-5 /* the layer norm's epsilon in the published models */
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
 /* ---- tensors -------------------------------------------------------------------------------- */
@@ -36,7 +36,7 @@ static const struct TensorRow rows[] = {
     {"lm_head.weight", GLOBAL(head), DIM_VP, DIM_C, INIT_NORMAL, DECAY | UNTIED},
 };
 
-/* Buffers that old files carry beside the weights. */
+/* Older files also hold attention's masks, which are not weights. */
 static const char *const ignored[] = {".attn.bias", ".attn.masked_bias", NULL};
 
 /* ---- sizes ---------------------------------------------------------------------------------- */
@@ -77,8 +77,8 @@ static const char *problem(const struct ModelConfig *config) {
 
 /* ---- config.json ---------------------------------------------------------------------------- */
 
-/* What this program computes is GPT-2 as published; a file that asks for a variant is refused
-   rather than run as something else. Keys that are absent have their published value. */
+/* This program computes GPT-2 as published. A file whose config asks for a variant is refused, as
+   its results would be wrong. An absent key has its published value. */
 static const char *check_variant(const cJSON *json) {
     static const struct {
         const char *key;
@@ -139,7 +139,8 @@ static void write_config(cJSON *json, const struct ModelConfig *config, int end_
     else cJSON_AddNumberToObject(json, "n_inner", config->F);
     cJSON_AddNumberToObject(json, "layer_norm_epsilon", config->norm_epsilon);
     cJSON_AddNumberToObject(json, "initializer_range", 0.02);
-    /* Nothing is ever dropped here, so a model that is trained on elsewhere starts the same way. */
+    /* This program trains without dropout. It writes so, so that another program that goes on
+       training the model does not use its own default. */
     cJSON_AddNumberToObject(json, "attn_pdrop", 0);
     cJSON_AddNumberToObject(json, "embd_pdrop", 0);
     cJSON_AddNumberToObject(json, "resid_pdrop", 0);
