@@ -5,16 +5,18 @@
 #include <stdio.h>
 #include <string.h>
 
-#define PI_INTEGRAL_GAIN 0.02     /* of zeta_max, per rollout and unit of relative error */
+#define PI_INTEGRAL_GAIN 0.02     /* per rollout, times zeta_max and the relative error */
 #define STEPS_AT_BOUND 20
-#define TARGET_TOLERANCE 0.1      /* |H - H*| within this share of H* is on target */
-#define SHRINKING 0.9             /* an error that fell to this share of itself is falling */
+#define TARGET_TOLERANCE 0.1      /* H is on target if |H - H*| is within this share of H* */
+#define SHRINKING 0.9             /* |H - H*| is shrinking if it fell to this share or below */
 
 static double clamp(double x, double low, double high) { return fmin(fmax(x, low), high); }
 
-/* ---- what the rows of entropy_controls do --------------------------------------------------- */
+/* ---- functions of the rows of entropy_controls ---------------------------------------------- */
 
-/* The paper's rule: double toward the target, halve away from it, and step over zero. */
+/* REPO's rule (2603.11682). A positive zeta raises entropy, a negative one lowers it. If zeta
+   pushes the right way, its size doubles, up to max; if the wrong way, it halves, and below min it
+   changes its sign. */
 static double zeta_double(const struct ControlRange *range, double zeta, double entropy,
                           double target) {
     double low = range->min, high = range->max;
@@ -29,7 +31,8 @@ static double zeta_double(const struct ControlRange *range, double zeta, double 
     return zeta;
 }
 
-/* Proportional and integral; the integral waits while the output is saturated the same way. */
+/* A PI controller: the output is a proportional part plus an integral of the error. The integral is
+   not changed while the output is at the bound that the error pushes it toward. */
 static double zeta_pi(struct EntropyState *state, double entropy) {
     double high = state->options.range.max;
     double error = state->target > 0 ? (state->target - entropy) / state->target : 0;
@@ -51,7 +54,7 @@ static bool zeta_is_at_bound(const struct EntropyState *state) {
     return fabsf(state->control.zeta) >= state->options.range.max;
 }
 
-/* zeta halves down to its smallest size and steps over zero from there. */
+/* Why zeta could never move as it should with these options, or NULL. */
 static const char *zeta_problem(const struct EntropyOptions *options) {
     const struct ControlRange *range = &options->range;
     bool doubles = options->rule == CONTROLLER_DOUBLE;
@@ -89,7 +92,8 @@ static const char *clip_high_problem(const struct EntropyOptions *options) {
     return NULL;
 }
 
-/* Skywork-OR1: this rollout's updates use c if entropy is not above the target; then c moves. */
+/* Skywork-OR1's rule (2505.22312): the updates on this rollout use the coefficient c if entropy is
+   not above the target, else 0. Then c moves by one step. */
 static void move_coef(struct EntropyState *state, double entropy) {
     const struct ControlRange *range = &state->options.range;
     state->control.entropy_coef = entropy <= state->target ? (float)state->coef : 0;
@@ -110,8 +114,8 @@ static const char *coef_problem(const struct EntropyOptions *options) {
     return NULL;
 }
 
-/* REPO: the advantage the surrogate sees. A' = A - beta L in general; repo_r is beta = zeta |A|
-   with the raw log-probability and the sign of A kept. */
+/* REPO (2603.11682): the advantage that the surrogate uses. In general A' = A - beta L, L = l + H.
+   repo_r has beta = zeta |A|, uses l in place of L, and never changes the sign of A. */
 static double repo_r(const struct ControlState *control, double advantage, double logp,
                      double entropy) {
     (void)entropy;
@@ -138,8 +142,8 @@ static double repo_beta(const struct ControlState *control, double advantage, do
     .value = VALUE(zeta), .has_target = true, .has_rule = true, .move = move_zeta,               \
     .is_at_bound = zeta_is_at_bound, .problem = zeta_problem
 
-/* Ranges are start, min, max, step. llm: the papers' values. repo_beta, adapo and everything of
-   `tiny` are ours. */
+/* Ranges are start, min, max, step. The values under llm are the papers', except those of repo_beta
+   and adapo, which are ours; all under tiny are ours. */
 const struct Control entropy_controls[] = {
     [CONTROL_NONE] = {.name = "none"},
     [CONTROL_BONUS] = {
@@ -226,7 +230,8 @@ bool entropy_describe_state(const struct EntropyState *state, char *out, size_t 
     const struct Control *row = &entropy_controls[state->options.control];
     char target[64] = "";
     if (!row->move) return false;
-    /* the adaptive bonus keeps its coefficient where a rollout above the target is spared it */
+    /* adaptive_bonus: control.entropy_coef is 0 after a rollout above the target; coef is what the
+       controller keeps. */
     double value = row->move == move_coef ? state->coef
                                           : *(const float *)((const char *)&state->control +
                                                              row->value);
@@ -237,7 +242,9 @@ bool entropy_describe_state(const struct EntropyState *state, char *out, size_t 
     return true;
 }
 
-/* Names in trainer_state.json are older than the struct's. Bounds: no option leads further out. */
+/* Names in trainer_state.json, which stay as they are although members were renamed, so that older
+   checkpoints can be read. Bounds: what the options' ranges can lead to; a value outside means a
+   damaged file. */
 #define SAVED(type, member, name) FIELD(type, struct EntropyState, member, name)
 static const struct Field saved_fields[] = {
     {SAVED(FIELD_REAL, initial, "entropy_initial"), 0, 1e6, .or_nan = true},
@@ -256,8 +263,8 @@ static const struct Field saved_fields[] = {
 const struct FieldTable entropy_fields = {saved_fields,
                                           sizeof saved_fields / sizeof *saved_fields};
 
-/* Counts rollouts at a bound and off target; after 20 of them compares the error with the one at
-   their beginning, and starts over. */
+/* The warning of entropy_update. Counts consecutive rollouts at a bound and off target. After 20 it
+   compares |H - H*| with that of the first of them, and starts to count again. */
 static const char *watch_saturation(struct EntropyState *state, double entropy) {
     const struct Control *row = &entropy_controls[state->options.control];
     double error = fabs(entropy - state->target);
@@ -281,7 +288,7 @@ static const char *watch_saturation(struct EntropyState *state, double entropy) 
 }
 
 const char *entropy_update(struct EntropyState *state, double entropy) {
-    if (!isfinite(entropy)) return NULL;   /* an empty rollout says nothing */
+    if (!isfinite(entropy)) return NULL;   /* a rollout without tokens has no mean entropy */
     if (state->rollouts++ == 0) {
         state->initial = entropy;
         state->target = isnan(state->options.target) ? entropy * state->options.target_ratio
@@ -330,8 +337,8 @@ double mean_of(const float *x, int n) {
     return n > 0 ? sum / n : NAN;
 }
 
-/* 1 - prod_{i = n-c+1}^{n} (1 - k/i): no binomial coefficient is ever formed, and every factor is
-   within [0, 1] once n - c < k, where some would be negative and large, is answered before. */
+/* 1 - prod_{i = n-c+1}^{n} (1 - k/i), the same number without binomial coefficients, which would
+   overflow. With n - c >= k every factor is within [0, 1]; the other case returns before. */
 double pass_at_k(int n, int c, int k) {
     if (k > n || c > n || k < 0 || c < 0) return NAN;
     if (n - c < k) return 1;
