@@ -9,8 +9,8 @@
 
 const int evaluation_k[4] = {1, 4, 16, 64};
 
-/* The answers to one prompt: how many are scored and right, and how many different texts those
-   are. */
+/* The completions of one prompt: how many are scored, how many right, how many different texts the
+   right ones have; and the sum of rewards. */
 struct Tally {
     int scored, right, distinct;
     double reward;
@@ -22,8 +22,8 @@ static bool same_text(const struct TextList *text, int a, int b) {
            memcmp(text_list_at(text, a), text_list_at(text, b), length) == 0;
 }
 
-/* Of completions [first, first + samples). seen: room for `samples` numbers of distinct right
-   ones. */
+/* Counts completions [first, first + samples). seen [samples] is scratch: the numbers of right
+   completions with different texts. */
 static struct Tally tally_group(int *seen, const float *reward, const struct TextList *text,
                                 int first, int samples) {
     struct Tally tally = {0};
@@ -40,7 +40,7 @@ static struct Tally tally_group(int *seen, const float *reward, const struct Tex
     return tally;
 }
 
-/* Means over the prompts that can say something. */
+/* pass@k, distinct_correct and reward: means over the prompts with enough scored completions. */
 static void add_tally_means(struct Evaluation *result, const struct Tally *tally) {
     int n = result->num_prompts, scored = 0;
     for (int p = 0; p < n; p++) {
@@ -63,7 +63,7 @@ static void add_tally_means(struct Evaluation *result, const struct Tally *tally
     }
 }
 
-/* Means over the tokens and completions of a rollout. */
+/* Mean entropy over the rollout's tokens; mean length and share of truncated completions. */
 static void add_rollout_means(struct Evaluation *result, const struct Rollout *rollout) {
     int tokens = rollout->start[rollout->count], ended = 0;
     for (int i = 0; i < rollout->count; i++) ended += rollout->ended[i];

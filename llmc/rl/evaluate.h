@@ -1,4 +1,5 @@
-/* Evaluation on held-out prompts fixed by the seed: pass@k, distinct correct answers, entropy. */
+/* Evaluation on held-out prompts, which depend on the run's seed only: pass@k, the number of
+   different right answers, entropy. */
 #ifndef LLMC_EVALUATE_H
 #define LLMC_EVALUATE_H
 
@@ -8,18 +9,23 @@
 struct Evaluation {
     int num_prompts, samples;
     double pass_at[4];          /* k = 1, 4, 16, 64; NaN where k > samples */
-    double distinct_correct;    /* different right answers per prompt; depends on `samples` */
-    double reward, entropy, mean_length, truncated;
-    int unscored;               /* completions without a reward, left out of the first three */
+    double distinct_correct;    /* mean number of different right answers per prompt, among
+                                   `samples` completions */
+    double reward, entropy, mean_length, truncated;   /* means; truncated: share without
+                                                         end-of-text; entropy in nats */
+    int unscored;               /* completions without a reward; pass_at, distinct_correct and
+                                   reward leave them out */
 };
 extern const int evaluation_k[4];
 
-/* The numbers of completions that are there: `samples` of each held-out prompt, in `rollout`. A
-   prompt counts in pass@k when k of its completions are scored, in distinct_correct when one is. */
+/* Evaluates completions that exist already: `rollout` holds `samples` of each held-out prompt. A
+   prompt counts in pass@k if at least k of its completions are scored, in distinct_correct and
+   reward if at least one is. A completion is right if its reward is 1. */
 struct Evaluation evaluation_of(const struct Examples *held_out, const struct Rollout *rollout,
                                 int samples);
 
-/* samples completions for each of num_prompts held-out prompts. */
+/* Samples `samples` completions for each of num_prompts held-out prompts and evaluates them. The
+   sampler must have the weights (sampler_load_weights). */
 struct Evaluation evaluate(struct Sampler *sampler, const struct Weights *weights,
                            const struct Task *task, const struct Tokenizer *tokenizer,
                            uint64_t seed, int num_prompts, int samples, float temperature,

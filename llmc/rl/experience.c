@@ -74,12 +74,12 @@ void experience_demonstrate(struct Experience *e, const struct CollectOptions *o
     for (int i = 0; i < count; i++, ++*ordinal) {
         struct Rng rng;
         example_draw(&example, o->task, o->seed, RNG_DEMONSTRATION, (uint64_t)*ordinal);
-        /* the prompt's draw used the stream's lower half */
+        /* A stream of its own: example_draw used the one whose number has the top bit clear. */
         rng_open(&rng, o->seed, RNG_DEMONSTRATION, (uint64_t)*ordinal | (uint64_t)1 << 63);
         text_clear(&answer);
         if (!o->task->demonstrate(&answer, &example, &rng)) continue;
         int prompt_length = encode_text(o->tokenizer, &example.prompt, &ids, 0);
-        int end = encode_text(o->tokenizer, &answer, &ids, prompt_length);   /* with room for one */
+        int end = encode_text(o->tokenizer, &answer, &ids, prompt_length);   /* leaves room for 1 */
         ids[end++] = o->tokenizer->end_of_text;
         experience_append(e, ids, prompt_length, ids + prompt_length, end - prompt_length);
     }
@@ -88,7 +88,7 @@ void experience_demonstrate(struct Experience *e, const struct CollectOptions *o
 
 /* ---- rollouts -------------------------------------------------------------------------------- */
 
-/* Copies group g of the rollout into the experience, with its rewards and texts. */
+/* Appends group g of the rollout to the experience, with its rewards and texts. */
 static void append_group(struct Experience *e, const struct Examples *prompts, int group,
                          const float *reward, const struct TextList *text, int g) {
     const struct Rollout *rollout = &e->rollout;
@@ -107,15 +107,15 @@ static void append_group(struct Experience *e, const struct Examples *prompts, i
     }
 }
 
-/* Takes the last group out again: it was generated and measured, but is not learnt from. */
+/* Removes the last group again. It stays in the statistics (add_group_sums). */
 static void drop_last_group(struct Experience *e) {
     e->count -= e->group_size;
     text_list_cut(&e->prompt, e->count);
     text_list_cut(&e->completion, e->count);
 }
 
-/* Adds the last group to the sums over everything generated; reward_std is a sum until the end.
-   Returns whether any of it is scored. */
+/* Adds the last group to the statistics. reward_std and frac_reward_zero_std are sums here, which
+   experience_collect divides. Returns true if a completion of the group is scored. */
 static bool add_group_sums(struct Experience *e) {
     int first = e->count - e->group_size, scored = 0;
     double sum = 0, square = 0;
@@ -145,7 +145,7 @@ static bool add_group_sums(struct Experience *e) {
     return scored > 0;
 }
 
-/* The last group has equal rewards, so the filter wants it gone. */
+/* True if the filter drops the last group, because its rewards are all equal. */
 static bool last_group_is_flat(const struct Experience *e) {
     unsigned char keep;
     int first = e->count - e->group_size;
@@ -155,8 +155,8 @@ static bool last_group_is_flat(const struct Experience *e) {
     return objective_filter_groups(&batch, &keep) == 0;
 }
 
-/* The completions of `prompts` into e->rollout: sampled, or the replayed file's (false: not
-   there). */
+/* Fills e->rollout with completions of `prompts`, sampled or read from the replayed file. Returns
+   false if that file does not have them. */
 static bool generate(struct Experience *e, struct Sampler *sampler, const struct Weights *weights,
                      const struct CollectOptions *o, const struct Examples *prompts,
                      void *workspace) {
@@ -172,8 +172,8 @@ static bool generate(struct Experience *e, struct Sampler *sampler, const struct
     return true;
 }
 
-/* Judges the rollout and takes what is wanted of it. Returns the groups with a scored
-   completion. */
+/* Judges the rollout, adds all its groups to the statistics, and keeps the groups that the filter
+   lets pass, up to the number wanted. Returns how many groups have a scored completion. */
 static int take_rollout(struct Experience *e, const struct CollectOptions *o,
                         const struct Examples *prompts) {
     int wanted = o->prompts * o->group, groups_scored = 0;
@@ -183,7 +183,7 @@ static int take_rollout(struct Experience *e, const struct CollectOptions *o,
     examples_judge(reward, &text, prompts, o->group, rollout->token, rollout->start,
                    rollout->ended);
     for (int g = 0; g < prompts->count; g++) {
-        bool full = e->count == wanted;   /* generated and measured, but not learnt from */
+        bool full = e->count == wanted;
         append_group(e, prompts, o->group, reward, &text, g);
         groups_scored += add_group_sums(e);
         if (full || (o->filter && last_group_is_flat(e))) drop_last_group(e);

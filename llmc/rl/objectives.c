@@ -1,5 +1,5 @@
-/* Objectives: presets, axes, and the way from rewards to advantages and weights. The losses
-   themselves: surrogates.c. Every formula: doc/objectives.md. */
+/* Objectives: presets, axes, checks of combinations, and the computation of advantages and weights
+   from rewards. The losses are in surrogates.c, all formulas in doc/objectives.md. */
 #include "objectives.h"
 
 #include <float.h>
@@ -7,12 +7,14 @@
 #include <stdio.h>
 #include <string.h>
 
-#define OVERLONG_SHARE 0.2     /* the soft penalty starts this share of max_tokens before its end */
+#define OVERLONG_SHARE 0.2     /* the soft penalty applies to lengths in the last fifth of
+                                  max_tokens */
 
 /* ---- presets and axes ----------------------------------------------------------------------- */
 
-/* One row per preset; the last two columns are the group filter and the overlong rule. Not named in
-   a row: no dual clip, zscore's 1e-4 (TRL's), and reference KL k3 with coefficient 0. */
+/* One row per preset. Columns: name, advantage rule, ratio, surrogate, clip_low, clip_high,
+   aggregation, entropy control, group filter, overlong rule. The same in every row of ROW: no dual
+   clip, std_epsilon 1e-4 (TRL's), KL estimator k3 with coefficient 0. */
 #define ROW(name_, advantage_, ratio_, surrogate_, low_, high_, aggregation_, control_, filter_, \
             overlong_)                                                                           \
     {.name = name_, .advantage = ADVANTAGE_##advantage_, .std_epsilon = 1e-4,                    \
@@ -42,8 +44,9 @@ static const struct Objective presets[] = {
 };
 enum { NUM_PRESETS = sizeof presets / sizeof *presets };
 
-/* The values of an axis are the rows of a list that ends with one without a name; a row's index is
-   its enum, its first member its name. Surrogates and entropy controls have rows of their own. */
+/* Names of the values of each axis. A list's index is the value's enum, and its last name is NULL.
+   The lists of surrogates and entropy controls are the tables surrogates[] and entropy_controls[],
+   whose rows begin with the name. */
 static const char *const advantages[] = {
     [ADVANTAGE_NONE] = "none", [ADVANTAGE_MEAN] = "mean", [ADVANTAGE_ZSCORE] = "zscore",
     [ADVANTAGE_LOO] = "loo", NULL};
@@ -58,9 +61,9 @@ static const char *const overlongs[] = {
 
 static const struct Axis {
     const char *name;
-    size_t member;              /* the enum in struct Objective */
-    const void *values;
-    size_t row_size;
+    size_t member;              /* offsetof the axis' enum in struct Objective */
+    const void *values;         /* rows that begin with a const char *: the name */
+    size_t row_size;            /* bytes of a row */
 } axes[] = {
 #define AXIS(name, member, values) \
     {name, offsetof(struct Objective, member), values, sizeof (values)[0]}
@@ -99,7 +102,7 @@ static const struct Axis *axis_find(const char *name) {
     return NULL;
 }
 
-/* The name of a value; NULL past the end. */
+/* The name of a value; NULL for the number after the last one. */
 static const char *value_name(const struct Axis *axis, int value) {
     return *(const char *const *)((const char *)axis->values + (size_t)value * axis->row_size);
 }
@@ -157,7 +160,7 @@ static bool control_reads(const struct Control *row, const char *option) {
 bool objective_ignores(const struct Objective *objective, const char *option) {
     if (strcmp(option, "kl") == 0) return objective->kl_coef == 0;
     if (strcmp(option, "filter-rounds") == 0) return !objective->filter;
-    if (strcmp(option, "overlong") == 0)   /* the soft penalty is of the reward */
+    if (strcmp(option, "overlong") == 0)   /* the soft penalty changes rewards, which ce ignores */
         return objective->overlong == OVERLONG_SOFT &&
                !surrogates[objective->surrogate].has_advantage;
     const struct Control *control = &entropy_controls[objective->control];
@@ -205,7 +208,7 @@ const char *objective_check_group(const struct Objective *objective, int group_s
            "(only --advantage none takes 1)";
 }
 
-/* What is wrong with the numbers of the clip, or NULL. */
+/* One sentence saying what is wrong with the clip range and the dual clip, or NULL. */
 static const char *check_clip(const struct Objective *objective) {
     const struct SurrogateRow *surrogate = &surrogates[objective->surrogate];
     if (surrogate->has_ratio && objective->ratio == RATIO_NONE)
@@ -275,7 +278,8 @@ int objective_filter_groups(const struct RewardBatch *batch, unsigned char *keep
     return kept;
 }
 
-/* 0 up to max_tokens - c, then linear to -1 at max_tokens, with c a fifth of it (DAPO, eq. 13). */
+/* 0 up to the length max_tokens - c, then falling linearly to -1 at max_tokens, where c is a fifth
+   of max_tokens (DAPO 2503.14476, eq. 13). */
 static double overlong_penalty(int length, int max_tokens) {
     double window = OVERLONG_SHARE * max_tokens;
     double excess = length - (max_tokens - window);
@@ -283,7 +287,8 @@ static double overlong_penalty(int length, int max_tokens) {
     return -fmin(excess / window, 1);
 }
 
-/* The reward the advantage is made from; NaN where the completion is unscored. */
+/* The reward with the soft overlong penalty, from which the advantage is computed; NaN where the
+   completion is unscored. */
 static double final_reward(const struct Objective *objective, const struct RewardBatch *batch,
                            int i) {
     if (!isfinite(batch->reward[i])) return NAN;
@@ -314,7 +319,8 @@ static struct GroupStats group_measure(const struct Objective *objective,
     return group;
 }
 
-/* Equal rewards give exactly 0 by `equal`, not by subtraction: the mean of three .1 is not .1. */
+/* In a group of equal rewards the advantage is exactly 0. Subtracting the mean would not always
+   give that: the rounded mean of three times 0.1 is not 0.1. */
 static double advantage_of(const struct Objective *objective, double reward,
                            const struct GroupStats *group) {
     double n = group->scored, centred = group->equal ? 0 : reward - group->mean;

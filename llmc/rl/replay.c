@@ -23,7 +23,7 @@ struct Replay *replay_open(const char *path) {
     struct stat status;
     lines_open(&r->lines, path, "--replay");
     if (fstat(fileno(r->lines.stream), &status) == 0 && S_ISDIR(status.st_mode)) {
-        errno = EISDIR;   /* as the first read would say, after a warm start */
+        errno = EISDIR;   /* the first read would fail with it, but only after the warm start */
         lines_fail(&r->lines);
     }
     return r;
@@ -51,9 +51,9 @@ _Noreturn void replay_fail(const struct Replay *r) {
 
 /* ---- what is wrong --------------------------------------------------------------------------- */
 
-/* Notes a problem; its value is that of whoever found it. */
+/* Notes a problem. The expression's value is false, for the caller to return. */
 #define PROBLEM(r, ...) (text_clear(&(r)->problem), text_format(&(r)->problem, __VA_ARGS__), false)
-/* Where a wrong line is, for "%s:%ld: ...". */
+/* File and line number, the arguments of "%s:%ld: ...". */
 #define AT(r) (r)->lines.path, (r)->lines.number
 
 static bool reading_failed(struct Replay *r) {
@@ -62,7 +62,7 @@ static bool reading_failed(struct Replay *r) {
     return PROBLEM(r, "cannot read --replay %s: %s", r->lines.path, strerror(error));
 }
 
-/* The end of the file, before `step` was whole. */
+/* Notes that the file ended before all completions of `step` were read. */
 static bool file_is_over(struct Replay *r, int64_t step) {
     r->ended = r->steps > 0;
     if (r->ended)
@@ -73,7 +73,8 @@ static bool file_is_over(struct Replay *r, int64_t step) {
 
 /* ---- lines ----------------------------------------------------------------------------------- */
 
-/* r->object becomes the next line of step `step`. */
+/* Reads on to the next line of step `step` and parses it into r->object. Returns false, with the
+   problem noted, if there is none. */
 static bool next_of_step(struct Replay *r, int64_t step) {
     for (int got; (got = lines_try(&r->lines)) != 0;) {
         if (got < 0) return reading_failed(r);
@@ -82,7 +83,7 @@ static bool next_of_step(struct Replay *r, int64_t step) {
                                               : cJSON_ParseWithOpts(r->lines.text, NULL, true);
         const cJSON *of = cJSON_GetObjectItemCaseSensitive(r->object, "step");
         bool torn = !r->object && r->lines.text[r->lines.length - 1] != '\n';
-        if (torn) break;   /* by a writer that was killed: the line was never there */
+        if (torn) break;   /* an incomplete last line, of a writer that was killed: not counted */
         if (!cJSON_IsNumber(of))
             return PROBLEM(r, "%s:%ld: not a JSON object with a number \"step\"", AT(r));
         if (of->valuedouble == (double)step) return true;
@@ -94,8 +95,8 @@ static bool next_of_step(struct Replay *r, int64_t step) {
     return file_is_over(r, step);
 }
 
-/* A list of the line into r->list [most]; returns its length, or -1. What is no number (null stands
-   for one that is not finite) becomes NaN. */
+/* Reads the list `key` of the line into r->list [most]. Returns its length, or -1 with the problem
+   noted. Entries that are not numbers become NaN; null stands for a number that is not finite. */
 static int read_list(struct Replay *r, const char *key, int most) {
     const cJSON *list = cJSON_GetObjectItemCaseSensitive(r->object, key), *item;
     int n = 0;
@@ -144,7 +145,7 @@ static bool read_numbers(struct Replay *r, const char *key, float *out, int n, i
     return true;
 }
 
-/* The line's completion to its place in the rollout. */
+/* Reads the line's completion into place i of the rollout. */
 static bool read_completion(struct Replay *r, int i, const struct RolloutRequest *request, int V,
                             struct Rollout *out) {
     int most = request->max_tokens;

@@ -1,6 +1,7 @@
-/* --replay FILE: the completions of an earlier run's rollouts.jsonl in place of sampled ones. Two
-   runs that replay the same file see the same tokens, so what still differs between them (another
-   backend, dtype or machine) is arithmetic alone: no token drawn differently sends them apart. */
+/* --replay FILE: the completions of an earlier run's rollouts.jsonl are used in place of sampled
+   ones. Two runs that replay the same file learn from the same tokens, so a difference between them
+   (on another backend, element type or machine) comes from arithmetic alone, and not from a token
+   that was drawn differently. */
 #ifndef LLMC_REPLAY_H
 #define LLMC_REPLAY_H
 
@@ -10,23 +11,25 @@
 
 struct Replay;
 
-/* Ends as lines_open does if the file cannot be opened, or is a directory. */
+/* Ends the program if the file cannot be opened or is a directory, with the message and exit code
+   of lines_open. Owned by the caller; replay_close. */
 struct Replay *replay_open(const char *path);
-/* The completions of step `step` as a rollout of `request`, whose prompts are those of example
-   [num_prompts]. Steps come in the file's order; earlier ones are passed over. The
-   log-probabilities and entropies are the file's. False: the file does not give this step, now and
-   at every later call. It has ended, other prompts, fewer completions, or tokens this request could
-   not have drawn (0 .. V - 1, at most max_tokens, nothing behind end-of-text), or reading it
-   failed. The caller then saves what it has and stops, by what the next two say. */
+/* Fills `out` with the completions of step `step`, as if the request had been sampled; `example`
+   [num_prompts] are its prompts. The log-probabilities and entropies are those in the file. Steps
+   must be asked for in increasing order; lines of earlier steps are skipped. Returns false, from
+   then on always, if the file does not have this step: it has ended, it has other prompts or fewer
+   completions, it has tokens that this request could not have drawn (not in [0, V), more than
+   max_tokens, or after end-of-text), or it cannot be read. The caller then saves the run and stops;
+   the next two functions say why. */
 bool replay_rollout(struct Replay *replay, int64_t step, const struct RolloutRequest *request,
                     const struct Example *example, int V, struct Rollout *out);
-/* Why replay_rollout gave false, in one sentence that names the file and the line; NULL if it has
-   not (or there is no replay). */
+/* Why replay_rollout returned false: one sentence with the file's name and, where there is one, the
+   line. NULL if it has not returned false, or replay is NULL. */
 const char *replay_problem(const struct Replay *replay);
-/* Is the problem only that the file is over, after at least one whole step? Then the run has done
-   what there was to do. */
+/* True if the reason is only that the file has ended after at least one whole step, which is not an
+   error. */
 bool replay_ended(const struct Replay *replay);
-/* Ends the program with the problem: exit code 1 where reading failed, else 2. */
+/* Ends the program with that sentence: exit code 1 if the machine failed to read, else 2. */
 _Noreturn void replay_fail(const struct Replay *replay);
 void replay_close(struct Replay *replay);
 

@@ -11,25 +11,27 @@
 
        | row 0 | row 1 | ... | row live-1 | prompt a: t0 t1 .. | prompt b: t0 t1 .. |
 
-   A prompt of P tokens has a segment of P - 1. Its last token is the first input of every row of
-   the group, in the row's own tail: so all rows are alike from their first step on, and prompt and
-   rows may enter in one step, as every key is written before any is read. */
+   A prompt of P tokens has P - 1 entries in its segment. Its last token is the first input of every
+   row of the group, stored in the row's own tail, so a row's first step is like all its others. A
+   prompt and its rows may enter in one step, because a step writes all keys before it reads any. */
 struct Sampler {
     const struct Model *model;
-    uint64_t serial;                  /* which sampler: addresses come back, numbers do not */
+    uint64_t serial;                  /* tells samplers apart in the keys of recorded steps; unlike
+                                         an address it is not used again after free */
     int rows, slots, max_prompt, max_tokens, step_rows;
     struct DecodeState *decode;
     struct DecodeRows device, host;   /* [step_rows], the same on both sides */
-    int *device_drawn, *drawn;        /* what a step of R rows drew, on both sides: [R] tokens, then
-                                         [R] log-probabilities and [R] entropies, as floats */
-    int *completion;                  /* [rows] whose token the row draws */
-    int *free_tails, num_free_tails;  /* stacks of slots: [rows] tails, */
-    int *free_slots, num_free_slots;  /* [slots] */
-    int *slot_users;                  /* [slots] completions of a prompt slot's group to come */
-    int *loaded;                      /* [slots] groups that enter in this step, by slot */
+    int *device_drawn, *drawn;        /* what a step of R rows drew, on backend and host: [R]
+                                         tokens, then, as floats, [R] log-probabilities and [R]
+                                         entropies */
+    int *completion;                  /* [rows] the number of the completion that the row draws */
+    int *free_tails, num_free_tails;  /* [rows] stack of free tails of the cache */
+    int *free_slots, num_free_slots;  /* [slots] stack of free prompt slots */
+    int *slot_users;                  /* [slots] unfinished completions of the slot's group */
+    int *loaded;                      /* [slots] the slots of the prompts that enter in this step */
 };
 
-/* The fields of struct DecodeRows, each of four bytes a row. */
+/* The members of struct DecodeRows: arrays of 4 bytes per row. */
 #define ROW_FIELDS(X) \
     X(token) X(position) X(prompt_slot) X(prompt_length) X(tail_slot) X(ordinal) X(sample)
 
@@ -39,21 +41,21 @@ struct Generation {
     const struct RolloutRequest *request;
     struct Rollout *out;
     int next;         /* the first completion that has not entered */
-    int slot;         /* prompt slot of its group, once that has begun to enter */
+    int slot;         /* the prompt slot of that completion's group, if some of the group entered */
     int live;         /* rows that draw a token */
     int prefill;      /* rows that only write a prompt token */
-    int num_loaded;   /* groups whose prompt comes with this step */
+    int num_loaded;   /* prompts that enter in this step */
     int R;            /* rows of the step: live, prefill and empty ones */
-    bool changed;     /* the rows are not those of the last step, each one token on */
-    const int *token; /* what the step drew, by row, and its numbers */
-    const float *logp, *entropy;
+    bool changed;     /* the backend's rows are not up to date and must be uploaded */
+    const int *token; /* [live] what the step drew for each row */
+    const float *logp, *entropy;   /* [live] likewise */
 };
 
 /* ---- reserve and free ----------------------------------------------------------------------- */
 
-/* A number of rows that recurs, at least `rows` and at most 1/8 or one unit more: multiples of the
-   backend's unit, and of 1/8 of the power of two below. So 512 rows that finish one by one pass
-   through 32 sizes, each of which is recorded once. */
+/* Rounds the number of rows up, by at most 1/8 or one unit of the backend (ops->decode_multiple),
+   so that steps have few different sizes: each is recorded once (ops->graph_begin). For example,
+   512 rows that finish one by one give 32 sizes. */
 static int recurring_size(const struct Ops *ops, int rows) {
     int unit = ops->decode_multiple;
     if (unit == 1) return rows;
@@ -61,15 +63,16 @@ static int recurring_size(const struct Ops *ops, int rows) {
     return (rows + unit - 1) / unit * unit;
 }
 
-/* As many prompt tokens as rows may enter in one step, and at least one whole prompt. */
+/* A step may have up to `rows` prompt tokens, or one whole prompt where that is longer. */
 int sampler_step_rows(const struct Ops *ops, int rows, int max_prompt) {
     int filled = recurring_size(ops, rows), most = rows;
     if (max_prompt > 1) most += rows > max_prompt - 1 ? rows : max_prompt - 1;
     return most > filled ? most : filled;
 }
 
-/* Prompt slots: of as many groups as the rows hold whole, and as many again whose last rows are not
-   done, and the one that enters. Where more are wanted a group waits; no result depends on when. */
+/* How many prompts the cache holds: for the groups that fill the rows, for as many earlier groups
+   of which a few rows are not finished, and for the one that is entering. If more would be needed,
+   a group waits, which changes no result. */
 static int prompt_slots(int rows, int group) {
     int most = 2 * ((rows + group - 1) / group) + 1;
     return most < rows ? most : rows;
@@ -143,7 +146,7 @@ void rollout_clear(struct Rollout *out, const struct RolloutRequest *request) {
     out->steps = out->prefill_tokens = out->decoded_tokens = 0;
 }
 
-/* Each completion goes to the left or stays. */
+/* In place: no completion moves to a later address, so earlier ones are never overwritten. */
 void rollout_pack(struct Rollout *out, int max_tokens) {
     for (int i = 0; i < out->count; i++) {
         size_t from = (size_t)i * (size_t)max_tokens, to = (size_t)out->start[i];
@@ -167,13 +170,14 @@ void rollout_free(struct Rollout *out) {
 
 /* ---- rows enter ----------------------------------------------------------------------------- */
 
-/* Tokens of prompt p that go to its segment: all but the last. */
+/* How many tokens of prompt p are stored in its segment: all but the last. */
 static int segment_length(const struct RolloutRequest *request, int p) {
     return request->prompt_start[p + 1] - request->prompt_start[p] - 1;
 }
 
-/* Takes a prompt slot for the group of completion `next`, if there is one and the prompt still fits
-   into this step. A slot in use has a row, so that with no row at work every slot is free. */
+/* Takes a prompt slot for the group of completion `next`. Returns false if no slot is free or the
+   prompt does not fit into this step. Then rows are live and will free some: while no row is live,
+   all slots are free and the step is empty. */
 static bool enter_group(struct Generation *g) {
     struct Sampler *s = g->sampler;
     int length = segment_length(g->request, g->next / g->request->group);
@@ -186,7 +190,7 @@ static bool enter_group(struct Generation *g) {
     return true;
 }
 
-/* Completion `next` becomes a row: the prompt's last token, at the head of a free tail. */
+/* Gives completion `next` a row, whose first input is the prompt's last token, and a free tail. */
 static void enter_completion(struct Generation *g) {
     struct Sampler *s = g->sampler;
     const struct RolloutRequest *request = g->request;
@@ -200,7 +204,8 @@ static void enter_completion(struct Generation *g) {
     s->completion[row] = g->next++;
 }
 
-/* Appends prompt p's tokens for segment `slot` from row `row` on; returns the row after them. */
+/* Makes rows from `row` on of prompt p's tokens, to be stored in segment `slot`. Returns the row
+   after them. */
 static int enter_prompt(struct Generation *g, int row, int p, int slot) {
     struct DecodeRows *host = &g->sampler->host;
     int length = segment_length(g->request, p);
@@ -215,7 +220,7 @@ static int enter_prompt(struct Generation *g, int row, int p, int slot) {
     return row;
 }
 
-/* Fills the free rows with waiting completions, and appends the prompts they bring. */
+/* Gives the free rows to waiting completions, and appends the tokens of prompts that are new. */
 static void enter_rows(struct Generation *g) {
     struct Sampler *s = g->sampler;
     int group = g->request->group;
@@ -233,7 +238,7 @@ static void enter_rows(struct Generation *g) {
 
 /* ---- a step --------------------------------------------------------------------------------- */
 
-/* Rows [g->R, R) become empty ones. */
+/* Makes rows [g->R, R) empty. */
 static void fill_up(struct Generation *g, int R) {
     struct DecodeRows *host = &g->sampler->host;
     for (; g->R < R; g->R++) {
@@ -252,7 +257,7 @@ static void upload_rows(struct Generation *g) {
 #undef UPLOAD_FIELD
 }
 
-/* What may differ between two steps of as many rows: a step's key among the recorded ones. */
+/* The key of a recorded step: all arguments of its slots that may differ. */
 struct StepKey {
     uint64_t sampler;
     const void *weights, *workspace;
@@ -261,7 +266,8 @@ struct StepKey {
     uint32_t key[2];
 };
 
-/* The network, the draw, and each row one token on, ready for the next step. */
+/* Enqueues one step: the network, the draws, and the update of the backend's rows for the next
+   step. `sampled`: how many rows draw a token. */
 static void enqueue_step(struct Generation *g, const struct StepKey *step,
                          const struct Weights *weights, int sampled, void *workspace) {
     struct Sampler *s = g->sampler;
@@ -275,9 +281,10 @@ static void enqueue_step(struct Generation *g, const struct StepKey *step,
     ops->decode_advance(&s->device, s->device_drawn, sampled);
 }
 
-/* Draws one token for every live row. Rows are uploaded only where they are not the last step's,
-   and what was drawn comes back in one piece: stopping needs it. A step without prompts has one of
-   few sizes and is replayed as one launch. */
+/* Draws one token for every live row. The rows are uploaded only if they changed otherwise than by
+   one token each. What was drawn is downloaded, in one piece, because the host must see which
+   completions have ended. A step without prompts is rounded up to one of a few sizes, and replayed
+   as one launch where that size was recorded. */
 static void draw_tokens(struct Generation *g, const struct Weights *weights, void *workspace) {
     struct Sampler *s = g->sampler;
     const struct Ops *ops = s->model->ops;
@@ -290,7 +297,7 @@ static void draw_tokens(struct Generation *g, const struct Weights *weights, voi
     }
     if (g->changed) upload_rows(g);
     struct StepKey step;
-    memset(&step, 0, sizeof step); /* padding included: keys are compared as bytes */
+    memset(&step, 0, sizeof step); /* keys are compared as bytes, so padding must be zero */
     step.sampler = s->serial, step.weights = weights->data, step.workspace = workspace;
     step.R = g->R;
     step.inv_temperature = temperature > 0 ? 1 / temperature : 0;
@@ -308,14 +315,14 @@ static void draw_tokens(struct Generation *g, const struct Weights *weights, voi
     g->out->steps++;
 }
 
-/* Gives back the slots of a row that is done. */
+/* Frees the tail of a row that is finished, and the prompt slot if it was the last of its group. */
 static void leave_row(struct Sampler *s, int row) {
     int slot = s->host.prompt_slot[row];
     s->free_tails[s->num_free_tails++] = s->host.tail_slot[row];
     if (--s->slot_users[slot] == 0) s->free_slots[s->num_free_slots++] = slot;
 }
 
-/* The row becomes row `to`, one token on. */
+/* Moves row `row` to row `to` and makes `token` its next input. */
 static void keep_row(struct Sampler *s, int to, int row, int token) {
 #define MOVE_FIELD(field) s->host.field[to] = s->host.field[row];
     ROW_FIELDS(MOVE_FIELD)
@@ -325,8 +332,9 @@ static void keep_row(struct Sampler *s, int to, int row, int token) {
     s->host.position[to]++;
 }
 
-/* Stores the drawn tokens. Finished rows leave; the others close up in order, so that the rows of a
-   group stay beside each other and find their prompt in the machine's cache. */
+/* Stores the drawn tokens and removes finished rows. The others move up and keep their order, so
+   that the rows of a group stay next to each other and share their prompt's keys in the machine's
+   cache. */
 static void store_tokens(struct Generation *g) {
     struct Sampler *s = g->sampler;
     struct Rollout *out = g->out;
@@ -343,7 +351,7 @@ static void store_tokens(struct Generation *g) {
         else
             keep_row(s, kept++, row, g->token[row]);
     }
-    g->changed = kept < g->live || g->prefill > 0; /* else all that stand are one token on */
+    g->changed = kept < g->live || g->prefill > 0; /* else decode_advance brought them up to date */
     g->live = kept;
 }
 

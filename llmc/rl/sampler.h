@@ -1,17 +1,21 @@
-/* Rollouts: prompts to completions with their log-probabilities and exact entropies.
+/* The sampler: completes prompts, and notes the log-probability and exact entropy of every token it
+   draws.
 
-   Generation is batched and continuous: a finished row leaves and a waiting sample takes its place.
-   The prompt enters the network once per group; its keys and values are shared by the group's rows.
-   Its last token is every row's own first input, so the prompt segment of P tokens holds P - 1 and
-   a row's tail max_tokens (the last token drawn never enters).
+   It decodes a fixed number of rows at once (continuous batching): when a row's completion ends, a
+   waiting one takes the row. A prompt goes through the network once per group, and its keys and
+   values are shared by the group's rows. A prompt of P tokens has P - 1 entries in its segment of
+   the cache: the last token is the first input of every row, stored in the row's own tail. A tail
+   has room for max_tokens entries: that token and the drawn ones but the last, which never is an
+   input.
 
        waiting samples (group 0: s0 s1 .. | group 1: ...)
               |  prefill the prompt if its segment is not loaded
               v
        row slots  [ tail 0 | tail 1 | ... ]   one token each per step -> ended or cut -> out
 
-   A sample's tokens and numbers depend on (weights, seed, purpose, ordinal, sample index) only; not
-   on the number of rows, the order of arrival or its neighbours, bit for bit. */
+   The tokens, log-probabilities and entropies of a completion depend only on the weights, the
+   prompt, the temperature and (seed, purpose, ordinal, sample index). They have the same bits for
+   any number of rows, any order and any completions beside it. */
 #ifndef LLMC_SAMPLER_H
 #define LLMC_SAMPLER_H
 
@@ -30,40 +34,43 @@ struct RolloutRequest {
     int max_tokens, end_of_text;
 };
 
-/* The result: completion i = prompt * group + sample. Host memory, owned; grows as needed and is
-   reused by the next call. Zero-initialise before first use. */
+/* The result; completion i = prompt * group + sample. Host memory that the struct owns, grown as
+   needed and reused by the next call; rollout_free. Zero-initialise before first use. */
 struct Rollout {
     int count;                /* completions */
     int *start;               /* [count + 1] into the flat arrays */
     int *token;               /* end-of-text included where it was drawn */
-    float *logp, *entropy;    /* of each drawn token, at the temperature */
+    float *logp, *entropy;    /* of each drawn token, at the request's temperature */
     unsigned char *ended;     /* [count] 1: end-of-text was drawn; 0: cut at max_tokens */
     long steps, prefill_tokens, decoded_tokens;
     size_t capacity_tokens;
     int capacity_count;
 };
 
-struct Sampler;   /* the decode state, its row arrays on both sides; opaque */
+struct Sampler;   /* the decode state, and the rows' arrays on host and backend; opaque */
 
-/* rows: completions decoded at once; group: the fewest completions of a prompt in a request that is
-   to be fast (a smaller one is right too, but fewer rows may be at work); max_prompt, max_tokens:
-   longest of each, together at most max_T + 1. The caller has checked that. */
+/* rows: completions decoded at once. group: the usual size of a request's groups; requests with
+   smaller groups give the same results, but may leave rows idle. max_prompt, max_tokens: longest
+   prompt and completion; max_prompt + max_tokens - 1 <= the model's max_T (asserted). Owned by the
+   caller; sampler_free. */
 struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, int rows,
                                 int group, int max_prompt, int max_tokens);
-/* Call after every weight update, and before the first rollout after any pass over training data:
-   the two share memory (arena.h). */
+/* Prepares the weights for decoding. To be called after every update of the weights, and before the
+   first rollout after any training or scoring pass, which uses the same memory (arena.h). */
 void sampler_load_weights(struct Sampler *sampler, const struct Weights *weights);
-/* workspace: at least workspace_size() bytes for sampler_step_rows. */
+/* Completes every prompt of the request. workspace: at least ops->workspace_size() bytes for a
+   shape with R = sampler_step_rows(). */
 void sampler_generate(struct Sampler *sampler, const struct Weights *weights,
                       const struct RolloutRequest *request, struct Rollout *out, void *workspace);
 void sampler_free(struct Sampler *sampler);
-/* For whoever fills a rollout: clear makes room for every completion at its longest, of which i
-   lies at i * max_tokens while start[i + 1] counts its tokens; pack moves them together. */
+/* For code that fills a rollout. rollout_clear makes room for every completion at its longest:
+   completion i begins at i * max_tokens, and start[i + 1] is its number of tokens. rollout_pack
+   then removes the gaps, so that the arrays are as struct Rollout says. */
 void rollout_clear(struct Rollout *out, const struct RolloutRequest *request);
 void rollout_pack(struct Rollout *out, int max_tokens);
 void rollout_free(struct Rollout *rollout);
-/* Rows of the largest step, prefill included: R of the OpsShape for workspace_size. Its max_length
-   is max_prompt + max_tokens. */
+/* The number of rows of the largest step, prefill included: what R of struct OpsShape must be for
+   workspace_size; max_length is max_prompt + max_tokens. */
 int sampler_step_rows(const struct Ops *ops, int rows, int max_prompt);
 
 #endif

@@ -3,7 +3,8 @@
 #include <math.h>
 #include <string.h>
 
-/* What is left of the way from the rate to its floor when the share x of the way is gone. */
+/* How far the rate still is above its floor, as a share of rate minus floor, when the share x of
+   the steps after the warm-up is done. */
 static double left_linear(double x) { return 1 - x; }
 static double left_cosine(double x) { return (1 + cos(M_PI * x)) / 2; }
 

@@ -1,9 +1,8 @@
-/* Surrogates: one token's loss and its coefficients, from log-probabilities to a_t and b_t. Every
-   formula: doc/objectives.md.
+/* Surrogates: the loss of a token and its coefficients a_t and b_t, from its log-probability and
+   entropy. All formulas are in doc/objectives.md.
 
-   Precision | one token | surrogates | scope sequence and batch | coefficients and statistics.
-   Arithmetic is double inside and float32 at the borders: a token costs an exponential or two here
-   and a product over the whole vocabulary in the head. */
+   Inputs and outputs are float32, the arithmetic between them is double. That costs little: per
+   token this file computes one or two exponentials, the head a product over the vocabulary. */
 #include "objectives.h"
 
 #include <float.h>
@@ -11,10 +10,13 @@
 #include <string.h>
 #include "../base/rng.h"
 
-/* On l - l_old, l_ref - l and on k3; beyond them the gradient is 0. The values are verl's (its
-   core_algos.py: compute_policy_loss, kl_penalty). */
+/* Limits beyond which a value is clamped and its gradient is 0: LOG_RATIO_LIMIT on |l - l_old| and
+   |l_ref - l|, K3_LIMIT on the k3 estimate. The values are verl's (its core_algos.py:
+   compute_policy_loss, kl_penalty). */
 #define LOG_RATIO_LIMIT 20.0
 #define K3_LIMIT 10.0
+/* clip_cov and kl_cov (2505.22617): the share of tokens that is selected, and the range of
+   covariances from which clip_cov draws. */
 #define CLIP_COV_SHARE 2e-4
 #define CLIP_COV_LOW 1.0
 #define CLIP_COV_HIGH 5.0
@@ -45,13 +47,13 @@ float round_to_dtype(float x, const char *dtype) {
 
 struct Token {
     double logp, old_logp;     /* l, and the old policy's (l itself where there is none) */
-    double difference;         /* l - l_old as the ratio sees it: rounded, not clamped */
-    double ratio;              /* r, or the sequence's s */
+    double difference;         /* l - l_old, rounded to logp_dtype, not clamped */
+    double ratio;              /* r, or the ratio s of the whole sequence */
     double lower, upper;       /* bounds of the ratio */
     bool clamped;              /* the log-ratio is beyond +-20 */
-    double advantage;          /* after entropy control */
-    struct Term policy;        /* the surrogate */
-    struct Term penalty;       /* reference KL in the loss, and kl_cov's */
+    double advantage;          /* as changed by the entropy control */
+    struct Term policy;        /* the surrogate's loss */
+    struct Term penalty;       /* KL to the reference, and kl_cov's penalty */
 };
 
 static double clamp(double x, double low, double high) { return fmin(fmax(x, low), high); }
@@ -62,7 +64,7 @@ static double log_difference(const struct ObjectiveBatch *batch, int t, float lo
            round_to_dtype(batch->logp_old[t], batch->logp_dtype);
 }
 
-/* A_t before entropy control: the sequence's, less the k1 penalty of this token. */
+/* A_t before the entropy control: the sequence's advantage, minus the token's k1 penalty. */
 static double token_advantage(const struct Objective *objective,
                               const struct ObjectiveBatch *batch, int t, double logp) {
     double advantage = batch->advantage ? batch->advantage[batch->sequence_of[t]] : 0;
@@ -72,7 +74,7 @@ static double token_advantage(const struct Objective *objective,
     return advantage;
 }
 
-/* Fills everything up to the advantage: what the surrogate reads. */
+/* Fills the members that the surrogate reads: all but policy and penalty. */
 static struct Token token_read(const struct Objective *objective,
                                const struct ObjectiveBatch *batch, int t, float logp,
                                float entropy) {
@@ -88,7 +90,7 @@ static struct Token token_read(const struct Objective *objective,
     token.lower = 1 - (double)objective->clip_low;
     token.upper = 1 + (double)(moved ? batch->control.clip_high : objective->clip_high);
     token.advantage = token_advantage(objective, batch, t, logp);
-    if (control->advantage)   /* REPO; l and H are constants here */
+    if (control->advantage)   /* REPO; no gradient goes through l and H here */
         token.advantage = control->advantage(&batch->control, token.advantage, logp, entropy);
     return token;
 }
@@ -105,7 +107,7 @@ static bool clipped_dual(const struct Objective *objective, const struct Token *
     return objective->dual_clip > 0 && token->advantage < 0 && token->ratio > objective->dual_clip;
 }
 
-/* Does the surrogate give no gradient because of where the ratio is? The bound itself is inside. */
+/* True if the token has no gradient because of its ratio. A ratio at a bound still has one. */
 static bool ratio_stops(const struct Objective *objective, const struct Token *token) {
     const struct SurrogateRow *row = &surrogates[objective->surrogate];
     if (!row->has_ratio) return false;
@@ -124,15 +126,15 @@ static struct Term term_reinforce(const struct Objective *objective, const struc
     return (struct Term){-token->advantage * token->logp, -token->advantage};
 }
 
-/* -min(r A, clip(r) A), where dr/dl = r at either ratio level (for the sequence's, GSPO-token: s_t
-   = sg(s) e^(l - sg(l))). */
+/* -min(r A, clip(r) A). dr/dl = r for the token ratio and for the sequence ratio too, as GSPO-token
+   (2507.18071) has it: s_t = sg(s) e^(l - sg(l)), where sg stops the gradient. */
 static struct Term term_clip(const struct Objective *objective, const struct Token *token) {
     double A = token->advantage, r = token->ratio, bounded = clamp(r, token->lower, token->upper);
     if (clipped_dual(objective, token)) return (struct Term){-objective->dual_clip * A, 0};
     return (struct Term){-fmin(r * A, bounded * A), ratio_stops(objective, token) ? 0 : -r * A};
 }
 
-/* The bounded ratio is a constant. */
+/* -sg(clip(r)) A l: no gradient goes through the clipped ratio (CISPO, 2506.13585). */
 static struct Term term_cispo(const struct Objective *objective, const struct Token *token) {
     double factor = clamp(token->ratio, token->lower, token->upper) * token->advantage;
     return (struct Term){-factor * token->logp, ratio_stops(objective, token) ? 0 : -factor};
@@ -150,8 +152,8 @@ const struct SurrogateRow surrogates[] = {
     {.name = NULL},
 };
 
-/* KL to the reference as a loss term, without its coefficient; d = l_ref - l. k1 is in the
-   advantage instead: as a loss term its expected gradient would be 0. */
+/* The KL estimate as a loss term, without its coefficient; d = l_ref - l. k1 is subtracted from the
+   advantage instead (token_advantage): as a loss term its expected gradient would be 0. */
 static struct Term kl_term(enum KlEstimator estimator, double logp, double ref) {
     double d = clamp(ref - logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT);
     bool stopped = fabs(ref - logp) > LOG_RATIO_LIMIT;
@@ -164,13 +166,14 @@ static struct Term kl_term(enum KlEstimator estimator, double logp, double ref) 
     return (struct Term){0, 0};
 }
 
-/* What is done with tokens of high covariance: nothing where the scope has none. */
+/* What the objective does with tokens of high covariance. Nothing with ce, whose scope is token. */
 static enum Selection selection(const struct Objective *objective) {
     return objective_scope(objective) == SCOPE_BATCH ? entropy_controls[objective->control].selects
                                                      : SELECT_NOTHING;
 }
 
-/* Loss terms beside the surrogate that act through l: reference KL, and kl_cov's |l - l_old|. */
+/* The loss terms that depend on l, apart from the surrogate: the KL to the reference, and for
+   tokens that kl_cov selected |l - l_old|. */
 static struct Term penalty_term(const struct Objective *objective,
                                 const struct ObjectiveBatch *batch, int t,
                                 const struct Token *token) {
@@ -189,7 +192,7 @@ static struct Term penalty_term(const struct Objective *objective,
     return sum;
 }
 
-/* ---- scope sequence and scope batch: what a scoring pass is for ----------------------------- */
+/* ---- scope sequence and scope batch: what needs the scoring pass before --------------------- */
 
 static void prepare_sequence_ratio(struct ObjectiveBatch *batch) {
     for (int i = 0; i < batch->num_sequences; i++) {
@@ -203,7 +206,8 @@ static void prepare_sequence_ratio(struct ObjectiveBatch *batch) {
     }
 }
 
-/* Tokens that count for the covariance, with their mean advantage and log-probability. */
+/* Over the tokens that count for the covariance (token_counts): their number, and the means of
+   their advantages and log-probabilities. */
 struct CovarianceMeans { double advantage, logp; int tokens; };
 
 static bool token_counts(const struct ObjectiveBatch *batch, int t) {
@@ -239,7 +243,7 @@ static int share_of(int tokens, double share) {
     return k > 1 ? k : 1;
 }
 
-/* clip_cov draws only among tokens of high covariance that still have a gradient to lose. */
+/* clip_cov draws among tokens of high covariance, without those that have no gradient anyway. */
 static bool clip_cov_candidate(const struct Objective *objective,
                                const struct ObjectiveBatch *batch,
                                const struct CovarianceMeans *means, int t) {
@@ -249,8 +253,8 @@ static bool clip_cov_candidate(const struct Objective *objective,
     return !ratio_stops(objective, &token);
 }
 
-/* Selection sampling (Knuth, volume 2, algorithm S): every subset of `wanted` candidates is equally
-   likely, in one pass and without a list of them. */
+/* Draws `wanted` of the candidates, every subset with the same probability, in one pass and without
+   a list of the candidates: selection sampling (Knuth, volume 2, algorithm S). */
 static void prepare_clip_cov(const struct Objective *objective, struct ObjectiveBatch *batch) {
     struct CovarianceMeans means = covariance_means(objective, batch);
     uint32_t wanted = (uint32_t)share_of(means.tokens, CLIP_COV_SHARE), left = 0;
@@ -265,15 +269,15 @@ static void prepare_clip_cov(const struct Objective *objective, struct Objective
     }
 }
 
-/* A float's bits as an integer that orders like the float. */
+/* An integer that is larger than that of another float exactly if the float is larger. */
 static uint32_t ordered_bits(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-/* The top k by covariance, ties by index: bisects for the k-th largest value, so it needs neither a
-   sort nor memory. */
+/* Selects the k tokens of largest covariance; of equal ones, those that come first. Bisection over
+   the bits of the k-th largest value needs no sorting and no memory. */
 static void prepare_kl_cov(const struct Objective *objective, struct ObjectiveBatch *batch) {
     struct CovarianceMeans means = covariance_means(objective, batch);
     int wanted = means.tokens > 0 ? share_of(means.tokens, KL_COV_SHARE) : 0;
@@ -281,7 +285,7 @@ static void prepare_kl_cov(const struct Objective *objective, struct ObjectiveBa
     for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
         uint32_t trial = threshold + bit;
         int above = 0;
-        if (trial < threshold) continue;   /* past the largest key */
+        if (trial < threshold) continue;   /* the sum wrapped around */
         for (int t = 0; t < batch->num_tokens; t++)
             above += ordered_bits(token_covariance(objective, batch, &means, t)) >= trial;
         if (above >= wanted) threshold = trial;
@@ -308,7 +312,7 @@ void objective_prepare(const struct Objective *objective, struct ObjectiveBatch 
 
 /* ---- coefficients and statistics ------------------------------------------------------------ */
 
-/* Is everything that the token's terms read finite? */
+/* True if all numbers that the token's loss is computed from are finite. */
 static bool token_is_finite(const struct ObjectiveBatch *batch, int t, const struct Token *token,
                             double entropy) {
     return isfinite(token->logp) && isfinite(entropy) && isfinite(token->old_logp) &&
@@ -330,9 +334,8 @@ static void stats_add_clips(struct ObjectiveStats *stats, const struct Objective
     stats->bucket_clipped_high[bucket] += clipped_high(token);
 }
 
-/* k3 without the limits of the loss, so that what is logged is the estimate: a mean of clamped
-   values would hide exactly the tokens that drift. Beyond d = 69 a number stands in that every
-   reader of the log can hold. */
+/* The k3 estimate for the log, without the limits that the loss has: a mean of clamped values would
+   hide the tokens that moved most. At most 1e30 (d = 69), so that the mean stays finite. */
 static double kl_estimate(double d) {
     return fmin(expm1(d) - d, 1e30);
 }
@@ -357,8 +360,9 @@ static void stats_add_token(struct ObjectiveStats *stats, const struct Objective
     stats_add_clips(stats, objective, token);
 }
 
-/* The predicted entropy push of a unit logit step: -A [p L - (R + H Q)], once with the raw A and
-   once with the A that the gradient amounts to, -a_t / w_t. */
+/* The predicted change of entropy by a step of size one on the token's logits, -A [p L - (R + H
+   Q)]. push_raw takes the task's advantage as A, push_effective the advantage that the gradient
+   really has, -a_t / w_t (doc/objectives.md, section 2). */
 static void stats_add_push(struct ObjectiveStats *stats, double advantage, double slope,
                            double logp, double entropy, double q, double qlog) {
     double lever = exp(logp) * (logp + entropy) - (qlog + entropy * q);

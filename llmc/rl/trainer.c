@@ -1,10 +1,10 @@
-/* One optimizer step, start to end:
+/* One optimizer step:
 
        picked sequences -> weights w_t -> micro-batches { pack -> forward -> head ( objective ) ->
        backward } -> sum over ranks -> norm, clip -> AdamW
 
-   A micro-batch is memory only: the weights of the minibatch are settled before the first one, so
-   micro-batches just add. */
+   Micro-batches exist only to save memory. The weights w_t are computed for the whole minibatch
+   before the first micro-batch, so the gradients of the micro-batches are simply added. */
 #include "trainer.h"
 
 #include <math.h>
@@ -13,7 +13,7 @@
 #include "../base/check.h"
 #include "entropy.h"
 
-/* Host arrays of the minibatch in hand; they grow to the largest one seen. */
+/* Host arrays of the present minibatch; they grow to the largest one so far. */
 struct Minibatch {
     int *pick;                 /* active sequences, in the order given */
     int *length;               /* tokens with loss */
@@ -37,28 +37,28 @@ struct Trainer {
     struct TrainerProgress progress;
     uint64_t seed;
     struct Batch batch;        /* backend arrays */
-    int *token, *position, *row_start, *row, *target;   /* their host images */
+    int *token, *position, *row_start, *row, *target;   /* host copies of batch's arrays */
     struct QueryBlock *block;
     double *norm_squared;      /* backend, one number */
     float *attention;          /* backend [L,NH,N] when attention entropy is wanted */
     float *attention_host;
     double *attention_mean;    /* [L*NH] */
-    bool watch, watched;
+    bool watch, watched;       /* attention entropy is requested; attention_mean was filled */
     void *workspace;
     struct Minibatch mini;
 };
 
 /* ---- the loss scale of fp16 ------------------------------------------------------------------ */
 
-enum { SCALE_PATIENCE = 500 };   /* good updates before a larger scale is tried */
+enum { SCALE_PATIENCE = 500 };   /* updates without overflow before a larger scale is tried */
 static const double LARGEST_SCALE = 0x1p24, FIRST_SCALE = 0x1p16;
 
 static double first_loss_scale(const struct Ops *ops) {
     return strcmp(ops->dtype, "fp16") == 0 ? FIRST_SCALE : 1;
 }
 
-/* A gradient that overflowed at this scale may not at a smaller one; false: there is none. (A scale
-   of 1 means that none is used: fp16's ends at 2.) */
+/* Lowers the scale after an overflow. Returns false if it is the smallest already, 2, or if no
+   scale is used (it is 1). */
 static bool loss_scale_shrink(struct TrainerProgress *progress) {
     if (progress->loss_scale <= 2) return false;
     progress->loss_scale = progress->loss_scale > 8 ? progress->loss_scale / 4 : 2;
@@ -177,8 +177,8 @@ static void minibatch_grow(struct Minibatch *m, int sequences, int tokens) {
     }
 }
 
-/* Gathers the picked sequences that are active and have tokens with loss: the others can move
-   nothing, so they do not enter the network either. */
+/* Gathers the picked sequences that are active and have tokens with loss. The others have no
+   gradient, so they do not go through the network. */
 static void minibatch_gather(struct Minibatch *m, const struct TrainingSet *set, const int *pick,
                              int num_pick) {
     int tokens = 0;
@@ -218,13 +218,13 @@ static void micro_batch_upload(struct Trainer *t) {
     ops->upload(rows->block, t->block, (size_t)rows->blocks * sizeof *t->block);
 }
 
-/* Packs sequences from `first` on, as many as fit, into the backend's batch arrays. A sequence of T
-   tokens gives T - 1 inputs: the last token is only ever predicted.
+/* Packs sequences from pick[first] on, as many as fit, into the backend's batch arrays. A sequence
+   of T tokens gives T - 1 inputs: its last token is predicted, and predicts nothing.
 
        token     a b c | d e f g      position  0 1 2 | 0 1 2 3       row_start  0 3 7
        target[i] follows token[row[i]] in its sequence, for tokens with loss only
 
-   Returns the sequence after the last one packed. */
+   Returns the index in pick after the last sequence packed. */
 static int micro_batch_pack(struct Trainer *t, const struct TrainingSet *set, const int *pick,
                             int num_pick, int first) {
     struct Rows *rows = &t->batch.rows;
@@ -276,7 +276,8 @@ void trainer_score(struct Trainer *t, const struct Weights *weights, const struc
     }
 }
 
-/* What the head's callback needs to place a chunk of a micro-batch within the minibatch. */
+/* The head's callback context: where this micro-batch is within the minibatch (micro_first: its
+   first token with loss), and what the objective needs. */
 struct Upstream {
     const struct Objective *objective;
     const struct ObjectiveBatch *batch;
@@ -354,7 +355,8 @@ static const char *first_bad_tensor(struct Trainer *t) {
     return "the sum over all tensors";
 }
 
-/* Clips by the global norm (1211.5063) and updates; a norm that is not finite updates nothing. */
+/* Clips by the global norm (1211.5063) and updates the weights. If the norm is not finite, finds
+   the tensor to blame and changes nothing. */
 static void optimizer_step(struct Trainer *t, struct UpdateResult *result, float learning_rate) {
     const struct OptimizerOptions *o = &t->optimizer;
     if (!isfinite(result->grad_norm)) {
@@ -372,8 +374,9 @@ static void optimizer_step(struct Trainer *t, struct UpdateResult *result, float
     loss_scale_grow(&t->progress, t->ops);
 }
 
-/* The objective's view of the gathered minibatch. Scopes wider than a token need every
-   log-probability before the first coefficient: a scoring pass (8 NVC instead of 6, head.md). */
+/* The gathered minibatch as the objective reads it. If a token's coefficients depend on other
+   tokens (scope sequence or batch), a scoring pass first computes all log-probabilities: the head
+   then costs 8 NVC operations instead of 6 (doc/head.md). */
 static struct ObjectiveBatch minibatch_view(struct Trainer *t, const struct Objective *objective,
                                             const struct TrainingSet *set,
                                             const struct ObjectiveBatch *template,
@@ -395,8 +398,8 @@ static struct ObjectiveBatch minibatch_view(struct Trainer *t, const struct Obje
     return view;
 }
 
-/* Forward, head and backward of the gathered minibatch, summed over micro-batches and ranks: fills
-   the gradients, their norm (loss scale taken out) and the objective's statistics. */
+/* Forward pass, head and backward pass of the gathered minibatch, summed over micro-batches and
+   ranks. Sets t->grads, result's norm (divided by the loss scale) and counts, and *stats. */
 static void gradients(struct Trainer *t, const struct Objective *objective,
                       const struct TrainingSet *set, const struct ObjectiveBatch *view,
                       float temperature, struct UpdateResult *result,
@@ -429,7 +432,7 @@ struct UpdateResult trainer_update(struct Trainer *t, const struct Objective *ob
     if (m->sequences == 0) return result;
     result.made = true;
     struct WeightSums sums = objective_weight_sums(m->sequences, m->length, m->active);
-    sums.all_sequences = num_pick;   /* the inactive ones that were not gathered count too */
+    sums.all_sequences = num_pick;   /* inactive sequences count here, though not gathered */
     objective_weights(objective, sums, max_tokens, m->sequences, m->length, m->active, m->weight);
     struct ObjectiveBatch view = minibatch_view(t, objective, set, batch_template, temperature);
     gradients(t, objective, set, &view, temperature, &result, &here);
@@ -439,7 +442,7 @@ struct UpdateResult trainer_update(struct Trainer *t, const struct Objective *ob
         gradients(t, objective, set, &view, temperature, &result, &here);
         result.overflows++;
     }
-    if (!isfinite(result.grad_norm)) t->progress = before;   /* the scale was innocent */
+    if (!isfinite(result.grad_norm)) t->progress = before;   /* the scale was not the cause */
     if (loss_is_bad) {
         result.skipped = true, result.bad_tensor = "the loss";
         result.grad_norm = NAN;

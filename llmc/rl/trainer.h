@@ -1,15 +1,17 @@
-/* One optimizer step on one minibatch: pack sequences into micro-batches, forward, the head with
-   the objective in its middle, backward, sum over ranks, clip, AdamW. Warm start, language-model
-   loss and every RL objective take this one path. */
+/* One optimizer step on one minibatch: sequences are packed into micro-batches; each goes through
+   the forward pass, the head (which calls the objective) and the backward pass; the gradients are
+   summed over ranks and clipped; AdamW updates the weights. The warm start and every objective use
+   this path. */
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 
 #include "../model.h"
 #include "objectives.h"
 
-/* Sequences to learn from. Host arrays. A sequence is prompt + completion; loss_mask[t] = 1 where
-   token t is predicted with loss (t >= 1 within its sequence). logp_old etc. are per token with
-   loss of the WHOLE set, in order; per-sequence arrays are [count]. */
+/* Sequences to learn from: prompt and completion. Host arrays, owned by the caller. loss_mask[t] =
+   1 if the prediction of token t has a loss; never for the first token of a sequence. logp_old and
+   logp_ref have one number for each such token of the whole set, in order. advantage and active are
+   [count]. */
 struct TrainingSet {
     int count;
     const int *start;               /* [count + 1] into token, loss_mask */
@@ -27,11 +29,12 @@ struct OptimizerOptions {
 
 struct Trainer;   /* weights, gradients, moments, activations, batch arrays; opaque, trainer.c */
 
-/* Reserves everything the update needs. shape->N is the micro-batch in tokens (at least one longest
-   sequence), shape->max_T the longest input row; the workspace serves the whole of `shape`, so the
-   sampler may share it. optimizer NULL: for scoring only, no gradients or moments, and nothing is
-   kept for backward. Rows shorter than two tokens cannot be learnt from. What a pass needs lies in
-   the arena's training section: it does not outlive a rollout, nor a rollout it. */
+/* Reserves everything that an update needs. shape->N: tokens of a micro-batch, at least those of
+   the longest sequence; shape->max_T: longest input row. The workspace is large enough for all of
+   `shape`, so that the sampler can use it too. optimizer NULL: only for scoring; no gradients and
+   moments, and nothing is kept for a backward pass. Sequences of fewer than two tokens are skipped.
+   Activations, gradients and batch arrays are in the arena's training section: a rollout overwrites
+   them, and a pass here overwrites the sampler's buffers. Owned by the caller; trainer_free. */
 struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena,
                                 const struct OpsShape *shape, enum Recompute recompute,
                                 const struct OptimizerOptions *optimizer, uint64_t seed);
@@ -39,13 +42,14 @@ void trainer_free(struct Trainer *trainer);
 struct Weights *trainer_weights(struct Trainer *trainer);
 /* For the checkpoint. */
 struct OptimizerState trainer_optimizer(const struct Trainer *trainer);
-/* Backend memory [num_parameters]: of the last update, times the loss scale; gone with the next
-   rollout. */
+/* The gradients of the last update, times the loss scale; backend memory [num_parameters], which
+   the next rollout overwrites. */
 float *trainer_gradients(struct Trainer *trainer);
-/* What else a resume needs: optimizer steps done, and the loss scale with the good updates since it
-   changed. The gradients of fp16 activations are formed times a power of two, so that small ones do
-   not vanish below 6e-8; one that overflows is formed again with a smaller scale, and after many
-   good updates a larger one is tried (1710.03740). Elsewhere the scale is 1. */
+/* What a checkpoint needs beside weights and moments: optimizer steps done, the loss scale, and the
+   updates without overflow since the scale changed. With fp16 all gradients are computed times the
+   loss scale, a power of two, so that small gradients of activations do not become 0 (below 6e-8).
+   If a gradient overflows, the pass is made again with a smaller scale; after many updates without
+   overflow a larger one is tried (1710.03740). With other types the scale is 1. */
 struct TrainerProgress {
     int64_t step;
     double loss_scale;
@@ -54,38 +58,42 @@ struct TrainerProgress {
 struct TrainerProgress trainer_progress(const struct Trainer *trainer);
 void trainer_set_progress(struct Trainer *trainer, struct TrainerProgress progress);
 void *trainer_workspace(struct Trainer *trainer);
-/* Moments to zero, step 0: after loading weights, and at the switch from warm start to RL. */
+/* Sets moments and the optimizer's step to zero: after loading weights, and when the warm start is
+   over or a new task begins. */
 void trainer_reset_optimizer(struct Trainer *trainer);
 
 struct UpdateResult {
-    bool made;                /* false: no sequence was active, so there was nothing to do */
+    bool made;                /* false: no sequence was active, and nothing was done */
     double grad_norm;         /* before clipping, over all ranks */
     bool skipped;             /* a non-finite loss or gradient: nothing was updated */
-    const char *bad_tensor;   /* first tensor with a non-finite gradient, when skipped */
+    const char *bad_tensor;   /* if skipped: the first tensor with a non-finite gradient, or "the
+                                 loss" */
     int micro_batches;
-    int overflows;            /* passes made again with a smaller loss scale */
-    long tokens;              /* that entered the network, once */
+    int overflows;            /* how often the pass was made again with a smaller loss scale */
+    long tokens;              /* input tokens of the minibatch, without repeated passes */
 };
 
-/* The minibatch is the sequences of `set` listed in pick[0..num_pick). `batch_template` carries
-   what does not depend on the pick (control, logp_dtype, seed, ordinal); max_tokens is for the
-   aggregation `constant`. stats are added to. */
+/* Makes one update on the sequences of `set` listed in pick [num_pick]. batch_template: the members
+   control, noise, logp_dtype, seed and ordinal; the others are filled here. max_tokens is for the
+   aggregation `constant`. stats are added to. A loss or gradient that is not finite changes no
+   weight (UpdateResult.skipped). */
 struct UpdateResult trainer_update(struct Trainer *trainer, const struct Objective *objective,
                                    const struct TrainingSet *set, const int *pick, int num_pick,
                                    const struct ObjectiveBatch *batch_template, int max_tokens,
                                    float temperature, float learning_rate,
                                    struct ObjectiveStats *stats);
 
-/* Scores every token with loss of the listed sequences, in order: arrays over those tokens, any but
-   logp may be NULL. Uses `weights` (the policy's or a reference's). */
+/* The head's statistics of every token with loss of the listed sequences, in order, under `weights`
+   (the policy's or a reference's). out: arrays over those tokens; any but logp may be NULL. */
 void trainer_score(struct Trainer *trainer, const struct Weights *weights,
                    const struct TrainingSet *set, const int *pick, int num_pick, float temperature,
                    const struct HeadStats *out);
 
-/* Attention entropy (2303.06296) of the next micro-batch that is learnt from, out of attention's
-   own forward pass. Reserve before arena_commit; watch arms it for the next update; then the means
-   over that micro-batch's tokens, normalised as entropy.h says, are host memory [L*NH] of the
-   trainer (NULL: that update had nothing to learn from). */
+/* Attention entropy (2303.06296), which attention's forward pass computes on request.
+     reserve_attention   reserves the memory; before arena_commit
+     watch_attention     requests it for the first micro-batch of the next update
+     attention_entropy   the means over that micro-batch's tokens (entropy_attention_means), host
+                         memory [L*NH] of the trainer; NULL if no update was made since */
 void trainer_reserve_attention(struct Trainer *trainer, struct Arena *arena);
 void trainer_watch_attention(struct Trainer *trainer);
 const double *trainer_attention_entropy(const struct Trainer *trainer);
