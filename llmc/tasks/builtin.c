@@ -4,7 +4,8 @@
 
 const char shared_alphabet[] = "0123456789+-*:=abcdefgh";
 
-/* The different right answers of one prompt. 81 = 9 * 9: two free digits, the third follows. */
+/* The different right answers of one prompt. At most 81: split has 9 * 9 choices of two digits,
+   from which the third follows. */
 struct AnswerList {
     int count;
     char text[81][6];
@@ -53,7 +54,7 @@ static void expression_write(char text[6], const struct Expression *expression) 
     text[5] = 0;
 }
 
-/* Multiplication first, then from left to right: a sum of products, each with its sign. */
+/* The value, with * before + and -: adds up products, each with the sign before it. */
 static int expression_value(const struct Expression *expression) {
     const int *x = expression->operand;
     int sum = 0, product = x[0];
@@ -89,8 +90,8 @@ static int smallest(const int digit[3]) {
     return least;
 }
 
-/* Draws a random expression until its value has two digits, so that the prompt has an answer, and
-   shows its digits in random order. */
+/* Draws random expressions until the value of one has two digits, and makes the prompt of its
+   digits in random order and its value. So every prompt has an answer. */
 static void countdown_draw(struct Text *prompt, struct Rng *rng, bool sorted) {
     struct Expression e;
     int value;
@@ -103,7 +104,8 @@ static void countdown_draw(struct Text *prompt, struct Rng *rng, bool sorted) {
     text_format(prompt, "%d%d%d:%d=", e.operand[0], e.operand[1], e.operand[2], value);
 }
 
-/* All right answers: 6 orders of the digits times 9 pairs of operators, equal texts once. */
+/* All right answers, by trying 6 orders of the digits with 9 pairs of operators. Two equal digits
+   give the same text twice; answers_add keeps one. */
 static void countdown_answers(struct AnswerList *list, const char *prompt, bool sorted) {
     static const int order[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2},
                                     {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
@@ -172,7 +174,7 @@ static int sorted_count(const struct Example *example) {
 
 /* ---- split: `17=` -> three digits 1-9 that sum to it, `9+3+5` ------------------------------- */
 
-/* 3..27, or 0 if the prompt is not one of this task. */
+/* The prompt's number, 3 to 27; 0 if the prompt is not one of this task. */
 static int split_target(const char *prompt) {
     size_t length = strlen(prompt);
     int target = 0;
@@ -228,7 +230,8 @@ static int split_count(const struct Example *example) {
 
 typedef bool Demonstrate(struct Text *answer, const struct Example *example, struct Rng *rng);
 
-/* 1 for exactly the answer that `demonstrate` gives (which draws nothing here), else 0. */
+/* Reward 1 for exactly the answer that `demonstrate` gives, else 0. These tasks' demonstrate
+   functions do not use rng, so NULL is given. */
 static void judge_by_demonstration(float *reward, const struct Completion *completion, int count,
                                    Demonstrate *demonstrate) {
     struct Text right = {0};
@@ -311,8 +314,9 @@ static int reverse_count(const struct Example *example) {
 
 /* ---- the table ------------------------------------------------------------------------------ */
 
-/* max_completion is 5/4 of the longest right answer with its end-of-text: the soft overlong penalty
-   falls on the last fifth, and must not reach a right answer. A row fits a context of 16. */
+/* max_completion is 5/4 of the longest right answer with its end-of-text, because the soft overlong
+   penalty applies to lengths in the last fifth and must not reach a right answer. Prompt and
+   completion together fit into a context of 16 tokens. */
 static const struct Task countdown_task = {
     "countdown", "357:22= to an expression using each digit once, with + - *: 3*5+7",
     shared_alphabet, 7, 8,
@@ -334,7 +338,7 @@ static const struct Task reverse_task = {
     shared_alphabet, 7, 9,
     reverse_next, reverse_judge, reverse_demonstrate, reverse_count, NULL};
 
-/* Tasks in files of their own: a line here and a name below. */
+/* Tasks that have a file of their own: each has a declaration here and its name in the table. */
 extern const struct Task sort_task;   /* example.c */
 
 static const struct Task *const tasks[] = {

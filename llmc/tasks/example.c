@@ -1,4 +1,4 @@
-/* The example to copy: a complete task in forty lines. Prompt `dbca=`, four letters a-h, answer
+/* A complete task in forty lines, to be copied. Prompt `dbca=`, four letters a-h, answer
    `abcd`, the same letters in order.
 
    A task of your own: copy this file, change the three functions and the row, and add the row's
@@ -15,7 +15,8 @@ static void sort_next(struct Example *example, struct Rng *rng) {
     text_append(&example->prompt, "=", 1);
 }
 
-/* The right answer: counting each letter sorts them. It draws nothing, as there is only one. */
+/* The right answer: all a's of the prompt, then all b's, and so on. There is only one, so rng is
+   not used. */
 static bool sort_demonstrate(struct Text *answer, const struct Example *example, struct Rng *rng) {
     (void)rng;
     for (char letter = 'a'; letter <= 'h'; letter++)
@@ -24,7 +25,8 @@ static bool sort_demonstrate(struct Text *answer, const struct Example *example,
     return true;
 }
 
-/* Completions to rewards. A completion is any bytes: look at its length before its text. */
+/* 1 for the right answer, else 0. A completion may hold any bytes and have any length, so its
+   length is compared first. */
 static void sort_judge(float *reward, const struct Completion *completion, int count) {
     struct Text right = {0};
     for (int i = 0; i < count; i++) {
@@ -37,8 +39,8 @@ static void sort_judge(float *reward, const struct Completion *completion, int c
     text_free(&right);
 }
 
-/* max_completion: the answer, end-of-text, and a quarter more, which the soft overlong penalty
-   needs. */
+/* max_completion: the answer (4) and end-of-text (1), times 5/4, because the soft overlong penalty
+   applies to the last fifth. */
 const struct Task sort_task = {
     .name = "sort", .help = "dbca= to the letters in order: abcd", .alphabet = shared_alphabet,
     .max_prompt = LETTERS + 1, .max_completion = 7, .next = sort_next, .judge = sort_judge,

@@ -14,8 +14,8 @@ static uint64_t mix64(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-/* Which of 8 classes a text belongs to. Texts are told apart as written: `357:22=` may be held out
-   while `735:22=`, the same digits in another order, is trained on. */
+/* A hash of the text and the seed, from 0 to 7. Texts that differ in any byte are different:
+   `357:22=` may be held out while `735:22=`, the same digits in another order, is not. */
 static int text_class(const struct Text *text, uint64_t seed) {
     uint64_t hash = mix64(seed + 0x9E3779B97F4A7C15u);
     for (size_t i = 0; i < text->length; i++)
@@ -28,11 +28,11 @@ static void next(struct Example *example, const struct Task *task, struct Rng *r
     task->next(example, rng);
 }
 
-/* The class held out is that of one fixed draw of the seed, so that it is never empty, however few
-   prompts a task has. */
+/* The held-out prompts are those with the same text_class as one prompt that the seed draws. So
+   there is at least one, however few prompts a task has. */
 void example_draw(struct Example *example, const struct Task *task, uint64_t seed,
                   enum RngPurpose purpose, uint64_t ordinal) {
-    enum { TRIES = 100000 };   /* 1 in 8 is held out: with several prompts, a few dozen do */
+    enum { TRIES = 100000 };   /* as 1 in 8 is held out, a few dozen are nearly always enough */
     struct Rng rng;
     const struct Task *like = task->held_out_like ? task_find(task->held_out_like) : task;
     bool want_held_out = purpose == RNG_EVAL_PROMPT;
@@ -56,7 +56,7 @@ void example_free(struct Example *example) { text_free(&example->prompt); }
 /* ---- batches --------------------------------------------------------------------------------- */
 
 int encode_text(const struct Tokenizer *tokenizer, const struct Text *text, int **ids, int begin) {
-    /* an id stands for one byte at least */
+    /* an id stands for at least one byte, so there are at most text->length ids */
     *ids = check_realloc(*ids, (size_t)begin + text->length + 1, sizeof **ids, "prompts");
     int length = tokenizer_encode(tokenizer, text->bytes, *ids + begin, (int)text->length);
     if (length < 0)
@@ -86,8 +86,8 @@ void examples_free(struct Examples *e) {
     *e = (struct Examples){0};
 }
 
-/* Adds the text of ids to the list. How long it becomes only the tokenizer knows: a text that fills
-   the room may have been cut. */
+/* Adds the text of ids [count] to the list. Its length is not known before; tokenizer_decode cuts a
+   text that does not fit. So if the text fills the buffer, a larger one is tried. */
 static void add_decoded(struct TextList *list, const struct Tokenizer *tokenizer, const int *ids,
                         int count) {
     char *text = NULL;

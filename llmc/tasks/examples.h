@@ -1,5 +1,5 @@
-/* Batches of examples: the one way from a task to prompts, and from completions to rewards, in
-   training and in evaluation.
+/* Batches of examples. Training and evaluation both get their prompts and their rewards from a task
+   through these functions.
 
        examples_draw     task -> examples, their prompts as text and as ids
        (the sampler)     prompts -> completions
@@ -10,39 +10,43 @@
 #include "task.h"
 #include "../io/tokenizer.h"
 
-/* Example number `ordinal` of a kind, into *example (owned by the caller; what it held is reused).
+/* Draws example number `ordinal` into *example (owned by the caller; memory it has is reused).
    purpose: RNG_PROMPT and RNG_DEMONSTRATION give prompts for training, RNG_EVAL_PROMPT held-out
-   ones. A hash of the prompt's text and the seed decides its side, about 1 in 8 is held out, and it
-   redraws until the side is right: so a held-out prompt never occurs in training, in this task or
-   in another with prompts of the same form. (The same digits in another order are another text.)
-   Held-out prompts of one evaluation may repeat in tiny tasks. die_input if a task has too few
-   prompts for two sides. */
+   prompts. Whether a prompt is held out is decided by a hash of its text and the seed; about 1 in 8
+   is. Prompts are drawn until one is of the kind wanted. So a held-out prompt never occurs in
+   training, neither in this task nor in one with prompts of the same form (Task.held_out_like). The
+   same digits in another order are a different text. In tasks with few prompts an evaluation may
+   have the same held-out prompt more than once. Ends the program (die_input) if the task has too
+   few different prompts for both kinds. */
 void example_draw(struct Example *example, const struct Task *task, uint64_t seed,
                   enum RngPurpose purpose, uint64_t ordinal);
 void example_free(struct Example *example);
 
-/* `count` examples and their prompts as the sampler wants them. Owned; examples_free. */
+/* `count` examples, with their prompts as the sampler reads them. The struct owns its arrays;
+   examples_free. */
 struct Examples {
     const struct Task *task;
     const struct Tokenizer *tokenizer;
     int count;
     struct Example *example;   /* [count] */
     int *token, *start;        /* ids of prompt i: token[start[i]] to token[start[i + 1] - 1] */
-    uint32_t *ordinal;         /* [count] low bits of the id: what samples are keyed by */
+    uint32_t *ordinal;         /* [count] low 32 bits of the id, for the keys of random draws */
 };
 
-/* Numbers first, first + 1, ... of a kind. die_input if the vocabulary has no ids for a prompt. */
+/* Draws examples number first, first + 1, ..., first + count - 1 (example_draw). Ends the program
+   (die_input) if the vocabulary has no ids for a prompt. */
 struct Examples examples_draw(const struct Task *task, const struct Tokenizer *tokenizer,
                               uint64_t seed, enum RngPurpose purpose, uint64_t first, int count);
-/* Judges `group` completions of each example: number i answers example i / group, its ids are token
-   [start[i]] to [start[i + 1] - 1]. reward [count * group], NaN = unscored (a reward that is not
-   finite is none); text becomes the completions' texts, without end-of-text. */
+/* Judges `group` completions of each example. Completion i answers example i / group; its ids are
+   token[start[i]] to token[start[i + 1] - 1]. reward [count * group] =; NaN: unscored, also where
+   the task's reward is infinite. text: becomes the completions' texts, without end-of-text. */
 void examples_judge(float *reward, struct TextList *text, const struct Examples *examples,
                     int group, const int *token, const int *start, const unsigned char *ended);
 void examples_free(struct Examples *examples);
 
-/* Appends the ids of `text` at *ids, which grows to `begin` + its length; returns where they end.
-   die_input if the vocabulary has no ids for it. */
+/* Writes the ids of `text` to *ids from index `begin` on and returns the index after them. *ids is
+   reallocated, with room for one more; the caller owns it. Ends the program (die_input) if the
+   vocabulary has no ids for the text. */
 int encode_text(const struct Tokenizer *tokenizer, const struct Text *text, int **ids, int begin);
 
 #endif

@@ -1,6 +1,6 @@
-/* Tasks: where prompts and rewards come from. A task is one row, a struct Task: next draws an
-   example, judge turns completions into rewards, demonstrate (optional) gives a right answer for
-   the warm start. Training and evaluation use it alike, through examples.h.
+/* Tasks: where prompts and rewards come from. A task is a struct Task: its function next draws an
+   example, judge computes rewards from completions, and demonstrate (optional) gives a right answer
+   for the warm start. Training and evaluation both use it through examples.h.
 
    To add one: copy example.c, change its functions, and add its line to the table at the end of
    builtin.c. The built-in tasks share an alphabet of ASCII characters:
@@ -12,8 +12,8 @@
        reverse           abcd=    ->  dcba     one answer
        sort              dbca=    ->  abcd     one answer; the example to copy
 
-   Rewards of built-in tasks are bounded and total: any bytes in, a number in [0, 1] out, in time
-   linear in the length. Nothing is evaluated that was not parsed first. */
+   The built-in tasks give a reward in [0, 1] for any bytes a completion may hold, in time linear in
+   its length. They compute the value of an expression only after it was parsed as one. */
 #ifndef LLMC_TASK_H
 #define LLMC_TASK_H
 
@@ -23,20 +23,21 @@
 #include "../base/rng.h"
 #include "../base/text.h"
 
-/* One prompt, for training or held out, with what its completions are judged by. What a task needs
-   beyond the prompt's text (a reference answer, metadata, ids of its own) becomes a field here, set
-   by next and read by judge; the built-in tasks read everything off the prompt. */
+/* One prompt, for training or held out, with all that its completions are judged by. The built-in
+   tasks need only the prompt's text. A task that needs more (a reference answer, say) adds a member
+   here, which next sets and judge reads. */
 struct Example {
-    uint64_t id;              /* which draw of its kind it is: see example_draw */
+    uint64_t id;              /* the ordinal with which example_draw drew it (examples.h) */
     struct Text prompt;
 };
 
-/* One completion of an example. Only read; the text holds any bytes, of any length. */
+/* One completion of an example, as judge is given it: not to be changed. The text may hold any
+   bytes and have any length. */
 struct Completion {
     const struct Example *example;
-    const char *text;         /* [length] and a zero; without the end-of-text token */
+    const char *text;         /* [length], then a zero byte; without the end-of-text token */
     size_t length;
-    bool ended;               /* with end-of-text; else it was cut at the longest length */
+    bool ended;               /* true: it ends with end-of-text; false: cut at the longest length */
 };
 
 struct Task {
@@ -44,32 +45,34 @@ struct Task {
     const char *alphabet;     /* characters that prompts and answers use, in id order */
     int max_prompt;           /* characters of the longest prompt */
     int max_completion;       /* tokens, the end-of-text token included */
-    /* Appends to example->prompt (empty, id set) one prompt that has at least one right answer. All
-       randomness is rng's, so that the same id gives the same example. */
+    /* Appends to example->prompt, which is empty, a prompt that has at least one right answer;
+       example->id is set. All randomness comes from rng, so that the same id gives the same
+       example. */
     void (*next)(struct Example *example, struct Rng *rng);
-    /* reward [count]: 1 is right (what pass@k counts), NaN unscored: it is left out of every mean
-       and taught nothing from. Must not fail, whatever the text. */
+    /* reward [count] =, of completion [count]. 1 means right, which is what pass@k counts; NaN
+       means unscored: the completion is left out of all means and gives no gradient. Must not fail
+       on any text. */
     void (*judge)(float *reward, const struct Completion *completion, int count);
-    /* Appends a random right answer to `answer` (empty), uniform over those of the task's
-       documented form; false if there is none. NULL: the task has no demonstrations, and no warm
-       start. */
+    /* Appends to `answer`, which is empty, a random right answer, drawn uniformly from those of the
+       form that `help` shows. Returns false if there is none. NULL: the task has no demonstrations,
+       and so no warm start. */
     bool (*demonstrate)(struct Text *answer, const struct Example *example, struct Rng *rng);
-    /* How many different answers of the demonstrated form are right: the attainable diversity.
-       NULL: nobody knows. */
+    /* How many different right answers of that form the example has: the most that distinct_correct
+       can reach. NULL: not known. */
     int (*count_answers)(const struct Example *example);
-    /* The task whose held-out prompts are held out here too, because prompts have the same form;
-       NULL: its own. */
+    /* The name of a task with prompts of the same form, whose split into training and held-out
+       prompts is used here too; NULL: this task's own. */
     const char *held_out_like;
 };
 
-/* The built-in tasks' alphabet, one for all, so that a model trained on one can go on with
-   another. */
+/* The alphabet of all built-in tasks. It is the same for all, so that a model that was trained on
+   one task can be trained on another. */
 extern const char shared_alphabet[];
 
-/* The row called `name`, or NULL. task_names: space-separated, for messages. */
+/* The task called `name`, or NULL. task_names: all names, space-separated, for messages. */
 const struct Task *task_find(const char *name);
 const char *task_names(void);
-/* Row i of the table, or NULL past the end: tests visit every row. */
+/* Task i of the table, or NULL for i past the end; for tests of every task. */
 const struct Task *task_row(int i);
 
 #endif
