@@ -238,7 +238,8 @@ struct Ops {
        most 64]: all arguments that differ between sequences; keys are compared byte by byte.
        Returns false if a recording with this key exists: then it was launched, and the caller has
        nothing to do. Returns true if there is none: then the caller makes the calls, and graph_end
-       after them. In between only slots that do not wait, and no alloc, free or upload. */
+       after them. In between, no alloc, free, upload, download, sync, matmul_choices_load or second
+       graph_begin: a backend that records ends the program there. */
     bool (*graph_begin)(const void *key, size_t bytes);
     void (*graph_end)(void);
 

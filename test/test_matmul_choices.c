@@ -3,6 +3,7 @@
    odd sizes, 3 is in between; each sums in an order of its own, so that float32 results tell which
    one it was. The references are those orders of summation, written out here. Another backend
    (the CPU, a GPU) is held to what any has to do. */
+#include "child.h"
 #include "test_ops.h"
 
 static char saved[MATMUL_CHOICES_TEXT];
@@ -204,6 +205,98 @@ static void test_gradients_untouched(void **state) {
         }
 }
 
+/* ---- recorded sequences ---------------------------------------------------------------------- */
+
+/* The buffers of a recorded layer: made before, because a sequence may not allocate. */
+struct Recorded {
+    floatX *x, *w, *out;
+    float *wide;
+    int N, OC;
+    const char *slot;   /* what is called in the sequence and may not be */
+};
+
+static struct Recorded new_recorded(int N) {
+    fill_short(x, MOST_N * C, 7);
+    fill_short(w, OC * C, 8);
+    struct Recorded r = {.x = put_x(x, MOST_N * C), .w = put_x(w, OC * C), .N = N, .OC = OC};
+    r.out = new_x(MOST_N * OC);
+    r.wide = new_floats(MOST_N * OC);
+    return r;
+}
+
+/* One sequence of one key: runs the first time, is recorded the second, replayed after. */
+static void run_recorded(const struct Recorded *r) {
+    if (ops->graph_begin("layer", 5)) {
+        ops->matmul_forward(r->out, r->x, r->w, NULL, r->N, C, r->OC);
+        ops->graph_end();
+    }
+    ops->to_float(r->wide, r->out, (size_t)r->N * OC);
+    ops->download(out, r->wide, (size_t)r->N * OC * sizeof *out);
+}
+
+/* Replayed or not, a product has the algorithm that was chosen for it: also if its description made
+   room for others before it was recorded, and if the choices were loaded anew. */
+static void test_recorded_choices(void **state) {
+    (void)state;
+    if (!simulated()) skip();
+    struct Recorded r = new_recorded(18);
+    for (int round = 0; round < 6; round++) {
+        if (round == 0) begin(NULL);
+        if (round == 3) begin("");
+        run_recorded(&r);
+        if (float32()) assert_int_equal(differing(round < 3 ? 0 : 2, r.N), 0);
+        if (round % 3 == 0)
+            for (int i = 0; i < 320; i++)
+                ops->matmul_forward(r.out, r.x, r.w, NULL, 1 + i % MOST_N, C, 4 * (i / MOST_N + 1));
+    }
+    release_all();
+    begin(NULL);
+}
+
+/* A sequence of another size under the same key: it would have to be timed while it is recorded. */
+static void record_another(void *recorded) {
+    struct Recorded *r = recorded;
+    run_recorded(r);
+    r->N = 40;
+    run_recorded(r);
+}
+
+static void call_in_sequence(void *recorded) {
+    struct Recorded *r = recorded;
+    ops->graph_begin("refused", 7);
+    if (strcmp(r->slot, "alloc") == 0) ops->alloc(16);
+    if (strcmp(r->slot, "free") == 0) ops->free(r->x);
+    if (strcmp(r->slot, "upload") == 0) ops->upload(r->wide, out, 16);
+    if (strcmp(r->slot, "download") == 0) ops->download(out, r->wide, 16);
+    if (strcmp(r->slot, "sync") == 0) ops->sync();
+    if (strcmp(r->slot, "matmul_choices_load") == 0) ops->matmul_choices_load("");
+    if (strcmp(r->slot, "graph_begin") == 0) ops->graph_begin("other", 5);
+}
+
+static void assert_dies(void (*body)(void *), struct Recorded *r, const char *says) {
+    char said[1024];
+    int code = run_in_child(body, r, said, sizeof said);
+    if (code != 1 || !strstr(said, says)) fail_msg("exit code %d, said: %s", code, said);
+}
+
+/* What a recording cannot hold ends the program in a line that says what it was, the first time. */
+static void test_refused_in_a_sequence(void **state) {
+    (void)state;
+    static const char *const slots[] = {"alloc", "free", "upload", "download", "sync",
+                                        "matmul_choices_load", "graph_begin"};
+    if (!simulated()) skip();
+    begin("");
+    struct Recorded r = new_recorded(18);
+    assert_dies(record_another, &r, "a product of M 40, N 32, K 96 is recorded that was not");
+    for (size_t i = 0; i < sizeof slots / sizeof *slots; i++) {
+        char says[64];
+        snprintf(says, sizeof says, "%s was called between graph_begin and", slots[i]);
+        r.slot = slots[i];
+        assert_dies(call_in_sequence, &r, says);
+    }
+    release_all();
+}
+
 /* Text of another machine, and damaged text: refused in words, and then as a fresh start. */
 static void test_foreign_text(void **state) {
     (void)state;
@@ -257,7 +350,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_saved_and_loaded),  cmocka_unit_test(test_classes),
         cmocka_unit_test(test_save_changes_nothing),
         cmocka_unit_test(test_gradients_untouched), cmocka_unit_test(test_foreign_text),
-        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_same_bits), cmocka_unit_test(test_recorded_choices),
+        cmocka_unit_test(test_refused_in_a_sequence),
     };
     open_backend(argc, argv);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -40,6 +40,14 @@ void cuda_fail(const char *file, int line, const char *what, cudaError_t error) 
              cudaGetErrorName(error), hint_for(error));
 }
 
+/* Between graph_begin and graph_end nothing may wait or touch memory from the host: it would be
+   done when the sequence is recorded and not when it is replayed. Looked at on the first run of a
+   sequence too, when nothing is recorded yet. */
+static bool in_sequence;
+static void forbid_in_sequence(const char *slot) {
+    if (in_sequence) cuda_die("%s was called between graph_begin and graph_end", slot);
+}
+
 /* ---- memory ---------------------------------------------------------------------------------- */
 
 static size_t total_memory; /* of the device, bytes */
@@ -47,6 +55,7 @@ static size_t total_memory; /* of the device, bytes */
 /* The size is compared before the driver is asked: nonsense is told in numbers. */
 static void *device_alloc(size_t bytes) {
     void *memory = NULL;
+    forbid_in_sequence("alloc");
     cudaError_t error = bytes > total_memory ? cudaErrorMemoryAllocation
                                              : cudaMalloc(&memory, bytes ? bytes : 1);
     if (error == cudaSuccess) return memory;
@@ -59,6 +68,7 @@ static void *device_alloc(size_t bytes) {
 }
 
 static void device_free(void *memory) {
+    forbid_in_sequence("free");
     CUDA_CHECK(cudaStreamSynchronize(cuda.stream)); /* what is enqueued may still use it */
     CUDA_CHECK(cudaFree(memory));
 }
@@ -80,6 +90,7 @@ static struct {
 } staging;
 
 static void device_upload(void *out, const void *in, size_t bytes) {
+    forbid_in_sequence("upload");
     for (size_t done = 0; done < bytes;) {
         if (staging.used == HALF) {
             CUDA_CHECK(cudaEventRecord(staging.read[staging.now], cuda.stream));
@@ -99,6 +110,7 @@ static void device_upload(void *out, const void *in, size_t bytes) {
 
 static void device_download(void *out, const void *in, size_t bytes) {
     void *to = bytes <= BOUNCE ? staging.bounce : out;
+    forbid_in_sequence("download");
     CUDA_CHECK(cudaMemcpyAsync(to, in, bytes, cudaMemcpyDeviceToHost, cuda.stream));
     CUDA_CHECK(cudaStreamSynchronize(cuda.stream));
     if (to != out) memcpy(out, to, bytes);
@@ -117,7 +129,10 @@ static void device_fill_zero(void *out, size_t bytes) {
 enum { EVENTS = 64 };
 static cudaEvent_t events[EVENTS];
 
-static void device_sync(void) { CUDA_CHECK(cudaStreamSynchronize(cuda.stream)); }
+static void device_sync(void) {
+    forbid_in_sequence("sync");
+    CUDA_CHECK(cudaStreamSynchronize(cuda.stream));
+}
 
 static void event_record(int event) { CUDA_CHECK(cudaEventRecord(events[event], cuda.stream)); }
 
@@ -137,7 +152,7 @@ static struct Graph {
     cudaGraphExec_t exec; /* NULL: seen once */
     long last_use;        /* 0: an empty place */
 } graphs[GRAPHS];
-static struct Graph *recording;
+static struct Graph *recorded; /* the one in hand while cuda.recording */
 static long graph_uses;
 
 /* The place of a key: its own, an empty one, or that of the sequence used longest ago. */
@@ -151,12 +166,22 @@ static struct Graph *graph_find(const void *key, size_t bytes) {
     return oldest;
 }
 
+static void graph_forget(struct Graph *g) {
+    if (g->exec) CUDA_CHECK(cudaGraphExecDestroy(g->exec));
+    memset(g, 0, sizeof *g);
+}
+
+void cuda_forget_sequences(void) {
+    forbid_in_sequence("matmul_choices_load");
+    for (int i = 0; i < GRAPHS; i++) graph_forget(&graphs[i]);
+}
+
 static bool graph_begin(const void *key, size_t bytes) {
+    forbid_in_sequence("graph_begin");
     struct Graph *g = graph_find(key, bytes);
     bool known = g->last_use && g->bytes == bytes && memcmp(g->key, key, bytes) == 0;
     if (!known) {
-        if (g->exec) CUDA_CHECK(cudaGraphExecDestroy(g->exec));
-        memset(g, 0, sizeof *g);
+        graph_forget(g);
         memcpy(g->key, key, bytes);
         g->bytes = bytes;
     }
@@ -167,19 +192,22 @@ static bool graph_begin(const void *key, size_t bytes) {
     }
     if (known) {
         CUDA_CHECK(cudaStreamBeginCapture(cuda.stream, cudaStreamCaptureModeThreadLocal));
-        recording = g;
+        cuda.recording = true;
+        recorded = g;
     }
+    in_sequence = true;
     return true;
 }
 
 static void graph_end(void) {
-    if (!recording) return;
+    in_sequence = false;
+    if (!cuda.recording) return;
     cudaGraph_t graph;
     CUDA_CHECK(cudaStreamEndCapture(cuda.stream, &graph));
-    CUDA_CHECK(cudaGraphInstantiate(&recording->exec, graph, 0));
+    cuda.recording = false;
+    CUDA_CHECK(cudaGraphInstantiate(&recorded->exec, graph, 0));
     CUDA_CHECK(cudaGraphDestroy(graph));
-    CUDA_CHECK(cudaGraphLaunch(recording->exec, cuda.stream));
-    recording = NULL;
+    CUDA_CHECK(cudaGraphLaunch(recorded->exec, cuda.stream));
 }
 
 static void fill(struct Ops *ops) {

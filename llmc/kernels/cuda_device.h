@@ -21,8 +21,13 @@ struct CudaDevice {
     int shared_limit;              /* bytes of shared memory a block may opt in to */
     char name[64];
     const char *dtype;             /* "bf16": what floatX is in this process */
+    bool recording;                /* launches go into a recorded sequence and are not run now */
 };
 extern struct CudaDevice cuda;
+
+/* Forgets all recorded sequences (graph_begin): each runs once more before it is recorded again.
+   For a change after which a slot launches other kernels for the same arguments. */
+void cuda_forget_sequences(void);
 
 /* Ends the program through the host: "FILE:LINE: WHAT: ERROR; HINT". */
 #ifdef __GNUC__

@@ -176,7 +176,8 @@ static int gemm_fastest(const struct GemmPlan *p, const cublasLtMatmulAlgo_t *al
 }
 
 /* The class's choice where this shape takes it, else the library's first; and where its class has
-   none yet, the fastest becomes it. */
+   none yet, the fastest becomes it. Timing allocates and waits, which a recording cannot hold. It
+   never has to: a sequence has run once, and so has chosen, before it is recorded. */
 static void gemm_choose(struct GemmPlan *p, const void *operand, const void *a, const void *b) {
     cublasLtMatmulAlgo_t algorithm[GEMM_ASKED];
     int possible = gemm_candidates(algorithm, p);
@@ -187,6 +188,10 @@ static void gemm_choose(struct GemmPlan *p, const void *operand, const void *a, 
     p->algorithm = algorithm[0];
     if (known && gemm_takes(p, known)) p->algorithm = *known;
     if (known || !gemm_choice_wanted()) return;
+    if (cuda.recording)
+        cuda_die("a product of M %d, N %d, K %d is recorded that was not in the sequence when it "
+                 "first ran; its key in graph_begin has to tell the two apart",
+                 (int)p->key.M, (int)p->key.N, (int)p->key.K);
     p->algorithm = algorithm[gemm_fastest(p, algorithm, possible, a, b)];
     gemm_choice_add(&p->key, &p->algorithm);
 }

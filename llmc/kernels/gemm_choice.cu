@@ -119,6 +119,7 @@ static const char *read_choice(struct Choice *out, const char *line) {
 static const char *choices_load(const char *text) {
     char here[256];
     gemm_forget_plans();
+    cuda_forget_sequences(); /* they hold the algorithms that were chosen before */
     memset(&choices, 0, sizeof choices);
     choices.timed = text != NULL;
     if (!text || !text[0]) return NULL;
