@@ -1,20 +1,15 @@
 #include "checkpoint.h"
 
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <ftw.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include "base/check.h"
 #include "base/checksums.h"
 #include "base/console.h"
 #include "base/files.h"
 #include "base/json.h"
 #include "base/text.h"
+#include "checkpoint_steps.h"
 #include "io/safetensors.h"
 
 #define PATH_SIZE 4096
@@ -429,156 +424,15 @@ void checkpoint_load_optimizer(const char *directory, const struct Model *model,
     safetensors_close(&file);
 }
 
-/* ---- directories ---------------------------------------------------------------------------- */
-
-/* Names that a save uses on its way. What a killed one left under them is cleared by the next. */
-#define WRITING ".writing_"     /* not complete yet */
-#define REPLACED ".replaced_"   /* complete: the older of two saves of one step */
-#define REMOVING ".removing_"   /* not complete any more */
-
-static void rename_path(const char *from, const char *to) {
-    if (rename(from, to) != 0)
-        die_machine("cannot rename %s to %s: %s", from, to, strerror(errno));
-}
-
-/* Contents of a file, or names in a directory, are on the disk when this returns. */
-static void sync_path(const char *path) {
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
-    if (descriptor < 0 || fsync(descriptor) != 0)
-        die_machine("cannot write %s to the disk: %s", path, strerror(errno));
-    close(descriptor);
-}
-
-static int is_visible(const struct dirent *entry) { return entry->d_name[0] != '.'; }
-
-static int is_left_over(const struct dirent *entry) {
-    const char *name = entry->d_name;
-    return strncmp(name, WRITING, strlen(WRITING)) == 0 ||
-           strncmp(name, REPLACED, strlen(REPLACED)) == 0 ||
-           strncmp(name, REMOVING, strlen(REMOVING)) == 0;
-}
-
-/* "step_" and digits only: nothing a file could use to point elsewhere. */
-static bool is_step_name(const char *name) {
-    return strncmp(name, "step_", 5) == 0 && name[5] != '\0' && strlen(name) < 32 &&
-           strspn(name + 5, "0123456789") == strlen(name + 5);
-}
-
-static int is_step(const struct dirent *entry) { return is_step_name(entry->d_name); }
-
-static int compare_steps(const struct dirent **a, const struct dirent **b) {
-    long long x = atoll((*a)->d_name + 5), y = atoll((*b)->d_name + 5);
-    return x < y ? 1 : x > y ? -1 : 0;   /* newest first */
-}
-
-/* scandir that ends the program on failure. The caller frees the names and the list. */
-static int list_directory(const char *path, struct dirent ***names,
-                          int (*filter)(const struct dirent *),
-                          int (*compare)(const struct dirent **, const struct dirent **)) {
-    int count = scandir(path, names, filter, compare);
-    if (count < 0) die_machine("cannot list %s: %s", path, strerror(errno));
-    return count;
-}
-
-static void sync_directory(const char *directory) {
-    struct dirent **names;
-    int count = list_directory(directory, &names, is_visible, alphasort);
-    for (int i = 0; i < count; i++) {
-        char path[PATH_SIZE];
-        check_path(path, sizeof path, "%s/%s", directory, names[i]->d_name);
-        sync_path(path);
-        free(names[i]);
-    }
-    free(names);
-    sync_path(directory);
-}
-
-static int remove_one(const char *path, const struct stat *status, int type, struct FTW *walk) {
-    (void)status, (void)type, (void)walk;
-    return remove(path);
-}
-
-/* Never fatal: a directory that cannot be removed costs disk space, not the run. */
-static void remove_tree(const char *path) {
-    if (nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) != 0)
-        warn("cannot remove %s: %s", path, strerror(errno));
-}
-
-/* Removes a checkpoint so that no half of one is ever seen under its name. */
-static void remove_checkpoint(const char *checkpoints, const char *name) {
-    char path[PATH_SIZE], removing[PATH_SIZE];
-    check_path(path, sizeof path, "%s/%s", checkpoints, name);
-    check_path(removing, sizeof removing, "%s/" REMOVING "%s", checkpoints, name);
-    rename_path(path, removing);
-    remove_tree(removing);
-}
-
-/* A save over an existing step was killed between its two renames: puts the older one back. Does
-   nothing where there is nothing to put back. Only for the process that holds the run's lock:
-   another one's save may be between its renames. */
-static void restore_replaced(const char *checkpoints, const char *name) {
-    char path[PATH_SIZE], replaced[PATH_SIZE];
-    check_path(path, sizeof path, "%s/%s", checkpoints, name);
-    check_path(replaced, sizeof replaced, "%s/" REPLACED "%s", checkpoints, name);
-    if (!path_exists(path) && path_exists(replaced)) rename_path(replaced, path);
-}
-
-static void clear_left_overs(const char *checkpoints) {
-    struct dirent **names;
-    int count = list_directory(checkpoints, &names, is_left_over, alphasort);
-    for (int i = 0; i < count; i++) {
-        const char *name = names[i]->d_name;
-        char path[PATH_SIZE];
-        if (strncmp(name, REPLACED, strlen(REPLACED)) == 0)
-            restore_replaced(checkpoints, name + strlen(REPLACED));
-        check_path(path, sizeof path, "%s/%s", checkpoints, name);
-        if (path_exists(path)) remove_tree(path);
-        free(names[i]);
-    }
-    free(names);
-}
-
-/* Leaves `current` and the newest others, `keep` in all. */
-static void remove_old(const char *checkpoints, const char *current, int keep) {
-    if (keep <= 0) return;
-    struct dirent **names;
-    int count = list_directory(checkpoints, &names, is_step, compare_steps), kept = 1;
-    for (int i = 0; i < count; i++) {
-        bool is_current = strcmp(names[i]->d_name, current) == 0;
-        if (!is_current && ++kept > keep) remove_checkpoint(checkpoints, names[i]->d_name);
-        free(names[i]);
-    }
-    free(names);
-}
-
 /* ---- a whole checkpoint --------------------------------------------------------------------- */
-
-/* Gives a complete, synced directory its name. Where the name is taken, the older save steps aside
-   for the instant between two renames; restore_replaced and checkpoint_latest know of that
-   instant. */
-static void move_into_place(const char *checkpoints, const char *writing, const char *name) {
-    char path[PATH_SIZE], replaced[PATH_SIZE];
-    check_path(path, sizeof path, "%s/%s", checkpoints, name);
-    check_path(replaced, sizeof replaced, "%s/" REPLACED "%s", checkpoints, name);
-    bool taken = path_exists(path);
-    if (taken) rename_path(path, replaced);
-    rename_path(writing, path);
-    sync_path(checkpoints);
-    if (taken) remove_tree(replaced);
-}
 
 void checkpoint_save(const char *run_directory, const struct Model *model,
                      const struct Weights *weights, const struct OptimizerState *optimizer,
                      const struct Tokenizer *tokenizer, const struct Progress *progress,
                      const struct FieldSection *sections, int keep) {
-    char checkpoints[PATH_SIZE], writing[PATH_SIZE], path[PATH_SIZE], name[32];
+    char writing[PATH_SIZE], path[PATH_SIZE], name[32];
     snprintf(name, sizeof name, "step_%06lld", (long long)progress->step);
-    check_path(checkpoints, sizeof checkpoints, "%s/checkpoints", run_directory);
-    check_path(writing, sizeof writing, "%s/" WRITING "%s", checkpoints, name);
-    make_directory_in(run_directory, "checkpoints");
-    clear_left_overs(checkpoints);
-    check_path(path, sizeof path, WRITING "%s", name);
-    make_directory_in(checkpoints, path);
+    steps_begin(run_directory, name, writing, sizeof writing);
 
     struct Checksums sums = {0};
     check_path(path, sizeof path, "%s/model.safetensors", writing);
@@ -598,99 +452,5 @@ void checkpoint_save(const char *run_directory, const struct Model *model,
     state_save(progress, sections, path, &sums);
 
     checksums_save(&sums, writing);
-    sync_directory(writing);
-    move_into_place(checkpoints, writing, name);
-    struct AtomicFile latest;
-    check_path(path, sizeof path, "%s/latest", checkpoints);
-    atomic_open(&latest, path);
-    atomic_write(&latest, name, strlen(name));
-    atomic_write(&latest, "\n", 1);
-    atomic_commit(&latest);
-    remove_old(checkpoints, name, keep);
-}
-
-/* The name in `latest`; false: there is no such file. */
-static bool read_latest(const char *path, char name[64]) {
-    if (!path_exists(path)) return false;
-    const char *problem = file_problem(path);
-    if (problem) die_input("%s: %s", path, problem);
-    FILE *stream = fopen(path, "r");
-    if (stream == NULL) die_errno("read", path);
-    name[fread(name, 1, 63, stream)] = '\0';
-    if (ferror(stream)) die_errno("read", path);
-    fclose(stream);
-    name[strcspn(name, "\n")] = '\0';
-    if (!is_step_name(name))
-        die_input("%s does not name a checkpoint; write one's name (step_000100) into it", path);
-    return true;
-}
-
-/* NULL: all files that a checkpoint must have are there; else why one is not, and its path. */
-static const char *find_missing(const char *checkpoint, char missing[PATH_SIZE]) {
-    static const char *const required[] = {"model.safetensors", "config.json",
-                                           "trainer_state.json"};
-    for (size_t i = 0; i < sizeof required / sizeof required[0]; i++) {
-        check_path(missing, PATH_SIZE, "%s/%s", checkpoint, required[i]);
-        const char *problem = file_problem(missing);
-        if (problem) return problem;
-    }
-    return NULL;
-}
-
-bool checkpoint_latest(const char *run_directory, char *out, size_t capacity) {
-    char checkpoints[PATH_SIZE], path[PATH_SIZE], missing[PATH_SIZE], name[64];
-    check_path(checkpoints, sizeof checkpoints, "%s/checkpoints", run_directory);
-    check_path(path, sizeof path, "%s/latest", checkpoints);
-    const char *problem = NULL;
-    for (int tries = 0; tries < 10; tries++) {
-        if (!read_latest(path, name)) return false;
-        check_path(out, capacity, "%s/%s", checkpoints, name);
-        problem = find_missing(out, missing);
-        if (!problem) return true;
-        usleep(20000);   /* a save replaces it, or `latest` moved on and --keep removed it? */
-    }
-    char ignored[PATH_SIZE];   /* a save over this step was killed between its two renames? */
-    check_path(out, capacity, "%s/" REPLACED "%s", checkpoints, name);
-    if (!find_missing(out, ignored)) return true;
-    die_input("%s: %s; the checkpoint that `latest` names is not complete", missing, problem);
-}
-
-void checkpoint_remove_all(const char *run_directory) {
-    char checkpoints[PATH_SIZE], latest[PATH_SIZE];
-    struct dirent **names;
-    check_path(checkpoints, sizeof checkpoints, "%s/checkpoints", run_directory);
-    if (!path_exists(checkpoints)) return;
-    check_path(latest, sizeof latest, "%s/latest", checkpoints);
-    if (unlink(latest) != 0 && errno != ENOENT)
-        die_machine("cannot remove %s: %s", latest, strerror(errno));
-    clear_left_overs(checkpoints);
-    int count = list_directory(checkpoints, &names, is_step, alphasort);
-    for (int i = 0; i < count; i++) {
-        remove_checkpoint(checkpoints, names[i]->d_name);
-        free(names[i]);
-    }
-    free(names);
-}
-
-bool checkpoint_newest_run(const char *parent, char *out, size_t capacity) {
-    struct dirent **names;
-    struct timespec newest = {0};
-    bool found = false;
-    int count = scandir(parent, &names, is_visible, alphasort);
-    if (count < 0 && is_machine_error(errno)) die_errno("read the directory", parent);
-    for (int i = 0; i < count; i++) {
-        char latest[PATH_SIZE];
-        struct stat status;
-        check_path(latest, sizeof latest, "%s/%s/checkpoints/latest", parent, names[i]->d_name);
-        if (path_exists(latest) && stat(latest, &status) == 0 &&
-            (!found || status.st_mtim.tv_sec > newest.tv_sec ||
-             (status.st_mtim.tv_sec == newest.tv_sec &&
-              status.st_mtim.tv_nsec > newest.tv_nsec))) {
-            found = true, newest = status.st_mtim;
-            check_path(out, capacity, "%s/%s", parent, names[i]->d_name);
-        }
-        free(names[i]);
-    }
-    if (count >= 0) free(names);
-    return found;
+    steps_finish(run_directory, name, writing, keep);
 }

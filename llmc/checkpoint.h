@@ -70,6 +70,15 @@ void checkpoint_save(const char *run_directory, const struct Model *model,
 /* The directory `latest` names, complete; false: there is none. Only reads, so it may run beside a
    program that saves: what that one has put aside for an instant is found, or waited for. */
 bool checkpoint_latest(const char *run_directory, char *out, size_t capacity);
+/* The same, and until checkpoint_release (or this process' end) the --keep of a program that saves
+   leaves that checkpoint where it is: for whoever reads it file by file. *hold is for
+   checkpoint_release only; it is -1 where nothing is held: there is no checkpoint, or the file
+   system has no locks. */
+bool checkpoint_latest_held(const char *run_directory, char *out, size_t capacity, int *hold);
+void checkpoint_release(int *hold);
+/* Removes what --keep removes after a save: what a killed save left, and what readers held then.
+   Only for the process that holds the run's lock. */
+void checkpoint_keep(const char *run_directory, int keep);
 /* Removes every checkpoint of a run, `latest` first; for a fresh start in its place. */
 void checkpoint_remove_all(const char *run_directory);
 /* The run under `parent` whose `latest` moved last; false: there is none. */

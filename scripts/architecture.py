@@ -16,7 +16,7 @@ FLOORS = [
     [("the loop", ["train_gpt2.cu"])],
     [("run/", ["run/"])],
     [("rl/", ["rl/"])],
-    [("tasks/", ["tasks/"]), ("checkpoint", ["checkpoint."]),
+    [("tasks/", ["tasks/"]), ("checkpoint", ["checkpoint"]),
      ("transformer", ["transformer."])],
     [("model, families/", ["model.", "families/"])],
     [("arena", ["arena."])],

@@ -4,6 +4,7 @@
 #include "checkpoint_rig.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include "child.h"
@@ -244,6 +245,35 @@ static void test_keep_and_left_overs(void **state) {
     assert_string_equal(latest, path_of("keep/checkpoints/step_000003"));
     assert_false(exists(path_of("keep/checkpoints/step_000012")));
     assert_true(exists(path_of("keep/checkpoints/step_best")));
+    run_close(&run);
+}
+
+/* What a reader holds stays, however few are to be kept, until it was read; then it goes. */
+static void test_a_held_checkpoint_stays(void **state) {
+    (void)state;
+    struct ModelConfig config = small_config(true);
+    struct Run run;
+    char latest[PATH_SIZE];
+    int hold, second;
+    run_open(&run, &config);
+    run_fill(&run, 1);
+    assert_false(checkpoint_latest_held(path_of("held"), latest, sizeof latest, &hold));
+    assert_int_equal(hold, -1);
+    save_step(&run, path_of("held"), 1, 1);
+    assert_true(checkpoint_latest_held(path_of("held"), latest, sizeof latest, &hold));
+    assert_true(hold >= 0);
+    save_step(&run, path_of("held"), 2, 1);
+    assert_true(checkpoint_latest_held(path_of("held"), latest, sizeof latest, &second));
+    assert_string_equal(latest, path_of("held/checkpoints/step_000002"));
+    save_step(&run, path_of("held"), 3, 1);
+    checkpoint_keep(path_of("held"), 1);
+    assert_true(exists(path_of("held/checkpoints/step_000001/model.safetensors")));
+    assert_true(exists(path_of("held/checkpoints/step_000002/model.safetensors")));
+    checkpoint_release(&hold), checkpoint_release(&second);
+    checkpoint_keep(path_of("held"), 1);
+    assert_false(exists(path_of("held/checkpoints/step_000001")));
+    assert_false(exists(path_of("held/checkpoints/step_000002")));
+    assert_true(exists(path_of("held/checkpoints/step_000003")));
     run_close(&run);
 }
 
@@ -490,6 +520,15 @@ static void check_no_halves(const char *directory, int64_t newest) {
     }
 }
 
+static int count_steps(const char *directory) {
+    char path[PATH_SIZE];
+    glob_t found;
+    snprintf(path, sizeof path, "%s/checkpoints/*step_*", directory);
+    int failed = glob(path, GLOB_PERIOD, NULL, &found), count = failed ? 0 : (int)found.gl_pathc;
+    globfree(&found);
+    return count;
+}
+
 /* Loads what `latest` names; every number of it must be the same. Returns that number. */
 static float loaded_value(struct Run *back, const char *directory) {
     char latest[PATH_SIZE];
@@ -545,6 +584,9 @@ static void test_kills_leave_a_complete_checkpoint(void **state) {
             int after = (int)loaded_value(&back, directory);
             assert_true(after == before || after == c.save.value);
             before = after;
+            /* the next start of the run leaves as many as it is to keep */
+            checkpoint_keep(directory, 1);
+            assert_int_equal(count_steps(directory), 1);
         }
         assert_true(c.calls > 20);
         assert_int_equal(before, c.save.value);
@@ -560,6 +602,7 @@ int main(void) {
         cmocka_unit_test(test_master_weights),
         cmocka_unit_test(test_names_and_types_of_other_writers),
         cmocka_unit_test(test_keep_and_left_overs),
+        cmocka_unit_test(test_a_held_checkpoint_stays),
         cmocka_unit_test(test_saving_over_a_step),
         cmocka_unit_test(test_removing_all_and_the_newest_run),
         cmocka_unit_test(test_latest),

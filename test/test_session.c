@@ -15,7 +15,8 @@
 /* These two stand before the C library's, for sessions that a child of this program opens. */
 static bool say_synced;          /* the path of what is synced goes to stdout */
 static const char *vanishing;    /* a directory that goes away when its state is looked for a */
-static int looks;                /* second time */
+static int looks;                /* second time, */
+static const char *meanwhile;    /* or the options of another program that runs just then */
 
 int fsync(int descriptor) {
     char link[64], path[4096];
@@ -27,8 +28,9 @@ int fsync(int descriptor) {
 }
 
 int access(const char *path, int mode) {
-    if (vanishing && strstr(path, "/trainer_state.json") && looks++ == 1)
-        rename(vanishing, "vanished");
+    bool second = strstr(path, "/trainer_state.json") && looks++ == 1;
+    if (vanishing && second) rename(vanishing, "vanished");
+    if (meanwhile && second && run("$T %s", meanwhile) != 0) fputs(output, stdout);
     return faccessat(AT_FDCWD, path, mode, 0);
 }
 
@@ -525,6 +527,28 @@ static void opens_what_vanishes(void *unused) {
     open_session(&s, line);
 }
 
+static void opens_beside_a_writer(void *unused) {
+    struct Session s;
+    (void)unused;
+    char *line[] = {"train", "--backend", "cpu", "--threads", "1", "--resume", "busy",
+                    "--eval-only", NULL};
+    meanwhile = "--quiet --resume busy --steps 2 --keep 1";
+    open_session(&s, line);
+}
+
+/* The run goes on, with --keep 1, while somebody reads what was its latest checkpoint: the reader
+   gets all of it, and what had to stay for that is gone when the run is started again, which saves
+   nothing. */
+static void test_a_reader_beside_the_writer(void **state) {
+    (void)state;
+    char said[4096];
+    RUN_OK("$T " TINY "--steps 1 --keep 1 --run busy");
+    int code = run_in_child(opens_beside_a_writer, NULL, said, sizeof said);
+    if (code != 0) fail_msg("exit code %d, said: %s", code, said);
+    RUN_OK("test -d busy/checkpoints/step_000002 && $T --quiet --resume busy && "
+           "test $(ls busy/checkpoints | grep -c step_) = 1");
+}
+
 /* A reader of a checkpoint that the run beside it removes meanwhile is told so. */
 static void test_a_checkpoint_that_vanishes(void **state) {
     (void)state;
@@ -557,6 +581,7 @@ int main(void) {
         cmocka_unit_test(test_logs_are_synced_first),
         cmocka_unit_test(test_choices_are_frozen_and_saved),
         cmocka_unit_test(test_a_checkpoint_that_vanishes),
+        cmocka_unit_test(test_a_reader_beside_the_writer),
     };
     return cmocka_run_group_tests(tests, make_place, remove_place);
 }

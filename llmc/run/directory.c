@@ -199,19 +199,21 @@ static void default_name(char *run, size_t capacity, const char *task, const cha
 static void find_model(struct Place *place, const char *model) {
     struct ModelConfig config;
     if (model_config_named(&config, model)) return;
-    if (checkpoint_latest(model, place->checkpoint, sizeof place->checkpoint)) return;
+    if (checkpoint_latest_held(model, place->checkpoint, sizeof place->checkpoint, &place->hold))
+        return;
     check_path(place->checkpoint, sizeof place->checkpoint, "%s", model);
 }
 
 /* Measuring reads, and writes nothing. */
 static struct Place find_measured(const struct Options *o) {
-    struct Place place = {0};
+    struct Place place = {.hold = -1};
     char *checkpoint = place.checkpoint;
     const char *what = o->score[0] ? "--score" : "--eval-only";
     if (o->resume[0]) {
         if (options_on_line(o, "model"))
             die_input("--model and --resume both name weights to measure: leave one out");
-        if (!o->run[0] || !checkpoint_latest(o->run, checkpoint, sizeof place.checkpoint))
+        if (!o->run[0] || !checkpoint_latest_held(o->run, checkpoint, sizeof place.checkpoint,
+                                                  &place.hold))
             die_input("--resume %s: there is no checkpoint to measure", o->resume);
         return place;
     }
@@ -244,12 +246,13 @@ static void check_start(const struct Options *o, const char *run) {
 }
 
 struct Place directory_find(const struct Options *o, const char *task) {
-    struct Place place = {0};
+    struct Place place = {.hold = -1};
     if (measures(o)) return find_measured(o);
     if (o->run[0]) check_path(place.run, sizeof place.run, "%s", o->run);
     else default_name(place.run, sizeof place.run, task, o->objective);
-    place.resumed = o->resume[0] && checkpoint_latest(place.run, place.checkpoint,
-                                                      sizeof place.checkpoint);
+    place.resumed = o->resume[0] &&
+                    checkpoint_latest_held(place.run, place.checkpoint, sizeof place.checkpoint,
+                                           &place.hold);
     if (place.resumed) return place;
     if (o->run[0]) check_start(o, place.run);
     find_model(&place, o->model);

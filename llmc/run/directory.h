@@ -10,6 +10,7 @@
 struct Place {
     char run[4096];          /* the run directory; "" when nothing is written */
     char checkpoint[4096];   /* where weights come from; "" = drawn */
+    int hold;                /* keeps another program from removing it: for checkpoint_release */
     bool resumed;            /* the checkpoint is the run's own, and its progress goes on */
 };
 
@@ -20,7 +21,8 @@ struct Options directory_options(int argc, char **argv, struct Options *before);
 /* Settles where to write and, from --resume and --model, what to start from. `task` is a part of
    the default name. Nothing is made yet. die_input for a directory that is not to be touched: a
    run may start where nothing is, in an empty directory (or one that a run left in its first
-   moments), and with --overwrite in a run's. */
+   moments), and with --overwrite in a run's. A run's latest checkpoint is held until the caller
+   has read it (checkpoint_release). */
 struct Place directory_find(const struct Options *options, const char *task);
 /* Makes the directory and locks it for this process; what is in it stays as it was. A default name
    that is taken becomes the next one in *place. */

@@ -477,7 +477,9 @@ void session_open(struct Session *s, int argc, char **argv) {
     if (s->options.dry_run) exit(0);
     arena_commit(&s->arena, s->ops);
     load(s);
+    checkpoint_release(&s->place.hold);
     if (!s->place.run[0]) return;
+    if (s->place.resumed) checkpoint_keep(s->place.run, (int)s->options.keep);
     if (!is_over(s)) directory_begin(&s->place, &s->options);
     report_open(&s->report, s->place.run, s->options.rollouts_every, &s->progress);
 }
