@@ -134,7 +134,7 @@ struct ObjectiveBatch {
     struct ControlState control;
     float noise;                    /* kl_cov: |l - l_old| up to noise is rounding, counted as 0 */
     const char *logp_dtype;         /* "fp32", "bf16", "fp16": l and l_old are rounded to it
-                                       (doc/objectives.md, section 6) */
+                                       (doc/objectives.md, chapter 10) */
     uint64_t seed, ordinal;         /* clip_cov draws with RNG_COVARIANCE; ordinal: of the update */
     /* filled by objective_prepare, in memory of the caller: */
     float *sequence_ratio;          /* [num_sequences] mean of l - l_old; scope sequence */
@@ -162,7 +162,7 @@ struct ObjectiveStats {
     double bucket_tokens[CLIP_BUCKETS], bucket_clipped_low[CLIP_BUCKETS],
            bucket_clipped_high[CLIP_BUCKETS];
     double adv, adv_logp, logp_sq, adv_sq;           /* for Cov(A, l) */
-    double push_raw, push_effective;                 /* predicted entropy push, section 2 */
+    double push_raw, push_effective;                 /* predicted entropy push, chapter 6 */
     double old_difference, old_difference_max;       /* |l - l_old|, rounded to logp_dtype */
     double non_finite;       /* tokens left out because l, H or a coefficient is not finite */
 };
@@ -177,7 +177,7 @@ void objective_coefficients(const struct Objective *objective, const struct Obje
                             struct ObjectiveStats *stats);
 
 /* Rounds x to the nearest number of the named type, "bf16" or "fp16"; other names and NULL leave it
-   as it is. For --logp-dtype (doc/objectives.md, section 6). */
+   as it is. For --logp-dtype (doc/objectives.md, chapter 10). */
 float round_to_dtype(float x, const char *dtype);
 
 #endif

@@ -362,7 +362,7 @@ static void stats_add_token(struct ObjectiveStats *stats, const struct Objective
 
 /* The predicted change of entropy by a step of size one on the token's logits, -A [p L - (R + H
    Q)]. push_raw takes the task's advantage as A, push_effective the advantage that the gradient
-   really has, -a_t / w_t (doc/objectives.md, section 2). */
+   really has, -a_t / w_t (doc/objectives.md, chapter 6). */
 static void stats_add_push(struct ObjectiveStats *stats, double advantage, double slope,
                            double logp, double entropy, double q, double qlog) {
     double lever = exp(logp) * (logp + entropy) - (qlog + entropy * q);
