@@ -1,5 +1,5 @@
-/* The directories of a run's checkpoints: how a complete one gets its name, which is the latest, and
-   which are removed (the steps of a save: doc/formats.md). */
+/* The directories of a run's checkpoints: how a complete one gets its name, which is the latest,
+   and which are removed (the steps of a save: doc/formats.md). */
 #include "checkpoint_steps.h"
 
 #include <dirent.h>
