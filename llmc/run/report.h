@@ -25,8 +25,9 @@ struct StepReport {
     const struct EntropyState *entropy;
     double seconds_step, seconds_logprob, seconds_update, seconds_monitor;
     double train_tokens, train_flops;  /* of this step */
-    double host_memory_gb;             /* largest so far */
-    double device_memory_gb;           /* what the plan took; NaN: no device but the host */
+    double host_memory_gb;             /* 2^30 bytes, the most so far */
+    double device_memory_gb;           /* 2^30 bytes, the memory plan's total, without what CUDA and
+                                          its libraries take; NaN: the backend is the CPU */
     bool has_reference;
     double push_measured;              /* NaN: not measured */
     const double *attention_entropy;   /* [layers * heads], or NULL */
