@@ -55,6 +55,7 @@ int main(int argc, char **argv) {
     else if (session.options.eval_only) evaluate_only(&session);
     else train(&session);
     session_close(&session);
+    console_end(session.options.eval_only);   /* --score has a check of its own */
     return 0;
 }
 

@@ -227,7 +227,6 @@ static const char *find_missing(const char *checkpoint, char missing[PATH_SIZE])
    file system has no locks. False: the directory is not there any more, or is just being removed or
    replaced. */
 static bool hold_directory(const char *path, int *hold) {
-    struct stat opened, named;
     *hold = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (*hold < 0 && is_machine_error(errno)) die_errno("read the directory", path);
     if (*hold < 0) return false;
@@ -237,8 +236,7 @@ static bool hold_directory(const char *path, int *hold) {
         return true;
     }
     /* the one that is locked may have lost the name before it was */
-    if (locked && fstat(*hold, &opened) == 0 && stat(path, &named) == 0 &&
-        opened.st_dev == named.st_dev && opened.st_ino == named.st_ino) return true;
+    if (locked && is_same_file(*hold, path)) return true;
     checkpoint_release(hold);
     return false;
 }

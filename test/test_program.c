@@ -292,6 +292,16 @@ static void test_eval_only_and_config(void **state) {
     /* a result that cannot be written is not a success */
     int code = run("$T --model saved --eval-only --eval-prompts 4 --eval-samples 4 > /dev/full");
     if (code != 1 || !strstr(output, "standard output")) fail_msg("%d %s", code, output);
+    static const char *const printed[] = {"$T --help", "$T --dry-run",
+                                          "$T " LOUD "--steps 1 --run said", "$T --help >&-"};
+    for (size_t i = 0; i < sizeof printed / sizeof *printed; i++) {
+        code = run("{ %s ; } > /dev/full", printed[i]);
+        int lines = 0;
+        for (const char *c = output; *c; c++) lines += *c == '\n';
+        if (code != 1 || lines != 1 || !strstr(output, "cannot write standard output"))
+            fail_msg("%s: %d %s", printed[i], code, output);
+    }
+    RUN_OK("test -s said/checkpoints/latest");   /* the run itself lost nothing */
     RUN_OK("$T --config saved/config.json --run from-config");
     assert_same_log("saved/metrics.jsonl", "from-config/metrics.jsonl");
 }

@@ -194,12 +194,63 @@ static void test_reopening(void **state) {
     free(text);
 }
 
+/* Logs that are deleted, or replaced, between two saves. */
+static void loses_its_logs(void *unused) {
+    (void)unused;
+    struct Progress progress = {0};
+    struct Report report;
+    struct Evaluation evaluation = evaluation_by_hand();
+    char line[512];
+    console_open(false);
+    report_open(&report, folder, 1, &progress);
+    report_evaluation(&report, "countdown", 0, "phase_start", 0, &evaluation);
+    report_sync(&report);
+    snprintf(line, sizeof line, "cd %s && rm metrics.jsonl events.* && mv rollouts.jsonl old && "
+             "echo mine > rollouts.jsonl", folder);
+    if (system(line) != 0) abort();
+    report_sync(&report);
+    report_evaluation(&report, "countdown", 7, "phase_start", 1, &evaluation);
+    report_sync(&report);
+    report_close(&report);
+}
+
+/* Said in one line each, once; what is logged from there on is in a file of that name again. */
+static void test_deleted_logs(void **state) {
+    (void)state;
+    static const char *const names[] = {"metrics.jsonl", "rollouts.jsonl", "events.out.tfevents"};
+    char path[128];
+    size_t size;
+    assert_int_equal(run_in_child(loses_its_logs, NULL, output, sizeof output), 0);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *said = strstr(output, names[i]);
+        if (!said || !strstr(output, "removed or replaced")) fail_msg("%s: %s", names[i], output);
+        assert_null(strstr(said + 1, names[i]));
+    }
+    snprintf(path, sizeof path, "%s/metrics.jsonl", folder);
+    char *text = read_text(path, &size);
+    assert_non_null(strstr(text, "\"step\": 7,"));
+    free(text);
+    snprintf(path, sizeof path, "%s/rollouts.jsonl", folder);
+    text = read_text(path, &size);
+    assert_string_equal(text, "mine\n");
+    free(text);
+    glob_t found;
+    snprintf(path, sizeof path, "%s/events.out.tfevents.*", folder);
+    assert_int_equal(glob(path, 0, NULL, &found), 0);
+    assert_int_equal(found.gl_pathc, 1);
+    text = read_text(found.gl_pathv[0], &size);
+    assert_non_null(memmem(text, size, "eval/countdown/pass@1", 21));
+    free(text);
+    globfree(&found);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_metrics),
         cmocka_unit_test(test_tensorboard_beside_it),
         cmocka_unit_test(test_what_is_said),
         cmocka_unit_test(test_reopening),
+        cmocka_unit_test(test_deleted_logs),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

@@ -197,6 +197,36 @@ static void test_damaged_settings(void **state) {
     RUN_OK("$T --resume rotten --steps 2 --quiet false");
     if (!strstr(output, "resume    \\x1b[31m fp32") || strchr(output, 27))
         fail_msg("said: %s", output);
+    RUN_OK("sed -i 's/\"control\":.*\"none\"/\"control\": \"magic\"/' "
+           "rotten/checkpoints/step_000002/trainer_state.json && "
+           "rm rotten/checkpoints/step_000002/checksums");
+    assert_refused("$T --quiet --resume rotten --steps 3", "\"control\" is \"magic\"");
+}
+
+/* The start that would have changed the control was killed after it wrote config.json and before it
+   saved: the state is still the old control's. */
+static void test_the_states_own_control(void **state) {
+    (void)state;
+    RUN_OK("$T " TINY "--steps 1 --entropy-control repo_r --run turned && "
+           "sed -i 's/\"entropy-control\":.*\"repo_r\"/\"entropy-control\": \"repo_d\"/' "
+           "turned/config.json && $T --resume turned --steps 2 --quiet false");
+    if (!strstr(output, "entropy control repo_r -> repo_d: its variable starts anew"))
+        fail_msg("said: %s", output);
+}
+
+/* A run whose config.json is empty, cut short or another file's: what is lost, and what is not. */
+static void test_lost_options(void **state) {
+    (void)state;
+    static const char *const texts[] = {"", "{", "{}"};
+    RUN_OK("$T " TINY "--steps 1 --run lost");
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        RUN_OK("printf '%s' > lost/config.json", texts[i]);
+        assert_refused("$T --quiet --resume lost --steps 2",
+                       "its options are lost; --model lost --run ANOTHER starts another run from "
+                       "its weights");
+    }
+    RUN_OK("rm -r lost/checkpoints");
+    assert_refused("$T --quiet --resume lost --steps 2", "--run ANOTHER starts another");
 }
 
 /* ---- every option of a run that goes on ------------------------------------------------------ */
@@ -276,6 +306,9 @@ static void test_fixed_options(void **state) {
         assert_refused(line, name);
     }
     RUN_OK("cmp fixed/config.json fixed.json && $T --quiet --resume fixed --layers 2 --steps 2");
+    RUN_OK("$T " TINY "--steps 1 --run shaped");
+    assert_refused("$T --quiet --resume shaped --steps 2 --layers 6",
+                   "begun with \"0\" (0 = the model's)");
     /* the warm start's own may change until it is over */
     RUN_OK("$T " TINY "--steps 0 --run warm && $T --quiet --resume warm --warm-start 4 && "
            "test $(wc -l < warm/warm_start.jsonl) = 4");
@@ -567,6 +600,8 @@ int main(void) {
         cmocka_unit_test(test_runs_started_together),
         cmocka_unit_test(test_what_resume_refuses),
         cmocka_unit_test(test_damaged_settings),
+        cmocka_unit_test(test_the_states_own_control),
+        cmocka_unit_test(test_lost_options),
         cmocka_unit_test(test_every_option_on_resume),
         cmocka_unit_test(test_fixed_options),
         cmocka_unit_test(test_changes_act),

@@ -1,5 +1,6 @@
 #include "console.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -18,11 +19,24 @@ void console_open(bool be_quiet) {
 
 bool console_quiet(void) { return quiet; }
 
+static int lost;   /* the first error of writing standard output */
+
+static void flush_output(void) {
+    if (fflush(stdout) != 0 && !lost) lost = errno;
+}
+
+void console_end(bool all) {
+    flush_output();
+    if (!lost && ferror(stdout)) lost = EIO;   /* its own error is not known any more */
+    bool excused = lost == EPIPE || lost == EBADF;
+    if (lost && (all || !excused)) die_machine("cannot write standard output: %s", strerror(lost));
+}
+
 static void say_line(const char *format, va_list arguments) {
     console_clear();
     vprintf(format, arguments);
     putchar('\n');
-    fflush(stdout);   /* through a pipe, lines appear as they are said */
+    flush_output();   /* through a pipe, lines appear as they are said */
 }
 
 void say(const char *format, ...) {
@@ -38,7 +52,7 @@ void say_result(const char *format, ...) {
     va_start(arguments, format);
     say_line(format, arguments);
     va_end(arguments);
-    if (ferror(stdout)) die_machine("cannot write standard output");
+    console_end(true);
 }
 
 /* Columns of the terminal; a line as wide as the terminal would wrap and could not be redrawn. */

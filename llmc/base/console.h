@@ -14,6 +14,11 @@ void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* The same, and quiet makes no difference: what the program was asked for. If it cannot be written
    the program ends (die_machine). */
 void say_result(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Call when all has been printed, before the program ends by itself: ends it by die_machine if
+   standard output could not be written. all: everything that was printed is what the program was
+   asked for (a result, --help), and must be there. Otherwise it was a run's log: then a reader that
+   went away (`| head`) and a closed output are nobody's fault. */
+void console_end(bool all);
 /* Redraws the progress line "what 120/300 [#####....] 0:42 left"; nothing unless on a terminal. */
 void console_progress(const char *what, int64_t done, int64_t total, double seconds_left);
 /* Removes the progress line (before any other output; called by say, warn, die). */

@@ -119,6 +119,15 @@ const char *file_problem(const char *path) {
     return strerror(errno);
 }
 
+bool is_same_file(int descriptor, const char *path) {
+    struct stat opened, named;
+    if (fstat(descriptor, &opened) != 0) return false;
+    if (stat(path, &named) == 0)
+        return opened.st_dev == named.st_dev && opened.st_ino == named.st_ino;
+    if (is_machine_error(errno)) die_errno("read", path);
+    return false;
+}
+
 struct dirent *next_entry(DIR *directory, const char *path) {
     errno = 0;
     struct dirent *entry = readdir(directory);

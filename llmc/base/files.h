@@ -37,6 +37,10 @@ bool path_exists(const char *path);
    be read as empty, or waited for. A machine that cannot say ends the program, as above. */
 const char *file_problem(const char *path);
 
+/* Is the open file (or directory) the one that `path` names now? False where nothing has that name
+   any more. A machine that cannot say ends the program. */
+bool is_same_file(int descriptor, const char *path);
+
 /* readdir for a directory called `path`: NULL at its end only, an error ends the program. */
 struct dirent *next_entry(DIR *directory, const char *path);
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "check.h"
+#include "console.h"
 #include "json.h"
 #include "text.h"
 
@@ -308,6 +309,7 @@ void option_table_parse(const struct OptionTable *table, void *fields, int argc,
         i += parse_one(table, fields, argv, i);
         if (*(const bool *)((const char *)fields + table->help)) {
             option_table_help(table, stdout);
+            console_end(true);
             exit(0);
         }
     }

@@ -129,11 +129,26 @@ void jsonl_end(struct Jsonl *out) {
     out->length = 0;
 }
 
+/* Where the name cannot be opened again, lines still go to the file that has lost it. */
+static void reopen(struct Jsonl *out) {
+    FILE *stream = fopen(out->path, "ab");
+    if (!stream) {
+        warn("%s was removed or replaced while the run wrote it, and cannot be opened again: %s",
+             out->path, strerror(errno));
+        return;
+    }
+    warn("%s was removed or replaced while the run wrote it; lines from here on go to the file "
+         "that has its name now", out->path);
+    fclose(out->stream);
+    out->stream = stream;
+}
+
 void jsonl_sync(struct Jsonl *out) {
     /* Some places (pipes, some file systems) cannot be synced; what is there is as safe as can
        be. */
     if (fsync(fileno(out->stream)) != 0 && errno != EINVAL && errno != EROFS)
         die_machine("cannot write %s to the disk: %s", out->path, strerror(errno));
+    if (!is_same_file(fileno(out->stream), out->path)) reopen(out);
 }
 
 void jsonl_close(struct Jsonl *out) {

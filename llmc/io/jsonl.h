@@ -27,7 +27,9 @@ void jsonl_integers(struct Jsonl *out, const char *key, const int *values, int c
 void jsonl_numbers(struct Jsonl *out, const char *key, const float *values, int count);
 /* Ends the object and hands the line to the kernel; die_machine if the disk refuses it. */
 void jsonl_end(struct Jsonl *out);
-/* What was written is on the disk when this returns; die_machine if it cannot be. */
+/* What was written is on the disk when this returns; die_machine if it cannot be. If the file was
+   removed or replaced since it was opened, a warning says so, and what follows goes to the file
+   that has its name then (a new one, if there is none). */
 void jsonl_sync(struct Jsonl *out);
 void jsonl_close(struct Jsonl *out);
 

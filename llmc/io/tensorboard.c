@@ -152,6 +152,10 @@ void tensorboard_flush(struct TensorBoard *board) {
     if (fflush(board->stream) != 0) die_write(board);
 }
 
+bool tensorboard_is_there(const struct TensorBoard *board) {
+    return is_same_file(fileno(board->stream), board->path);
+}
+
 void tensorboard_close(struct TensorBoard *board) {
     if (board->stream && fclose(board->stream) != 0) die_write(board);
     board->stream = NULL;

@@ -6,6 +6,7 @@
 #ifndef LLMC_TENSORBOARD_H
 #define LLMC_TENSORBOARD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -27,6 +28,8 @@ void tensorboard_scalar(struct TensorBoard *board, int64_t step, const char *tag
 /* Hands what was logged to the kernel; once per step. Like tensorboard_scalar and
    tensorboard_close it ends in die_machine if the disk refuses. */
 void tensorboard_flush(struct TensorBoard *board);
+/* Does the file still have its name, or was it removed or replaced since it was opened? */
+bool tensorboard_is_there(const struct TensorBoard *board);
 void tensorboard_close(struct TensorBoard *board);
 
 /* Removes the event files of this program in `directory`, for a run that starts anew there. */

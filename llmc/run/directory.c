@@ -123,11 +123,8 @@ static void lock_run(const char *run) {
 
 void directory_check(const char *run) {
     char path[4096];
-    struct stat locked, found;
     check_path(path, sizeof path, "%s/lock", run);
-    if (fstat(lock_descriptor, &locked) == 0 && stat(path, &found) == 0 &&
-        locked.st_dev == found.st_dev && locked.st_ino == found.st_ino)
-        return;
+    if (is_same_file(lock_descriptor, path)) return;
     die_machine("cannot save: the directory %s is gone, or another was put in its place; it was "
                 "there when this run began", run);
 }
@@ -145,6 +142,15 @@ static _Noreturn void die_no_run(const char *run) {
         die_input("--resume %s: it has checkpoints but no config.json, so the run's options are "
                   "lost; --model %s takes its weights", run, run);
     die_input("--resume %s: it is no run (there is no config.json of one in it)", run);
+}
+
+/* Ends the program: config.json is empty, cut short, or another file. */
+static _Noreturn void die_options_lost(const char *run) {
+    static const char lost[] = "is not the config.json of a run, so its options are lost";
+    if (is_inside(run, "checkpoints"))
+        die_input("%s/config.json %s; --model %s --run ANOTHER starts another run from its weights",
+                  run, lost, run);
+    die_input("%s/config.json %s; --run ANOTHER starts another run", run, lost);
 }
 
 /* The run that --resume means: DIR, or with auto --run's, or else the newest under runs/. False:
@@ -174,14 +180,13 @@ struct Options directory_options(int argc, char **argv, struct Options *before) 
     if (!options.resume[0] || !resumed_run(&options, run, sizeof run)) return options;
     if (!measures(&options) && !options.dry_run) lock_run(run);   /* before it is read */
     check_path(config, sizeof config, "%s/config.json", run);
+    if (kind_of(run) == DAMAGED) die_options_lost(run);
     char **line = check_alloc((size_t)argc + 3, sizeof *line, "the command line");
     line[0] = argv[0], line[1] = "--config", line[2] = config;
     options_parse(before, 3, line);
     for (int i = 1; i < argc; i++) line[i + 2] = argv[i];
     options_parse(&options, argc + 2, line);
     free(line);
-    if (kind_of(run) == DAMAGED)
-        die_input("%s is not the config.json of a run: its options are lost", config);
     check_path(options.run, sizeof options.run, "%s", run);
     return options;
 }

@@ -292,10 +292,14 @@ void options_check_resume(const struct Options *options, const struct Options *b
     for (int i = 0; i < NUM_ROWS; i++) {
         const struct Option *o = &rows[i];
         char now[OPTION_TEXT], then[OPTION_TEXT];
+        const char *zero = strstr(o->help, "0 = ");   /* what it stands for: "the model's" */
         if (o->use & (ONCE | FREE) || (o->use & WARM && warm)) continue;
         if (option_same(o, options, before)) continue;
-        die_input("--%s %s: the run that goes on was begun with \"%s\", and %s; start another run "
-                  "for it", o->name, option_value(o, options, now), option_value(o, before, then),
+        option_value(o, before, then);
+        bool explain = zero && strcmp(then, "0") == 0;
+        die_input("--%s %s: the run that goes on was begun with \"%s\"%s%s%s, and %s; start another "
+                  "run for it", o->name, option_value(o, options, now), then,
+                  explain ? " (" : "", explain ? zero : "", explain ? ")" : "",
                   o->use & WARM ? "its warm start is over" : "keeps it");
     }
 }

@@ -37,6 +37,11 @@ void report_sync(struct Report *r) {
     jsonl_sync(&r->warm);
     jsonl_sync(&r->attention);
     jsonl_sync(&r->rollouts);
+    if (tensorboard_is_there(&r->board)) return;
+    warn("%s was removed or replaced while the run wrote it; another one goes on from step %lld",
+         r->board.path, (long long)r->step + 1);
+    tensorboard_close(&r->board);
+    tensorboard_open(&r->board, r->run, r->step + 1);
 }
 
 void report_close(struct Report *r) {
@@ -249,11 +254,16 @@ static void write_rollouts(struct Jsonl *log, int64_t step, const struct Experie
 
 void report_evaluation(struct Report *r, const char *task, int64_t step, const char *when,
                        int phase, const struct Evaluation *evaluation) {
+    bool after_all = strcmp(when, "after_all") == 0;
     begin_line(r, step, task);
     jsonl_integer(&r->metrics, when, phase);
+    /* In TensorBoard one step further on: a run that goes on drops what is logged past its step,
+       and makes this evaluation again at its own end. */
+    if (after_all) r->step = step + 1;
     write_evaluation(r, task, evaluation);
+    r->step = step;
     end_line(r);
-    if (strcmp(when, "after_all") == 0) return;
+    if (after_all) return;
     r->first = r->last = *evaluation, r->evaluated = true;   /* the summary is of the last task */
     r->phase_step = step;
 }

@@ -70,7 +70,8 @@ void report_step(struct Report *report, const struct StepReport *step);
 /* The table's line for a person: pass@k etc. in words. */
 void report_describe_evaluation(const struct Evaluation *evaluation, char *out, int capacity);
 void report_summary(struct Report *report, int64_t steps_done);
-/* Every line so far is on the disk when this returns. */
+/* Every line so far is on the disk when this returns. A log that was removed or replaced under the
+   run is said, and goes on in a new file; its earlier lines are lost. */
 void report_sync(struct Report *report);
 void report_close(struct Report *report);
 

@@ -298,10 +298,12 @@ static void resume_entropy(struct Session *s, const struct EntropyState *opened)
     const struct EntropyOptions *now = &e->options;
     struct Objective objective = choose_objective(&s->before);
     struct EntropyOptions was = choose_entropy(&s->before, objective.control);
-    if (now->control != was.control)
+    /* The state's own word: a start that was killed before its first save has changed config.json. */
+    int control = objective_axis_value("entropy-control", s->saved.control);
+    if ((int)now->control != control)
         say("resume    entropy control %s -> %s: its variable starts anew",
-            entropy_controls[was.control].name, entropy_controls[now->control].name);
-    if (now->control != was.control || now->rule != was.rule ||
+            s->saved.control, entropy_controls[now->control].name);
+    if ((int)now->control != control || now->rule != was.rule ||
         now->range.start != was.range.start) {
         e->control = opened->control, e->integral = opened->integral, e->coef = opened->coef;
         e->steps_at_bound = 0;
@@ -427,6 +429,9 @@ static int64_t choose_held_out(const struct Session *s) {
 /* Where the run stood, and what its options may become. */
 static void resume(struct Session *s) {
     checkpoint_load_state(s->place.checkpoint, &s->progress, NULL);
+    if (objective_axis_value("entropy-control", s->progress.control) < 0)
+        die_input("%s/trainer_state.json: \"control\" is \"%s\", and there is no such control",
+                  s->place.checkpoint, quote(s->progress.control));
     options_check_resume(&s->options, &s->before, s->progress.phases_begun == 0);
     if (s->plan.steps < s->progress.step)
         die_input("--steps %lld: the run is at step %lld already", (long long)s->plan.steps,
@@ -474,7 +479,10 @@ void session_open(struct Session *s, int argc, char **argv) {
     note_settings(s);
     if (s->place.run[0] && !s->options.dry_run) directory_open(&s->place, &s->options);
     if (!s->options.score[0]) describe(s);
-    if (s->options.dry_run) exit(0);
+    if (s->options.dry_run) {
+        console_end(true);
+        exit(0);
+    }
     arena_commit(&s->arena, s->ops);
     load(s);
     checkpoint_release(&s->place.hold);
