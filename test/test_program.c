@@ -407,34 +407,31 @@ static void test_hostile_checkpoint(void **state) {
     RUN_OK("$T --quiet --resume healthy --steps 3");
 }
 
-/* A full disk is the machine's failure (exit 1); what was there stays whole. */
+/* Starts a long run in under/, does `meanwhile` once it has logged something, then asks it to stop:
+   it cannot save, ends with exit code 1, and says `says`. */
+static void assert_lost_directory(const char *meanwhile, const char *says) {
+    int code = run("$T " SMALL "--steps 1000000 --save-every 0 --run under & pid=$!; while ! "
+                   "[ -s under/metrics.jsonl ]; do sleep .05; done; %s; "
+                   "kill -TERM $pid; wait $pid", meanwhile);
+    if (code != 1 || !strstr(output, says)) fail_msg("%s: %d %s", meanwhile, code, output);
+}
+
 /* The run's directory goes away under the run: the save at its end makes none in its place, and
    says so. */
 static void test_run_removed_under_it(void **state) {
     (void)state;
-    int code = run("$T " SMALL "--steps 1000000 --save-every 0 --run under & pid=$!; while ! "
-                   "[ -s under/metrics.jsonl ]; do sleep .05; done; mv under moved; "
-                   "kill -TERM $pid; wait $pid");
-    if (code != 1 || !strstr(output, "the directory under is gone"))
-        fail_msg("%d %s", code, output);
+    assert_lost_directory("mv under moved", "the directory under is gone");
     assert_int_equal(run("[ -e under ]"), 1);
     RUN_OK("rm -r moved");
     /* rm -rf that met a save: checkpoints/ is left, and is no run */
-    code = run("$T " SMALL "--steps 1000000 --save-every 0 --run under & pid=$!; while ! "
-               "[ -s under/metrics.jsonl ]; do sleep .05; done; mkdir under/checkpoints; "
-               "rm under/*.* under/lock; kill -TERM $pid; wait $pid");
-    if (code != 1 || !strstr(output, "under is gone")) fail_msg("%d %s", code, output);
+    assert_lost_directory("mkdir under/checkpoints; rm under/*.* under/lock", "under is gone");
     RUN_OK("rmdir under/checkpoints && rm -r under");
 }
 
 /* Another directory in its place gets nothing of the run. */
 static void test_run_replaced_under_it(void **state) {
     (void)state;
-    int code = run("$T " SMALL "--steps 1000000 --save-every 0 --run under & pid=$!; while ! "
-                   "[ -s under/metrics.jsonl ]; do sleep .05; done; mv under moved; mkdir under; "
-                   "kill -TERM $pid; wait $pid");
-    if (code != 1 || !strstr(output, "another was put in its place"))
-        fail_msg("%d %s", code, output);
+    assert_lost_directory("mv under moved; mkdir under", "another was put in its place");
     RUN_OK("rmdir under && rm -r moved");
 }
 
@@ -464,6 +461,7 @@ static void test_rotten_weights(void **state) {
     }
 }
 
+/* A full disk is the machine's failure (exit 1); what was there stays whole. */
 static void test_full_disk(void **state) {
     (void)state;
     RUN_OK("$T " SMALL "--steps 2 --run full");

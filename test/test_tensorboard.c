@@ -323,7 +323,7 @@ static void test_evaluations_name_their_task(void **state) {
 }
 
 static int not_hidden(const struct dirent *entry) { return entry->d_name[0] != '.'; }
-static int is_events(const struct dirent *entry) { return strncmp(entry->d_name, "events", 6) == 0; }
+static int is_events(const struct dirent *e) { return strncmp(e->d_name, "events", 6) == 0; }
 
 /* What TensorBoard does: files by name, events in order, START drops what came before from its step
    on. Returns how many numbers are left; value[step] for step < capacity. */

@@ -298,7 +298,8 @@ static void resume_entropy(struct Session *s, const struct EntropyState *opened)
     const struct EntropyOptions *now = &e->options;
     struct Objective objective = choose_objective(&s->before);
     struct EntropyOptions was = choose_entropy(&s->before, objective.control);
-    /* The state's own word: a start that was killed before its first save has changed config.json. */
+    /* The control that the saved state belongs to. config.json may name another one: a start with
+       another control writes it, and may have been killed before its first save. */
     int control = objective_axis_value("entropy-control", s->saved.control);
     if ((int)now->control != control)
         say("resume    entropy control %s -> %s: its variable starts anew",
