@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""The house, drawn from its #include lines: floors as rows, rooms as boxes, includes as arrows.
+"""The program's parts ("rooms") in layers ("floors"), drawn from the #include lines.
 
-    scripts/architecture.py --check     prints every include that runs upward or around; exit code 1
-                                        if there is one (needs nothing but Python)
+    scripts/architecture.py --check     prints every include that is not allowed; exit code 1 if
+                                        there is one (needs nothing but Python)
     scripts/architecture.py [FILE]      draws it too: doc/images/architecture.png (needs matplotlib)
 
-A file may include what is on its own floor in its own room, and anything on a floor below.
+A file may include files of its own room and of every floor below, and no others.
 """
 import os
 import re
 import sys
 
-# From the roof down. A room is a folder or single files; rooms on one floor do not know each other.
+# From the top floor down. A room is a folder or single files. Rooms on the same floor must not
+# include each other.
 FLOORS = [
     [("the loop", ["train_gpt2.cu"])],
     [("run/", ["run/"])],
@@ -25,7 +26,7 @@ FLOORS = [
     [("io/", ["io/"])],
     [("base/", ["base/"])],
 ]
-# These two stand on the ground: mathematics on flat arrays, which knows only base.
+# These files of rl/ are mathematics on flat arrays: they may include only each other and base/.
 GROUND = ["rl/objectives.", "rl/surrogates.", "rl/entropy."]
 
 
@@ -57,7 +58,7 @@ def includes():
 
 
 def check(arrows):
-    """The lines that say what is wrong."""
+    """One line for each include that is not allowed."""
     wrong = []
     for path, target, number in arrows:
         (floor, room), (below, other) = room_of(path), room_of(target)
@@ -76,7 +77,8 @@ def draw(arrows, file):
     place = {}
     for floor, rooms in enumerate(FLOORS):
         for i, (name, _) in enumerate(rooms):
-            # Floors are shifted by turns: an arrow over two misses the one between.
+            # Single rooms are shifted left and right by turns, so that an arrow that crosses a
+            # floor does not run through its room.
             x = (i + 1) / (len(rooms) + 1) + (0.11 * (-1) ** floor if len(rooms) == 1 else 0)
             place[name] = (x, -floor)
     count = {}

@@ -1,12 +1,12 @@
 #!/bin/sh
-# check_style.sh: what the eye should not have to check, in every source file and page of this tree:
-# lines of at most 100 columns, files of at most 700 lines, functions of at most 80, and no name of
-# a file that does not exist, neither in a page (`paths`, links) nor in a comment. Prints FILE:LINE
-# and what is wrong; exit code 1 if anything is. Needs awk, find and sort.
+# check_style.sh: checks every source file and Markdown page of this tree for lines above 100
+# columns, files above 700 lines, functions above 80 lines, and names of files that do not exist, in
+# pages (`paths`, links) and in comments. Prints FILE:LINE and what is wrong; exit code 1 if there is
+# anything. Needs awk, find and sort.
 #
-# Excepted: test/golden/ (data written by programs), and from the columns tables of pages, whose
-# rows cannot be broken, and lines that are one word (an address). A name with X, NAME, * or %
-# stands for many; foreign names are listed below.
+# Not checked: test/golden/ (data written by programs). Allowed to be wide: tables of pages, whose
+# rows cannot be broken, and lines of one word (an address). A name with X, NAME, * or % stands for
+# several files and is not looked for; names of other projects' files are listed below (foreign).
 set -u
 cd "$(dirname "$0")/.."
 
@@ -16,13 +16,13 @@ find Makefile train_gpt2.cu ./*.md .ci llmc test dev doc scripts experiments -ty
     sed 's|^\./||' | grep -v '^test/golden/' | sort >"${TMPDIR:-/tmp}/style.$$"
 trap 'rm -f "${TMPDIR:-/tmp}/style.$$"' EXIT
 
-# The files of this tree, then those to read: one awk knows the first when it reads the second.
+# awk first reads the list of all files of the tree (-), then the files to be checked.
 find . -name .git -prune -o -name build -prune -o -name runs -prune -o -type f -print |
     sed 's|^\./||' |
     LC_ALL=C awk -v foreign=" llm.c llama2.c policy.c train_gpt2.c core_algos.py IN.cu " '
     function complain(what) { print FILENAME ":" FNR ": " what; wrong++ }
 
-    # A path as it is written, from the root, or from the folder of the file that names it.
+    # True if there is such a path, seen from the root or from the folder of the file that names it.
     function exists(path, folder) {
         sub(/^\.\//, "", path)
         sub(/[:.,]+$/, "", path)
@@ -37,7 +37,8 @@ find . -name .git -prune -o -name build -prune -o -name runs -prune -o -type f -
         path = folder == "" ? path : folder "/" path
         return path in file || path in directory
     }
-    # X.c, NAME, X_*.c, step_%d: not names of one file; and what is built is not there yet.
+    # True for X.c, NAME, X_*.c, step_%d, which name no single file, and for .o and .so files, which
+    # exist only after a build.
     function stands_for_many(path) {
         if (path ~ /\.s?o$/) return 1
         return path ~ /[*%<>{}$@]|\.\.\.$|(^|[\/_.])(X|NAME|DIR|FILE|DTYPE)([\/_.]|$)/
@@ -52,7 +53,7 @@ find . -name .git -prune -o -name build -prune -o -name runs -prune -o -type f -
             if (!stands_for_many(path) && !exists(path)) complain("there is no " path)
         }
     }
-    # Bare names of files (`objectives.c`): one of that name must be somewhere.
+    # Names of files without a folder (`objectives.c`): a file of that name must be somewhere.
     function look_for_names(line, word) {
         while (match(line, before "[A-Za-z0-9_]+[.](c|cu|cuh|md|sh|py|mk)" behind)) {
             word = substr(line, RSTART, RLENGTH)

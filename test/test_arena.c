@@ -1,5 +1,5 @@
-/* The arena: addresses, alignment, disjointness, the printed ledger. Memory comes from a stand-in
-   for the backend, so that this program needs no kernels. */
+/* The arena: addresses, alignment, no overlap, the printed plan. Memory comes from a stand-in for
+   the backend, so that this program needs no kernels. */
 #include "test.h"
 #include "../llmc/arena.h"
 #include "child.h"
@@ -47,7 +47,7 @@ static void test_buffers_are_aligned_and_disjoint(void **state) {
         assert_int_equal((uintptr_t)pointer[i] % 256, 0);
         memset(pointer[i], i, bytes[i]);
     }
-    /* A buffer that overlapped another would have been written over by it. */
+    /* Had two buffers overlapped, one would hold the other's bytes by now. */
     for (int i = 0; i < COUNT; i++)
         for (size_t b = 0; b < bytes[i]; b++) assert_int_equal(pointer[i][b], (char)i);
     arena_free(&arena);
@@ -55,8 +55,8 @@ static void test_buffers_are_aligned_and_disjoint(void **state) {
     assert_null(arena.memory);
 }
 
-/* Training over decoding: the two never cost more than the larger, and neither reaches into what is
-   always there. */
+/* The training and decoding sections share memory: together they take the size of the larger one,
+   and neither overlaps the section that is always kept. */
 static void test_sections(void **state) {
     (void)state;
     struct Arena arena = {0};

@@ -1,6 +1,6 @@
-/* What may be chosen together: axes of an objective, numbers of a clip, options of an entropy
-   control. A combination does what it says, or is refused, or something is said of it at the start.
-   The tables are the decisions, each made by hand. */
+/* Which options may be combined: axes of an objective, numbers of a clip, options of an entropy
+   control. A combination does what its options say, or it is refused, or the program warns at the
+   start. The tables hold what is expected of each, written by hand. */
 #include "test.h"
 #include "../llmc/rl/entropy.h"
 #include "../llmc/rl/objectives.h"

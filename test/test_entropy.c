@@ -63,8 +63,9 @@ static struct Softmax random_state(struct Rng *rng, double *A) {
     return s;
 }
 
-/* Every arm as one token of its own completion, through the objective: -a_t / w_t is the advantage
-   the gradient amounts to. Weights are 1; push[y], if not NULL, is the predicted one. */
+/* Gives the objective every arm as the one token of a completion, with weight 1. The result -a_t is
+   the advantage that the gradient has, entropy control included. push[y], if not NULL: the
+   predicted push of arm y. */
 static void objective_advantage(double *out, double *push, const struct Softmax *s, const double *A,
                                 enum EntropyControl control, float zeta) {
     struct Objective objective = *objective_find("rloo");
@@ -147,8 +148,9 @@ static void test_beta_star(void **state) {
     }
 }
 
-/* repo_r keeps signs, leaves A = 0 alone, and turns entropy the way of zeta in nearly every state
-   (not a theorem: raw l is not centred). */
+/* repo_r never changes the sign of A, leaves A = 0 as it is, and changes the entropy in the
+   direction of zeta's sign in nearly every random state. Not in every one, because it uses l, which
+   is not centred. */
 static void test_repo_r(void **state) {
     (void)state;
     struct Rng rng;
@@ -311,7 +313,7 @@ static void test_presets(void **unused) {
     assert_true(adapo.control.clip_high == .28f && adapo.control.zeta == 0);
 }
 
-/* Each row is whole: what it says of itself fits together, and its line at the start names it. */
+/* The members of each row fit together, and the line printed at the start names its variable. */
 static void test_rows_are_whole(void **unused) {
     (void)unused;
     int rows = 0;
@@ -377,10 +379,10 @@ static void test_pi_rule(void **unused) {
         ASSERT_NEAR(state.integral, integral, 1e-9);
     }
     struct EntropyState empty = opened(CONTROL_REPO_R, CONTROLLER_PI);
-    entropy_update(&empty, 0);   /* a target of 0 divides nothing */
+    entropy_update(&empty, 0);   /* with a target of 0 there must be no division by it */
     entropy_update(&empty, 1);
     ASSERT_NEAR(empty.control.zeta, 1e-3, 1e-9);
-    state.integral = .08;        /* of a run with wider bounds: it must find its way back */
+    state.integral = .08;        /* saved by a run with wider bounds: it must return into these */
     entropy_update(&state, 2.2);
     ASSERT_NEAR(state.integral, .08 - .02 * high * .1, 1e-9);
 }
@@ -554,8 +556,8 @@ static struct BanditResult bandit_train(enum EntropyControl control, enum Contro
     return result;
 }
 
-/* Held: every one of the last 500 rollouts within 5 % of the target, and the task is learnt. The
-   same bandit without control loses more than half of the target's entropy. */
+/* With a control, each of the last 500 rollouts has an entropy within 5 % of the target, and the
+   task is learnt. Without one, the same bandit ends below half of the target. */
 static void test_controllers_hold_a_bandit(void **unused) {
     (void)unused;
     for (int control = 0; entropy_controls[control].name; control++)

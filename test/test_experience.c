@@ -1,5 +1,5 @@
-/* What a policy learns from, gathered: completions come from a replayed file, so that every number
-   is known beforehand. */
+/* Collecting experience. The completions come from a replayed file, so that every number is known
+   beforehand. */
 #include "letters.h"
 #include <unistd.h>
 #include "../llmc/rl/evaluate.h"
@@ -96,7 +96,8 @@ static void test_sums(void **state) {
     experience_free(&e);
 }
 
-/* A reward of NaN is in no mean: scored are 1 0, nothing, and 1 1. */
+/* A completion with reward NaN is left out of the means. The scored rewards of the three groups are
+   1 and 0; none; 1 and 1. */
 static void test_unscored(void **state) {
     (void)state;
     static const char *const words[] = {"r.", "u.", "w.", "u.", "u.", "u.", "r.", "r.", "u."};
@@ -113,8 +114,8 @@ static void test_unscored(void **state) {
     experience_free(&e);
 }
 
-/* Groups of equal rewards are dropped, and another round fills up; what was generated is measured,
-   what came after the batch was full too. */
+/* Groups of equal rewards are dropped, and a second round generates others. The statistics hold
+   everything that was generated, also groups that came when the batch was full. */
 static void test_group_filter(void **state) {
     (void)state;
     static const char *const words[] = {"r.", "r.", "xr.", "w.", "w.", "w.",     /* 2nd stays */

@@ -1,5 +1,4 @@
-/* Families: named sizes, configs that cannot be, the table of tensors, and what is absent from it.
-   */
+/* Families: named sizes, configs that are refused, the table of tensors, and absent tensors. */
 #include "test.h"
 #include "../llmc/kernels/backends.h"
 #include "../llmc/model.h"
@@ -89,7 +88,7 @@ static void test_table_covers_the_buffer(void **state) {
                 seen[j] = 3;
             }
         }
-        /* what no token stands for is left alone: the optimizer has all but rows from V on */
+        /* the optimizer's ranges hold all elements but those of rows from V on */
         for (int i = 0; i < model->num_tensors; i++) {
             const struct Tensor *t = &model->tensors[i];
             size_t trained = t->shape[0] == config.Vp ? 37 * 15 : t->count;
@@ -105,7 +104,7 @@ static void test_table_covers_the_buffer(void **state) {
     }
 }
 
-/* A family like GPT-2 but for the rows named in `without`. */
+/* A family like GPT-2, without the tensors named in `without`. */
 static struct Family family_without(struct TensorRow *rows, const char *const *without) {
     struct Family family = *family_find("gpt2");
     int n = 0;
@@ -120,8 +119,8 @@ static struct Family family_without(struct TensorRow *rows, const char *const *w
     return family;
 }
 
-/* What a family has no row for is NULL in the passes, weight and gradient; and a tensor at offset 0
-   is there. */
+/* For a tensor that the family does not have, the pointers to weight and gradient are NULL; for the
+   tensor at offset 0 they are not. */
 static void test_absent_tensors_are_null(void **state) {
     (void)state;
     static const char *const without[] = {"wpe", "ln_1.bias", "mlp.c_fc.bias", "ln_f.bias",

@@ -45,14 +45,14 @@ static double rounding_of(const struct Ops *ops) {
     return strcmp(ops->dtype, "bf16") == 0 ? 0x1p-8 : 0x1p-11;
 }
 
-/* References in double and vectors of other programs are for float32; how narrow types round is
-   what the tests of operations say. */
+/* The references in double and the files of other programs are compared with float32 only. How the
+   16-bit types round is tested operation by operation (test_ops_dense.c and its neighbours). */
 #define SKIP_IF_NARROW() \
     if (is_narrow(ops_open(backend, dtype))) skip()
 
 static void *new_ints(int n) { return calloc((size_t)n + 1, sizeof(int)); }
 
-/* Random tokens; every position but each third, and but a row's last, carries loss. */
+/* Random tokens. Every position has a loss but every third one and the last of each row. */
 static void rig_fill(struct Rig *rig, const int *lengths, int B) {
     struct Rng rng;
     rng_open(&rng, 5, RNG_TEST, 9);
@@ -204,7 +204,8 @@ static double *rig_double_weights(struct Rig *rig) {
     return w;
 }
 
-/* The float64 definition of everything: hidden [N,C], attention [L,NH,N], and J. */
+/* The same in float64 by gpt2_reference.h: hidden [N,C], attention entropies [L,NH,N]; returns J.
+   */
 static double rig_reference(const struct Rig *rig, const double *w, double *hidden,
                             double *attention) {
     double objective = 0;
@@ -431,7 +432,7 @@ static void check_against_reference(struct Rig *rig, bool each_tensor) {
     for (int i = 0; each_tensor && i < num_tensors; i++)
         check_gradient(rig, i, i + 1, grads, w, hidden, attention);
     check_gradient(rig, 0, num_tensors, grads, w, hidden, attention);
-    /* Padding rows are inert. */
+    /* Padding rows have no gradient. */
     for (int i = 0; i < num_tensors; i++) {
         const struct Tensor *t = &rig->model->tensors[i];
         for (size_t j = t->saved; j < t->count; j++) assert_true(grads[t->offset + j] == 0);
@@ -496,8 +497,8 @@ static void test_gradients_accumulate(void **state) {
     free(once), free(thrice), free(again), free(expected);
     rig_close(&rig);
 }
-/* What is computed again has the bits of what was kept, and so have the gradients; and it takes
-   less memory. Twice in a row: the second forward pass must not need what the first left. */
+/* Every recompute mode gives gradients with the same bits and takes less memory than keeping. Two
+   passes are made, so that a second one that used what the first left behind would be noticed. */
 static void test_recompute(void **state) {
     (void)state;
     struct ModelConfig config = config_of(3, 3, 20, 130, 50, 64, 40, true);
@@ -574,7 +575,7 @@ static void add_row(struct DecodeRig *d, int group, int sample, int position) {
     d->host[4][r] = position < prompt_length[group] ? 0 : (i * 5 + 3) % (GROUPS * SAMPLES);
 }
 
-/* Runs the step and puts each row's hidden state at its place in out [N,C]. */
+/* Runs the step and copies each row's hidden state to out [N,C], at the packed token that it is. */
 static void run_step(struct DecodeRig *d, float *out) {
     if (d->R == 0) return;
     int C = d->rig->model->config.C;
@@ -592,7 +593,7 @@ static void run_step(struct DecodeRig *d, float *out) {
     d->R = 0;
 }
 
-/* Everything in few steps (all prompts in one), or one token per step. */
+/* Decodes all tokens: in few steps, the prompts in one of them, or with one token per step. */
 static void decode_all(struct Rig *rig, float *out, bool one_by_one) {
     struct DecodeRig d;
     decode_rig_open(&d, rig, one_by_one ? 1 : 23);

@@ -265,7 +265,7 @@ static void test_golden(void **state) {
     }
 }
 
-/* ---- what is exactly zero, what is dropped -------------------------------------------------- */
+/* ---- coefficients that are exactly zero, tokens that are left out --------------------------- */
 
 static void test_zero_and_non_finite(void **state) {
     (void)state;
@@ -378,7 +378,7 @@ static void test_value_at_ratio_one(void **state) {
     }
 }
 
-/* Every field of the statistics again, in the plainest form. */
+/* Every field of the statistics, computed a second time in the simplest way. */
 static void test_statistics(void **state) {
     (void)state;
     struct Fixture *f = &fixture;
@@ -509,8 +509,8 @@ static bool naive_candidate(const struct Fixture *f, int t) {
     return naive_covariance[t] > 1 && naive_covariance[t] < 5 && alive;
 }
 
-/* |l - l_old| within the noise of sampling against scoring is none: the gradient is, bit for bit,
-   that of no control; above it the penalty acts. */
+/* kl_cov: where |l - l_old| is no larger than the noise, the gradient is bit for bit that without
+   the control; where it is larger, the penalty acts. */
 static void test_kl_cov_noise(void **state) {
     (void)state;
     static float plain[MAX_TOKENS];

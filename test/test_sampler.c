@@ -1,5 +1,6 @@
-/* Rollouts on a small random model of odd sizes: bit for bit the same in every layout, and token by
-   token what the training path and the Gumbel-max rule, computed here in double, say. */
+/* Rollouts of a small random model whose sizes are no powers of two. They have the same bits in
+   every layout; and each token is the one that the Gumbel-max rule, computed here in double from
+   the training path's log-probabilities, gives. */
 #include "sampler_rig.h"
 
 /* ---- one result in every layout ------------------------------------------------------------- */
@@ -45,7 +46,7 @@ static void test_layout_does_not_matter(void **state) {
     }
 }
 
-/* Seed, purpose and ordinal each change the draw; nothing but they does. */
+/* Seed, purpose and ordinal each change what is drawn. */
 static void test_draws_are_keyed(void **state) {
     (void)state;
     struct Prompts prompts = make_prompts(in_order), renumbered = prompts;
@@ -259,7 +260,8 @@ static void test_edges(void **state) {
     rollout_free(&rollout);
 }
 
-/* A diverged model is no reason to crash: completions end, with tokens of the vocabulary. */
+/* With weights of NaN the sampler still returns: completions end and hold tokens of the
+   vocabulary. */
 static void test_weights_that_are_nan(void **state) {
     (void)state;
     struct Prompts prompts = make_prompts(in_order);

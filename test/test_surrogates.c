@@ -4,7 +4,8 @@
    beyond the clamps; both signs of the advantage; equal, unscored and truncated completions. */
 #include "objective_fixture.h"
 
-/* What J holds constant, and on which side of a kink a token is to be differentiated. */
+/* The numbers that J treats as constants, and on which side of the clip's edge a token is to be
+   differentiated. */
 static struct {
     double advantage[MAX_TOKENS];     /* A_t after entropy control */
     double mean[MAX_SEQUENCES];       /* of l - l_old */
@@ -150,7 +151,8 @@ static double reference_policy(const struct Fixture *f, int t, double l, double 
     return -smaller;
 }
 
-/* KL, kl_cov's penalty and the bonus: apart, because the surrogate may be 1e8 times larger. */
+/* KL, kl_cov's penalty and the bonus. Differentiated apart from the surrogate, which may be 1e8
+   times larger and would hide them in its rounding. */
 static double reference_extra(const struct Fixture *f, int t, double l, double H) {
     const struct Objective *o = &f->objective;
     double value = 0;
@@ -259,7 +261,8 @@ static void test_differences_axes(void **state) {
     }
 }
 
-/* On the bound itself (float32 can sit on it at ratio 1 only): the gradient is the inside's. */
+/* A ratio exactly at the bound has the gradient of ratios inside. In float32 that can be tested
+   only with a bound and a ratio of 1. */
 static void test_bound_is_inside(void **state) {
     (void)state;
     struct Fixture *f = &fixture;

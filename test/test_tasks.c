@@ -209,7 +209,8 @@ static void test_prompts(void **state) {
     }
 }
 
-/* What a seed means does not change between versions: these were noted when each task was added. */
+/* A seed gives the same prompts in every version of the program. These were written down when each
+   task was added. */
 static void test_prompts_of_a_seed(void **state) {
     (void)state;
     static const struct { const char *task, *prompt[4]; } cases[] = {
@@ -227,7 +228,7 @@ static void test_prompts_of_a_seed(void **state) {
         }
 }
 
-/* A task with one prompt cannot both train and hold out: said, and not tried for ever. */
+/* A task with one prompt has none left to hold out: that is an error, not an endless loop. */
 static void one_prompt(struct Example *one, struct Rng *rng) {
     (void)rng;
     text_append(&one->prompt, "1=", 2);

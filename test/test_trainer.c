@@ -40,7 +40,7 @@ static void test_score_order(void **state) {
 
 /* ---- gradients ------------------------------------------------------------------------------ */
 
-/* What is minimised, in the words of the papers; sequence 2 is inactive. */
+/* The loss, written as in the papers; sequence 2 is inactive. */
 static double loss_of(const struct Rig *rig, const struct Objective *o, const double *w) {
     struct Reference x;
     double loss = 0, tokens = 0, sequences = COUNT - 1;
@@ -200,8 +200,8 @@ static void assert_unmoved(struct Rig *rig, const char *what) {
     assert_int_equal(trainer_progress(rig->trainer).step, 0);
 }
 
-/* A loss that is not finite, and a gradient that overflows in one tensor only: nothing moves, and
-   the tensor is named. The next update is the first. */
+/* A loss that is not finite, and a gradient that overflows in one tensor only: no weight changes,
+   the tensor is named, and the update after it counts as the first. */
 static void test_skipped_updates(void **state) {
     (void)state;
     struct Rig rig;
@@ -292,7 +292,7 @@ static void test_loss_scale(void **state) {
     free(found), free(want);
 }
 
-/* A gradient that is not finite at any scale is not the scale's fault: it stays. */
+/* If the gradient is not finite at any scale, the scale is not the cause and stays as it was. */
 static void test_loss_scale_is_innocent(void **state) {
     (void)state;
     struct Rig rig;
