@@ -1,8 +1,8 @@
 #!/bin/sh
 # check_style.sh: checks every source file and Markdown page of this tree for lines above 100
 # columns, files above 700 lines, functions above 80 lines, and names of files that do not exist, in
-# pages (`paths`, links) and in comments. Prints FILE:LINE and what is wrong; exit code 1 if there is
-# anything. Needs awk, find and sort.
+# pages (`paths`, links) and in comments. Prints FILE:LINE and what is wrong; exit code 1 if it
+# found something. Needs awk, find and sort.
 #
 # Not checked: test/golden/ (data written by programs). Allowed to be wide: tables of pages, whose
 # rows cannot be broken, and lines of one word (an address). A name with X, NAME, * or % stands for
