@@ -18,7 +18,7 @@ NEEDED := -std=gnu11 -D_GNU_SOURCE -fopenmp -fno-math-errno -fno-trapping-math \
           -include llmc/base/finite.h \
           -Wall -Wextra -Werror=incompatible-pointer-types
 
-# Goals that only call make again; everything else needs the libraries' places.
+# Goals that only call make again. All others need found.mk, which says where the libraries are.
 WRAPPERS := run check test asan bench cuda ptxas sim-backends sim sim-asan sim-race sim-train \
             clean help
 
@@ -34,16 +34,16 @@ OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o)
 TESTS   := $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/test_*.c))
 LIBRARY := $(BUILD)/libllmc.a
 
-# The program stands beside the Makefile; a second build (sanitizers) keeps its own in its folder.
+# The program is made beside the Makefile; that of another BUILD (sanitizers) in that folder.
 TRAIN   := $(if $(filter build,$(BUILD)),train,$(BUILD)/train)
 
-# Building uses all processors; most tests do so by themselves.
+# Building uses all processors. Tests are run one after another: most use all by themselves.
 PARALLEL := -j$(shell nproc)
 
 # The CUDA compiler, where there is one: then `make` builds the GPU's plug-in too.
 NVCC ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 
-# Each of these builds the same programs, and uses all processors by itself.
+# These goals build the same programs and use all processors, so they must not run side by side.
 ifneq ($(filter check test sim sim-asan sim-race sim-train,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
 endif
@@ -134,7 +134,8 @@ help:
 $(BUILD)/found.mk: scripts/install_deps.sh
 	@NO_INSTALL=1 CC="$(CC)" sh scripts/install_deps.sh --found $@
 
-# Holds the compile command, and changes when that does, so that no object outlives its flags.
+# A file with the compile command. It changes when the command does, and then all objects are made
+# again, because they depend on it.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
 	@echo '$(COMPILE)' | cmp -s - $@ || echo '$(COMPILE)' > $@
@@ -167,7 +168,7 @@ tests: programs
 	@sh test/run.sh $(filter-out %/test_backends,$(TESTS))
 programs: $(TRAIN) $(TESTS)
 
-# Reads all of it and makes nothing; a warning is an error.
+# Compiles every file without writing objects; a warning is an error.
 syntax:
 	$(COMPILE) -Werror -fsyntax-only $(SOURCES) $(wildcard test/*.c dev/*.c) -x c train_gpt2.cu
 
