@@ -7,7 +7,7 @@
      the head computes each token's log-probability and entropy, without storing the logits
      (kernels/head) -> the objective gives the loss coefficients (rl/surrogates) -> the head and the
      model compute gradients -> AdamW updates the weights (rl/trainer). In each step the entropy is
-     compared with its target, logged, and the controller sets its knob (rl/entropy).
+     compared with its target and logged, and the controller changes its variable (rl/entropy).
 
    This file is C, despite its name, and the C compiler compiles it. Kernels are in llmc/kernels
    (X.c for the CPU, X.cu for CUDA); the loop is the same for both. Functions stand in the order in

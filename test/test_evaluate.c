@@ -144,8 +144,9 @@ static void test_by_hand(void **state) {
     assert_true(e.num_prompts == 2 && e.samples == 4);
 }
 
-/* Answers that nobody scored are neither right nor wrong: 2 of 3 scored are right, then 1 of 4, and
-   the third prompt says nothing. pass@1: (2/3 + 1/4) / 2; pass@4: of the second prompt alone. */
+/* Unscored answers count neither as right nor as wrong: of the first prompt's 3 scored ones 2 are
+   right, of the second's 4 one, and the third prompt has no scored one. pass@1: (2/3 + 1/4) / 2;
+   pass@4: of the second prompt alone. */
 static void test_unscored_answers(void **state) {
     (void)state;
     static const char *const words[] = {"r.", "w.", "u.", "xr.", "r.", "w.", "w.", "w.",

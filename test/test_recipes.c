@@ -1,5 +1,5 @@
-/* Options that say how to learn, as a user meets them: each acts, or the program says that it does
-   not. What may be chosen together is decided in test_choices.c. */
+/* Options of learning, tried with the whole program: each has an effect, or the program says that
+   it has none. Which may be combined is tested in test_choices.c. */
 #include "program_rig.h"
 
 #define SMALL "--quiet --warm-start 6 --warm-batch 32 --prompts 4 --group 4 --minibatches 2 " \
@@ -54,7 +54,7 @@ static void test_learning_rate(void **state) {
     assert_same_end("whole", "cut", 4);
 }
 
-/* The adaptive bonus' step and ceiling are the user's. */
+/* --entropy-coef-step and --entropy-coef-max of the adaptive bonus have an effect. */
 static void test_adaptive_bonus(void **state) {
     (void)state;
     RUN_OK("$T " SMALL "--steps 4 --entropy-control adaptive_bonus --entropy-target 3.2 "

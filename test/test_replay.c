@@ -1,5 +1,5 @@
-/* --replay: a good file word for word; every kind of bad line by name and number; the end of the
-   file where a step is missing, torn or never there. */
+/* --replay: a good file is given back exactly; every kind of bad line is named, with its number; a
+   file that ends before a step, within one, or without one. */
 #include "letters.h"
 #include <sys/stat.h>
 #include <unistd.h>
@@ -99,7 +99,7 @@ static void test_end_before_the_step(void **state) {
     check_no_second_step(true, "ends before step 2");
 }
 
-/* Nothing was replayed at all: not this run's file. */
+/* The file has not even one whole step: an error, since it cannot be a file of this run. */
 static void test_nothing_in_it(void **state) {
     (void)state;
     struct Rollout got = {0};
@@ -196,7 +196,7 @@ static void test_bad_lines(void **state) {
     }
 }
 
-/* A number that is not finite was logged as null, and stays one that says so. */
+/* null stands for a number that was not finite; it is read as NaN. */
 static void test_null_is_nan(void **state) {
     (void)state;
     struct Rollout got = {0};

@@ -32,7 +32,7 @@ static void test_by_hand(void **state) {
     }
 }
 
-/* What has no room: no warm-up, no step, a warm-up longer than the run. */
+/* Extreme cases: no warm-up, no steps, a warm-up longer than the run. */
 static void test_edges(void **state) {
     (void)state;
     assert_true(schedule_rate(&(struct Schedule){"linear", 1, 0, 0, 4}, 0) == 1);

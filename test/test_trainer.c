@@ -293,7 +293,7 @@ static void test_loss_scale(void **state) {
 }
 
 /* If the gradient is not finite at any scale, the scale is not the cause and stays as it was. */
-static void test_loss_scale_is_innocent(void **state) {
+static void test_loss_scale_that_is_not_the_cause(void **state) {
     (void)state;
     struct Rig rig;
     rig_open(&rig, 64, &still, "fp16");
@@ -348,7 +348,7 @@ int main(void) {
         cmocka_unit_test(test_gradient_clipping),
         cmocka_unit_test(test_skipped_updates),
         cmocka_unit_test(test_loss_scale),
-        cmocka_unit_test(test_loss_scale_is_innocent),
+        cmocka_unit_test(test_loss_scale_that_is_not_the_cause),
         cmocka_unit_test(test_attention_entropy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
