@@ -19,7 +19,7 @@ static inline double median(double *x, int n) {
     return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
 }
 
-/* Is a benchmark named in argv[first] and on? All are where nothing is. */
+/* True if argv names the benchmark, from argv[first] on, or names none: then all are wanted. */
 static inline bool bench_wanted(const char *name, int argc, char **argv, int first) {
     bool wanted = argc <= first;
     for (int a = first; a < argc; a++) wanted |= strcmp(argv[a], name) == 0;

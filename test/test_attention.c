@@ -414,7 +414,8 @@ static int prompt_slot_of(const struct Decode *d, int sequence) {
 }
 static int tail_slot_of(int sequence) { return TAILS + PROMPTS - 1 - sequence; }
 
-/* Item i is this row of its step, which has so many. Every third row is empty, and the last one. */
+/* row_of: the row of item i in its step. rows_of: the rows of a step of so many items. With holes,
+   every third row and the last one are empty. */
 static int row_of(int i, bool holes) { return holes ? i + i / 2 : i; }
 static int rows_of(int items, bool holes) { return holes ? row_of(items, true) + 1 : items; }
 

@@ -57,8 +57,8 @@ struct Problem {
 /* The word of the peaked rows: not in the first tile. */
 static int peak_word(int V) { return V * 5 / 8; }
 
-/* Rows that have gone wrong elsewhere. The last two columns of E steer them: W has 100 in column
-   C-1 and, in column C-2, 1 for the peak word and 0 for all others. */
+/* Rows with which heads of other programs have given wrong results. The last two columns of E steer
+   them: W has 100 in column C-1 and, in column C-2, 1 for the peak word and 0 for all others. */
 static void make_exact_rows(struct Problem *p) {
     int N = p->size.N, C = p->size.C, V = p->size.V;
     for (int v = 0; v < V; v++) {

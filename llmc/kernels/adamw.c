@@ -4,10 +4,11 @@
        m = beta1 m + (1 - beta1) g',   v = beta2 v + (1 - beta2) g'^2
        w -= rate (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + decay w)
 
-   The master copy, where there is one, is the weight; w is then its rounding. */
+   Where there is a master copy, the step is made on it, and w is its rounding. */
 #include "cpu.h"
 
-/* A fixed number of parts, whatever the number of threads: so the sum's bits are the data's. */
+/* A fixed number of parts, whatever the number of threads: so the bits of the sum depend on the
+   data only. */
 #define PARTS 1024
 /* Elements of one turn of the parallel loop. */
 #define BLOCK ((size_t)1 << 14)

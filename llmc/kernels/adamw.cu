@@ -4,7 +4,7 @@
        m = beta1 m + (1 - beta1) g',   v = beta2 v + (1 - beta2) g'^2
        w -= rate (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + decay w)
 
-   The master copy, where there is one, is the weight; w is then its rounding to floatX. A narrow
+   Where there is a master copy, the step is made on it, and w is its rounding to floatX. A narrow
    floatX is rounded stochastically (rounding.cuh): to the nearest, every step below half the
    distance of neighbours would be lost, in bf16 below 1/512 of the weight, and most steps are. The
    random number is a function of seed, step and element alone: however the work is split over
@@ -21,10 +21,10 @@
 enum {
     THREADS = 256,
     GROUP = 4,                         /* elements of a load, and of a thread of AdamW */
-    LOADS = 4,                         /* sum of squares: a thread's loads at a time, */
-    STRETCH = LOADS * GROUP * THREADS, /* what a block reads at a time, */
-    MAX_PARTS = 4096,                  /* and blocks */
-    MAX_RANGES = 128 /* AdamW: of a launch; 3 of the 4 KB that a kernel's parameters may have */
+    LOADS = 4,                         /* sum of squares: loads of a thread at a time */
+    STRETCH = LOADS * GROUP * THREADS, /* sum of squares: elements a block reads at a time */
+    MAX_PARTS = 4096,                  /* sum of squares: most blocks */
+    MAX_RANGES = 128 /* AdamW: most in a launch; 3 of the 4 KB that kernel parameters may have */
 };
 
 /* ---- the sum of squares -------------------------------------------------------------------- */
@@ -199,7 +199,7 @@ static void launch(const struct Buffers *b, const struct Rates *r, const struct 
     CUDA_CHECK_LAUNCH();
 }
 
-/* The ranges travel as a parameter: so the host may reuse its array at once. */
+/* The ranges are passed by value, so the host may reuse its array at once. */
 static void adamw(floatX *w, float *master, float *m, float *v, const float *g,
                   const struct AdamwRange *ranges, int num_ranges, size_t begin, size_t end,
                   const struct AdamwStep *step) {

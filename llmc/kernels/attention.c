@@ -23,7 +23,7 @@
 #include "cpu.h"
 
 #define BLOCK 64 /* queries of a block */
-#define MASKED (-FLT_MAX / 4) /* the score of a later key: so low that p is 0, and 0 times it too */
+#define MASKED (-FLT_MAX / 4) /* the score of a later key: e^MASKED is 0, and 0 * MASKED is 0 */
 
 /* One head of one row: where its vectors lie in qkv, from the row's first token on. */
 struct HeadPlace {
@@ -73,8 +73,8 @@ static void softmax_block(float *s, float *scale, float *lse, float *entropy, in
     if (entropy) memcpy(entropy, moment, (size_t)queries * sizeof *entropy);
 }
 
-/* out [HS][BLOCK] = alpha x^T, x being `queries` rows of HS numbers. OpenBLAS is quick at small
-   products unless their second operand is to be transposed: so it is, once for all keys. */
+/* out [HS][BLOCK] = alpha x^T, x being `queries` rows of HS numbers. OpenBLAS is slow at small
+   products whose second operand has to be transposed, so this is done here, once for all keys. */
 static void transpose_block(float *out, const float *x, float alpha, int stride, int queries,
                             int HS) {
     cblas_somatcopy(CblasRowMajor, CblasTrans, queries, HS, alpha, x, stride, out, BLOCK);
@@ -183,9 +183,10 @@ static void attention_backward(floatX *dqkv, const floatX *dout, const floatX *o
 
 /* ---- decoding ---------------------------------------------------------------------------- */
 
-/* Each row's arithmetic is its own: no product is shared with another row, and every sum has an
-   order that depends on the row's position only. What rows of one prompt share is the cache: up to
-   ROWS of them go through it together, chunk by chunk, so that a chunk is read once from memory. */
+/* The arithmetic of a row does not depend on other rows: no product is shared with another row, and
+   every sum has an order that depends on the row's position only. Rows of one prompt share the
+   cache: up to ROWS of them go through it together, chunk by chunk, so that a chunk is read once
+   from memory. */
 #define CHUNK 64 /* keys: with their values 32 KB at HS 64, what the first cache level holds */
 #define ROWS 8
 
@@ -194,7 +195,8 @@ struct Running {
     float max, sum;
 };
 
-/* s [count] = q . k_j; four keys at a time, for a sum of lanes takes longer than its products. */
+/* s [count] = q . k_j; four keys at a time, because adding up the lanes of a vector takes
+   longer than the products. */
 static void score_keys(float *s, const float *q, const float *k, int count, int HS) {
     int j = 0, whole = HS / 16 * 16;
     for (; j + 4 <= count; j += 4) {
@@ -263,7 +265,7 @@ static struct Segment tail_segment(const struct KvCache *c, int layer, int slot,
     return (struct Segment){k, k + c->heads.NKV * head};
 }
 
-/* Row r's new key and value go to their place, head by head. */
+/* Stores row r's new key and value in the cache, head by head. */
 static void store_row(const struct KvCache *cache, const floatX *qkv,
                       const struct DecodeRows *rows, int layer, int r) {
     const int HS = cache->heads.HS, NKV = cache->heads.NKV, P = rows->prompt_length[r];
@@ -317,7 +319,7 @@ static void decode_rows(floatX *out, const floatX *qkv, const struct KvCache *ca
     }
 }
 
-/* Do rows a and b go through a prompt segment together? */
+/* True if rows a and b are taken through a prompt segment together. */
 static bool same_prompt(const struct DecodeRows *rows, int a, int b) {
     return rows->position[b] >= 0 && rows->prompt_slot[a] == rows->prompt_slot[b];
 }

@@ -1,5 +1,5 @@
 /* Causal softmax attention of training, on packed rows: attention.c in CUDA, in the manner of
-   FlashAttention-2 (2205.14135, 2307.08691). No T x T array exists, not even a strip of one.
+   FlashAttention-2 (2205.14135, 2307.08691). No T x T array is stored, whole or in part.
 
        s_ij = q_i k_j / sqrt(HS), j <= i    out_i = sum_j e^(s_ij - m_i) v_j / sum_j e^(s_ij - m_i)
 
@@ -20,7 +20,7 @@
                 keys ->                  forward, dq: a block OWNs rows of queries, keys and values
         q   [##        ]                 STREAM past it. dk, dv: a block owns keys and values of a
         u   [####      ]  - a block      key-value head, and the queries of all the heads that
-        e   [######    ]    (forward,    read it stream past in order. One text does for all three:
+        e   [######    ]    (forward,    read it stream past in order. All three are built alike:
         r   [########  ]    dq)
         i   [##########]                 - each of 4 warps has 16 M of the rows and works alone;
         e     |                          - product 1: [16 M x STREAM] = own rows x streamed rows^T;
@@ -45,11 +45,11 @@
 #include <float.h>
 #include "attention_tile.cuh"
 
-#define MASKED (-FLT_MAX / 4) /* a later key's score: so low that p is 0, and 0 times it too */
+#define MASKED (-FLT_MAX / 4) /* a later key's score: e^MASKED is 0, and 0 * MASKED is 0 */
 
 /* With M = 2 a streamed fragment serves two mma; with 1, shared memory feeds the tensor cores too
-   slowly. But registers end at 255, and not every kernel has room for its sums then. Shared memory
-   stays within the 99 KB of sm_86. */
+   slowly. But a thread has at most 255 registers, and not in every kernel do the sums of M = 2 fit.
+   Shared memory stays within the 99 KB of sm_86. */
 template <int HSP> struct ForwardTiles {
     enum {
         M = NARROW ? 2 : 1,
@@ -194,7 +194,7 @@ forward_kernel(floatX *out, float *lse, float *entropy, const floatX *qkv,
             load_keys<STREAM, HSP>(stages + (stage ^ 1) * 2 * STREAM * PITCH, key, first + STREAM,
                                    tile.T, batch);
         cp_async_commit();
-        if (x.rows <= 0 || first >= x.own + 16 * M) continue; /* nothing here that they may see */
+        if (x.rows <= 0 || first >= x.own + 16 * M) continue; /* all these keys are later */
         float s[M][N][4] = {};
         multiply_rows<M, N, HSP>(s, q + x.offset * PITCH, k);
         if (first + STREAM - 1 > x.own) mask_later<M, N, false>(s, x.own - first);
@@ -203,7 +203,8 @@ forward_kernel(floatX *out, float *lse, float *entropy, const floatX *qkv,
         multiply_columns<M, N, HSP / 8>(sum, s, v);
     }
     if (x.rows <= 0) return;
-    /* the warp's first token, from key: held through the loop, it would be a register too many */
+    /* The warp's first token, computed from key: keeping x.token through the loop would take one
+       register more than there is. */
     const int token = (int)((key - qkv) / (heads * batch.HS)) + x.own;
     size_t index = (size_t)h * batch.N + token;
     store_statistics<M>(lse + index, entropy ? entropy + index : NULL, x.rows, state, factor);
@@ -296,7 +297,7 @@ backward_queries_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, con
 }
 
 /* Queries of head h from position `first` on, and their dout, into a stage [2][ROWS][PITCH]; lse
-   and delta ride in the padding of the two. */
+   and delta are stored in the padding of the two. */
 template <int ROWS, int HSP>
 static __device__ __forceinline__ void load_queries(floatX *stage, const floatX *qkv,
                                                     const floatX *dout, const float *lse,

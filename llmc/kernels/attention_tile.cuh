@@ -282,8 +282,9 @@ struct alignas(2 * sizeof(floatX)) Pair {
     floatX low, high;
 };
 
-/* A warp's sums go to `rows` vectors in device memory, `stride` apart. They take the way through
-   16 M rows of a tile that nobody else uses, so that whole 16 bytes are written. */
+/* Writes a warp's sums to `rows` vectors in device memory, `stride` apart. The sums are put into
+   `own` first, 16 M rows of a tile in shared memory that no other warp uses any more, so that
+   device memory is written 16 bytes at a time. */
 template <int M, int HSP>
 static __device__ __forceinline__ void store_rows(floatX *out, int stride, int rows,
                                                   const float sum[M][HSP / 8][4], floatX *own,

@@ -1,5 +1,5 @@
 /* How a backend is put together from its list of kernel files; and what a plug-in exports and may
-   ask of the program: C, and nothing else crosses the border. */
+   ask of the program. Only these C types pass between the two. */
 #ifndef LLMC_BACKEND_H
 #define LLMC_BACKEND_H
 
@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-/* Fills the slots from each file of a list, which lives as long as ops. */
+/* Fills the slots from each file of a list. The list must live as long as ops. */
 static inline void kernel_files_fill(struct Ops *ops, const struct KernelFile *const *files,
                                      int n) {
     ops->files = files;
@@ -36,10 +36,10 @@ struct BackendHost {
     void (*warn)(const char *format, ...);
 };
 
-/* ops_size: sizeof(struct Ops) of the program; a plug-in of another age refuses. Fills `ops` for
-   elements of type `dtype` ("bf16", "fp16", "fp32") on device `device` of this machine. Returns
-   NULL, or one sentence (static storage) saying why there is no such backend here: no driver, no
-   device, one that is too old. Called once. */
+/* ops_size: sizeof(struct Ops) of the program; a plug-in built from other sources refuses. Fills
+   `ops` for elements of type `dtype` ("bf16", "fp16", "fp32") on device `device` of this machine.
+   Returns NULL, or one sentence (static storage) saying why there is no such backend here: no
+   driver, no device, one that is too old. Called once. */
 typedef const char *BackendOpen(struct Ops *ops, size_t ops_size, const char *dtype, int device,
                                 const struct BackendHost *host);
 #define BACKEND_OPEN "backend_open"

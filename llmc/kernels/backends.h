@@ -1,11 +1,12 @@
-/* Which backends there are. Whoever opens one includes this; whoever uses one, ops.h alone. */
+/* Which backends there are. Only code that opens a backend includes this header; code that uses one
+   includes ops.h alone. */
 #ifndef LLMC_KERNELS_BACKENDS_H
 #define LLMC_KERNELS_BACKENDS_H
 
 #include "../ops.h"
 
 /* The backend called `name`, with elements of type `dtype`, complete: every slot was checked to be
-   filled. Lives until exit; one per process.
+   filled. The table lives until exit; there is one per process.
 
      name    "cpu", "cuda", "sim" (the CUDA kernels in the simulator, doc/cudasim.md; also
              "sim-asan", "sim-race"), or "auto": cuda where its plug-in opens, else cpu, with one

@@ -1,4 +1,4 @@
-/* What the CPU backend is: the files beside this one, and what they say of themselves. */
+/* The CPU backend: its list of kernel files, and the table filled from it. */
 #include "cpu.h"
 #include "backend.h"
 #include "backends.h"
@@ -6,8 +6,7 @@
 extern const struct KernelFile cpu_memory, cpu_comm, cpu_embedding, cpu_norm, cpu_matmul, cpu_mlp,
     cpu_attention, cpu_head, cpu_matmul_decode, cpu_sample, cpu_adamw;
 
-/* THE LIST. A file that is not here fills no slot, and a file that is here has its workspace
-   counted. */
+/* THE LIST. A file has to be here to fill its slots and to have its workspace counted. */
 static const struct KernelFile *const files[] = {
     &cpu_memory,
     &cpu_comm,

@@ -1,4 +1,4 @@
-/* What the CUDA backend is for one element type: its slots from the files beside this one, the
+/* The CUDA backend for one element type: its slots from the files beside this one, the
    workspace that serves all of them, and the conversion of elements. */
 #include "cuda_common.cuh"
 
@@ -44,11 +44,12 @@ static void from_float(floatX *out, const float *in, size_t n) {
     CUDA_CHECK_LAUNCH();
 }
 
-/* A plug-in built for other GPUs loads well and fails at its first kernel. */
+/* True if the plug-in has machine code for this GPU. One that was built for other GPUs loads
+   without an error and fails at its first kernel. */
 bool PER_TYPE(cuda_has_code)(void) {
     cudaFuncAttributes attributes;
     bool there = cudaFuncGetAttributes(&attributes, to_float_kernel) == cudaSuccess;
-    if (!there) cudaGetLastError(); /* told: nobody else shall find it */
+    if (!there) cudaGetLastError(); /* so that no later check reports this error */
     return there;
 }
 
@@ -57,8 +58,7 @@ extern const struct KernelFile PER_TYPE(cuda_embedding), PER_TYPE(cuda_norm),
     PER_TYPE(cuda_attention_decode), PER_TYPE(cuda_head), PER_TYPE(cuda_head_forward),
     PER_TYPE(cuda_matmul_decode), PER_TYPE(cuda_sample), PER_TYPE(cuda_adamw);
 
-/* THE LIST. A file that is not here fills no slot, and a file that is here has its workspace
-   counted. */
+/* THE LIST. A file has to be here to fill its slots and to have its workspace counted. */
 static const struct KernelFile *const files[] = {
     &cuda_memory,
     &cuda_comm,

@@ -52,7 +52,8 @@ static void forbid_in_sequence(const char *slot) {
 
 static size_t total_memory; /* of the device, bytes */
 
-/* The size is compared before the driver is asked: nonsense is told in numbers. */
+/* The size is compared with the device's memory before the driver is asked, so that the message
+   for an absurd size has numbers too. */
 static void *device_alloc(size_t bytes) {
     void *memory = NULL;
     forbid_in_sequence("alloc");
@@ -79,8 +80,9 @@ static size_t memory_available(void) {
     return available;
 }
 
-/* Uploads go through two halves of pinned memory, so that the caller may reuse its own at once and
-   the device is never waited for unless it is a whole half behind. */
+/* Uploads are copied into one of two halves of pinned memory first. So the caller may change its
+   own memory at once, and the host waits only when a half is full and the device has not yet read
+   the other. */
 enum { HALF = 4 << 20, BOUNCE = 1 << 20 };
 static struct {
     char *half[2], *bounce; /* bounce: where small downloads land */
@@ -152,7 +154,7 @@ static struct Graph {
     cudaGraphExec_t exec; /* NULL: seen once */
     long last_use;        /* 0: an empty place */
 } graphs[GRAPHS];
-static struct Graph *recorded; /* the one in hand while cuda.recording */
+static struct Graph *recorded; /* where the recording goes, while cuda.recording */
 static long graph_uses;
 
 /* The place of a key: its own, an empty one, or that of the sequence used longest ago. */

@@ -1,8 +1,8 @@
-/* The CUDA backend's one device: its streams and libraries, how errors are told, and the plug-in's
-   entry. Compiled once; what depends on the element type is in cuda_common.cuh.
+/* The CUDA backend's one device: its streams and libraries, the reporting of errors, and the
+   plug-in's entry. Compiled once; what depends on the element type is in cuda_common.cuh.
 
-   The program is C and knows nothing of this file but struct Backend: it opens the plug-in
-   (backend_cuda.so, or backend_sim.so with the simulator inside) and asks for a table of slots. */
+   The program is C and does not include this file: it opens the plug-in (backend_cuda.so, or
+   backend_sim.so with the simulator inside) and asks for a table of slots (backend.h). */
 #ifndef LLMC_CUDA_DEVICE_H
 #define LLMC_CUDA_DEVICE_H
 
@@ -11,7 +11,8 @@
 #include "../ops.h"
 #include "backend.h"
 
-/* Written by cuda_open() (cuda_device.cu), read by everyone. All launches go to `stream`. */
+/* Written once, by open_device() in cuda_device.cu, but for `recording` (graph_begin, graph_end);
+   read by all CUDA files. All launches go to `stream`. */
 struct CudaDevice {
     cudaStream_t stream, comm_stream;
     cublasLtHandle_t lt;
@@ -45,8 +46,8 @@ void cuda_die(const char *format, ...);
         if (error_ != cudaSuccess) cuda_fail(__FILE__, __LINE__, #call, error_);  \
     } while (0)
 
-/* After every launch: a wrong configuration is told where it was made. What goes wrong inside a
-   kernel surfaces at the next download or sync. */
+/* After every launch: reports a wrong launch configuration at the launch. An error inside a kernel
+   is reported by the next download or sync. */
 #define CUDA_CHECK_LAUNCH()                                                                 \
     do {                                                                                    \
         cudaError_t error_ = cudaGetLastError();                                            \

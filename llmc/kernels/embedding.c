@@ -3,7 +3,7 @@
        x_n = wte[token_n] + wpe[position_n]
        dwte[v] += sum over n with token_n = v of dx_n,     dwpe[t] likewise by position
 
-   A token without a position (< 0) is nothing: its x is 0, and it has no gradient to give. */
+   A token whose position is negative is padding: its x is 0, and it adds to no gradient. */
 #include "cpu.h"
 
 static void embedding_forward(floatX *x, const int *token, const int *position, const floatX *wte,

@@ -3,14 +3,14 @@
        x_n = wte[token_n] + wpe[position_n]
        dwte[v] += sum over n with token_n = v of dx_n,     dwpe[t] likewise by position
 
-   A token without a position (< 0) is nothing: its x is 0, and it has no gradient to give.
+   A token whose position is negative is padding: its x is 0, and it adds to no gradient.
 
    Forward: a thread makes 16 bytes of x. 3 N C elements move.
 
    Backward needs, for each token, the list of its n. No float atomics: the order of every sum is
    fixed by the call. The pairs (token + 1, n), and likewise (position + 1, n), are sorted by their
    key (stably: n ascends within it), and the sorted list is cut into pieces of 32, one block each,
-   whatever the tokens are: one that fills half the batch is added up by many blocks.
+   whatever the tokens are: a token that fills half the batch is added up by many blocks.
 
        key     1 1 1 1 | 1 1 4 4 | 4 4 4 4 | 4 4 7 9         (pieces of 4 here)
 
@@ -20,7 +20,7 @@
        piece 3: 4 ends                       -> head[3];    7 and 9 are whole: dw[key - 1] +=
        then     dw[1 - 1] += tail[0] + head[1],    dw[4 - 1] += tail[1] + head[2] + head[3]
 
-   So each row of dw gets one addition. Key 0 stands for a token without a position.
+   So each row of dw gets one addition. Key 0 stands for padding.
 
    Cost: each list is sorted by one block, 8 bits of the key at a time, in two passes over 8 N bytes
    (four above 65534): linear in N, by calculation 0.1 ms for 64k tokens, whose training step is 49

@@ -66,9 +66,9 @@ static void gemm_describe(struct GemmPlan *p) {
     CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&p->out, out, k->N, k->M, k->out_stride));
 }
 
-/* Asks for algorithms, what the library thinks best first; returns how many there are. It concludes
-   an epilogue operand's alignment from the address it is shown, which it does not read: 16 stands
-   for every operand that gemm_with lets through. */
+/* Asks the library for algorithms, which it returns best first by its own estimate; returns how
+   many there are. The library derives an epilogue operand's alignment from its address and does not
+   read there: address 16 stands for every operand that gemm_with accepts, all aligned to 16. */
 enum { GEMM_ASKED = 8 };
 static int gemm_candidates(cublasLtMatmulAlgo_t algorithm[GEMM_ASKED], struct GemmPlan *p) {
     cublasLtMatmulPreference_t wish;
@@ -102,7 +102,7 @@ static int gemm_candidates(cublasLtMatmulAlgo_t algorithm[GEMM_ASKED], struct Ge
     return possible;
 }
 
-/* Does the algorithm serve this very shape, with the scratch there is? */
+/* True if the algorithm can do exactly this product with the scratch memory that is reserved. */
 static bool gemm_takes(const struct GemmPlan *p, const cublasLtMatmulAlgo_t *algorithm) {
     cublasLtMatmulHeuristicResult_t result;
     cublasStatus_t status = cublasLtMatmulAlgoCheck(cuda.lt, p->operation, p->b, p->a, p->out,
@@ -138,8 +138,8 @@ static float gemm_time(const struct GemmPlan *p, const cublasLtMatmulAlgo_t *alg
     return milliseconds;
 }
 
-/* Memory for a product that nobody reads, zeros; NULL if that would take more than half of what is
-   left. */
+/* Zeroed memory for the result of trial products, which is not read; NULL if it would take more
+   than half of what is free. The caller frees it. */
 static void *gemm_trial_memory(const struct GemmPlan *p) {
     size_t element = p->key.out_type == CUDA_R_32F ? 4 : 2, available, total;
     size_t bytes = (size_t)p->key.M * p->key.out_stride * element;
@@ -147,14 +147,15 @@ static void *gemm_trial_memory(const struct GemmPlan *p) {
     CUDA_CHECK(cudaMemGetInfo(&available, &total));
     if (bytes > available / 2) return NULL;
     if (cudaMalloc(&memory, bytes) != cudaSuccess) {
-        cudaGetLastError(); /* told: nobody else shall find it */
+        cudaGetLastError(); /* so that no later check reports this error */
         return NULL;
     }
     CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, cuda.stream));
     return memory;
 }
 
-/* Which of n algorithms is fastest: the shorter of two turns, after one that only loads the code.
+/* Returns the index of the fastest of n algorithms. The shorter of two timed turns counts, after a
+   first turn that only loads the code.
    a and b are the real operands; the real output is not touched. */
 static int gemm_fastest(const struct GemmPlan *p, const cublasLtMatmulAlgo_t *algorithm, int n,
                         const void *a, const void *b) {

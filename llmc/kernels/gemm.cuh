@@ -4,8 +4,8 @@
        GEMM_NN   out [M,N] = alpha a b   + beta out      a [M,K]   b [K,N]
        GEMM_TN   out [M,N] = alpha a^T b + beta out      a [K,M]   b [K,N]
 
-   cuBLASLt counts down columns first, so it takes a row-major matrix for its transpose. Nothing is
-   moved for that: it is asked for out^T = (op b)^T (op a)^T, where our b is its A and our a its B.
+   cuBLASLt stores matrices column by column, so it reads a row-major matrix as its transpose. No
+   data is moved: the call asks for out^T = (op b)^T (op a)^T, where our b is its A and our a its B.
 
             ours                                  the same memory, as cuBLASLt sees it
             [M,K]    [K,N]     [M,N]              [N,K]    [K,M]     [N,M]
@@ -14,10 +14,10 @@
    The same call gives the same bits. So the sums of a product that is cut along K are added in
    float32 in a step of its own, never in place or in the type of the output; the library's scratch
    has a fixed size; and an algorithm depends only on sizes, strides and alignments (gemm_choice.h),
-   which are asked about once and then remembered. What is stated of a pointer is what holds for all
-   its rows: at most 16 bytes, the widest access there is. A tensor that starts at a whole row of an
-   aligned buffer therefore has the alignment of its rows, whichever row that is: a layer that is
-   computed again in another buffer gets the same algorithm.
+   which are asked about once and then remembered. The alignment of a matrix is the largest power of
+   two, at most 16 bytes (the widest access), that divides the addresses of all its rows. A tensor
+   that starts at a whole row of an aligned buffer therefore has the alignment of its rows,
+   whichever row that is: a layer that is computed again in another buffer gets the same algorithm.
 
    float32 operands are multiplied as float32, without TF32. */
 #pragma once

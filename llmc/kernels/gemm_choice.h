@@ -1,6 +1,6 @@
 /* Which algorithm a product gets. cuBLASLt proposes several and guesses their order; here each is
    run once and the fastest remembered, for a class of sizes and not for each size that a packed
-   batch happens to have.
+   batch has.
 
        M, N, K, strides, types, alignments        exact: what the library is asked about
        the same, its number of tokens rounded up  the class: what is timed once and saved
@@ -23,10 +23,12 @@ struct GemmKey {
 /* The algorithm of the key's class. Once choices are final (frozen, loaded, or as many as there is
    room for), that of the class nearest in tokens. NULL: there is none. */
 const cublasLtMatmulAlgo_t *gemm_choice_find(const struct GemmKey *key);
-/* Is a class without a choice to be timed now? */
+/* True if a class that has no choice yet is to be timed now. */
 bool gemm_choice_wanted(void);
+/* Remembers the algorithm as the choice of the key's class. */
 void gemm_choice_add(const struct GemmKey *key, const cublasLtMatmulAlgo_t *algorithm);
-/* gemm.cu forgets what it chose. */
+/* Empties the list of products that gemm.cu has described: each is chosen again when it is next
+   needed. */
 void gemm_forget_plans(void);
 
 #endif

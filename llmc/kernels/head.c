@@ -7,8 +7,8 @@
        dz = p (k0 + k1 log p) + a 1[y],   k0 = -a - b H,  k1 = -b,  log p = z - m - ln s
 
    and dE = dz W, dW = dz^T E (times 1 / temperature). Autograd forms the logits twice (8 NVC flop
-   in all): it wants the loss before it goes backward. Here the objective is a callback in the
-   middle, so a chunk's logits are formed once: 6 NVC.
+   in all), because it needs the loss before its backward pass. Here the objective is a callback
+   between the two, so a chunk's logits are formed once: 6 NVC.
 
        rows of a chunk  x  tiles of the vocabulary          for each chunk
             | tile 0 | tile 1 | ... |                       1  logits and statistics, tile by tile
@@ -25,9 +25,9 @@
 enum {
     TILE = 512,             /* vocabulary columns formed and reduced while in the second cache */
     BLOCK = 256,            /* rows of a work item */
-    CHUNK = 256,            /* rows whose logits exist at once, and where V is small more: */
-    CHUNK_LOGITS = 1 << 20, /* as many as have this number of logits, up to */
-    CHUNK_MOST = 4096,
+    CHUNK = 256,            /* rows whose logits exist at once; where V is small they are more: */
+    CHUNK_LOGITS = 1 << 20, /* as many rows as have this number of logits, */
+    CHUNK_MOST = 4096,      /* but not more than these */
     PARTS = 8               /* sums of dE that run side by side, added in order */
 };
 

@@ -43,7 +43,7 @@
 enum {
     CHUNK = 2048,
     THREADS = 256,   /* of a block that goes through a row of logits */
-    COPIERS = 128,   /* ... through a row of hidden states */
+    COPIERS = 128,   /* of a block that copies a row of hidden states */
     COLUMNS = 8      /* of a thread's step through a row: two loads of 16 bytes */
 };
 
@@ -64,7 +64,8 @@ struct Chunk {
     struct RowValues row;
 };
 
-/* For the slots that move data: statistics to the host, coefficients back. */
+/* The slots that move statistics to the host and coefficients to the device are called through
+   this. */
 static struct Ops *slots;
 
 static void *take(char *workspace, size_t *offset, size_t count, size_t size) {
@@ -222,8 +223,8 @@ static void chunk_backward(const struct Chunk *c, floatX *dE, float *dW, const f
     CUDA_CHECK_LAUNCH();
 }
 
-/* Where the statistics of a chunk land: pinned, so that the copy runs beside the host. Two, for
-   there are two chunks at a time. */
+/* Pinned host memory for the statistics of a chunk, so that the copy runs while the host computes.
+   There are two, because two chunks are under way at a time. */
 struct Landing {
     float *values; /* [4][CHUNK] */
     cudaEvent_t landed;
@@ -290,7 +291,7 @@ static void head_forward_backward(const struct HeadStats *stats, floatX *dE, flo
     }
 }
 
-/* Two chunks, where there are as many. */
+/* Bytes of the chunks that exist at once: two, or one where n fits in it. */
 static size_t workspace_bytes(const struct OpsShape *shape) {
     struct Chunk c;
     int n = shape->N;

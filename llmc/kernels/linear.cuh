@@ -27,7 +27,7 @@ enum { SUM_WARPS = 8, SLICE_ROWS = 64, MOST_SLICES = 128, FILL_THREADS = 256 };
 
 static inline int slice_rows(int N) { return max_int(SLICE_ROWS, ceil_div(N, MOST_SLICES)); }
 
-/* Scratch of linear_backward: grows with both. */
+/* Bytes of scratch that linear_backward needs; grows with both arguments. */
 static inline size_t linear_workspace(int N, int OC) {
     return (size_t)min_int(MOST_SLICES, ceil_div(N, SLICE_ROWS)) * OC * sizeof(float);
 }

@@ -18,11 +18,12 @@ static void *alloc(size_t bytes) {
     if (posix_memalign(&memory, huge ? HUGE_PAGE : 256, bytes ? bytes : 1) != 0)
         die_machine("out of memory: %.1f MB asked for; use a smaller model or fewer rows",
                     (double)bytes / 1e6);
-    if (huge) madvise(memory, bytes, MADV_HUGEPAGE); /* advice: without it only slower */
+    if (huge) madvise(memory, bytes, MADV_HUGEPAGE); /* if it fails, only slower */
     return memory;
 }
 
-/* What the machine has, or this process's control group may use; not what others have left. */
+/* Bytes of memory that the machine has, or that this process's control group may use. Memory that
+   other processes hold is counted as available. */
 static size_t memory_available(void) {
     size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGE_SIZE), limit;
     FILE *file = fopen("/sys/fs/cgroup/memory.max", "r");   /* "max": none */
@@ -53,7 +54,7 @@ static void sync_compute(void) {}
 static void event_record(int event) { (void)event; }
 static void event_wait(int event) { (void)event; }
 
-/* A launch costs nothing here: nothing is recorded. */
+/* Records nothing, because calling the slots again costs nothing extra on the CPU. */
 static bool graph_begin(const void *key, size_t bytes) {
     (void)key, (void)bytes;
     return true;

@@ -7,13 +7,13 @@
    backward   [dout w2, * gelu'(pre)] -> dpre -> [dpre w1] -> dx;  [dout^T act], [dpre^T x] -> dw
 
    Forward, act is made by a kernel of its own from the stored pre, not by the product's epilogue
-   (cuBLASLt has one, GELU_AUX_BIAS). That epilogue applies a formula that is not told to the
-   float32 sums; a backward pass that did not keep act makes it again from pre as it was rounded,
+   (cuBLASLt has one, GELU_AUX_BIAS). To the float32 sums that epilogue applies a formula that is
+   not documented; a backward pass that did not keep act makes it again from pre as it was rounded,
    and must find the same bits. The price: pre is read once more, and no product hides this kernel's
    traffic, 2 N F elements. For 8192 x 3072 in bf16 that is 101 MB, 34 us at 3.0 TB/s, beside 98 us
    for the two products at 790 TFLOP/s.
 
-   Backward, nothing has to be found again, and the epilogue saves a rounding of dout w2 and 2 N F
+   In backward no bits have to be reproduced, and the epilogue saves a rounding of dout w2 and 2 N F
    elements written and read, so it is used where it exists and is exact enough: in the narrow
    types, with rows aligned to 16 bytes. Otherwise a kernel multiplies dpre in place. */
 #include "linear.cuh"

@@ -8,7 +8,7 @@
 #include "cpu.h"
 
 /* One row, which stays in the first cache level for its four passes. The sums have a fixed order:
-   decoding uses this slot too, and a row's bits must be its own. */
+   decoding uses this slot too, where a row's bits must not depend on the other rows. */
 static void normalise_row(floatX *out, float *mean, float *rstd, const floatX *x,
                           const struct Norm *norm, int C) {
     const floatX *weight = norm->weight, *bias = norm->bias;

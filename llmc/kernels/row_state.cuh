@@ -5,8 +5,8 @@
                                                                  Q   = q / s^2
                                                                  QL  = (r - q ln s) / s^2
 
-   w is centred at the maximum: see row_state.h for what that is worth. m starts at -inf, never
-   0. */
+   w is centred at the maximum; row_state.h says how much smaller its error is. m starts at -inf,
+   never at 0. */
 #pragma once
 #include "cuda_common.cuh"
 
@@ -18,8 +18,8 @@ static __device__ __forceinline__ RowState row_state_empty() {
     return RowState{-INFINITY, 0, 0, 0, 0};
 }
 
-/* The same state seen from a maximum M >= m. A piece of nothing (m = -inf) stays nothing: its a and
-   its d are 0, where -inf - (-inf) would be NaN. */
+/* The same state relative to a maximum M >= m. An empty piece (m = -inf) stays empty: its a and d
+   are set to 0, because -inf - (-inf) would be NaN. */
 static __device__ __forceinline__ RowState row_state_move(RowState x, float M) {
     bool empty = x.m == -INFINITY;
     float d = empty ? 0.0f : x.m - M, a = empty ? 0.0f : expf(d);

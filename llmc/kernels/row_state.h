@@ -5,8 +5,8 @@
                                                                  Q   = q / s^2
                                                                  QL  = (r - q ln s) / s^2
 
-   w is centred at the maximum. In float32 over 50k columns that H errs by at most 2e-6, two of its
-   ulps; a running sum of p log p by up to 4e-3. */
+   w is centred at the maximum. In float32 over 50k columns this H errs by at most 2e-6, which is
+   two of its ulps; a running sum of p log p errs by up to 4e-3. */
 #ifndef LLMC_KERNELS_ROW_STATE_H
 #define LLMC_KERNELS_ROW_STATE_H
 
@@ -16,9 +16,10 @@ struct RowState {
     float m, s, w, q, r;
 };
 
-/* The order of floats as the order of integers: negative ones have their other bits turned round.
-   So a maximum is an integer maximum, which both compilers make vector code of (float comparisons
-   with NaN they do not), and a NaN of positive sign is the largest of all. */
+/* Maps a float to an integer so that the order stays the same: of a negative float, all bits but
+   the sign are inverted. So a maximum is an integer maximum, which gcc and clang turn into vector
+   code (float comparisons with NaN they do not), and a NaN of positive sign is the largest of
+   all. */
 static inline int32_t order_float(float x) {
     int32_t bits = (int32_t)vm_bits(x);
     return bits ^ ((bits >> 31) & 0x7fffffff);
@@ -47,7 +48,7 @@ static inline struct RowState row_state(float *weight, const float *z, int n) {
     return (struct RowState){m, s, w, q, r};
 }
 
-/* The same state seen from a maximum M >= m: with d = m - M and a = e^d,
+/* The same state relative to a maximum M >= m: with d = m - M and a = e^d,
    s <- a s,  w <- a (w + d s),  q <- a^2 q,  r <- a^2 (r + d q). */
 static inline struct RowState row_state_move(struct RowState x, float M) {
     float d = x.m - M, a = vm_exp(d);

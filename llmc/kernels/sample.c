@@ -1,13 +1,13 @@
 /* Drawing the next token, without the R x V logits.
 
    Gumbel-max: the v with the largest z_v - log(-log u_v) is a draw from softmax(z) (z = E W^T /
-   temperature). Noise belongs to (v, position, sample, ordinal), not to a place in a batch, so the
-   maximum may be taken piece by piece, and its piece's log-sum-exp on the way:
+   temperature). The noise depends on (v, position, sample, ordinal) and not on the place in a
+   batch. So the maximum may be taken piece by piece, and each piece's log-sum-exp with it:
 
        (tile of the vocabulary, group of rows) -> a partial draw per row -> merged in tile order
 
    Within a tile the outer logarithm is not taken: the winner has the largest e^(z_v - m) / -log u_v
-   and e^(z - m) is there already.
+   and e^(z - m) has been computed for the log-sum-exp.
 
    Products are those of packed.h, the partition depends on V only, and a row is merged by itself: a
    row's draw, log-probability and entropy have the same bits in any batch. */
@@ -23,7 +23,7 @@ enum {
     LANES = 8                /* Philox counters side by side */
 };
 
-/* What one tile says of one row. */
+/* The statistics and the winner of one tile in one row. */
 struct Draw {
     struct RowState state;
     float score; /* of the winner: z - log(-log u), or z when greedy */
@@ -34,8 +34,8 @@ struct Draw {
 typedef uint64_t vec8u __attribute__((vector_size(64), may_alias));
 
 /* bits [>= n, rounded up to 32] = the random words of vocabulary indices first .. first + n - 1:
-   philox() of rng.h for LANES counters at a time. A lane has 64 bits because the products have;
-   what is left in its upper half between the rounds does no harm. */
+   philox() of rng.h for LANES counters at a time. A lane has 64 bits because the product of two
+   32-bit words has; between the rounds its upper half is ignored. */
 static void fill_words(uint32_t *bits, int n, int first, const uint32_t counter[3],
                        const uint32_t key[2]) {
     const vec8u low = (vec8u){0} + 0xffffffffu, lane = {0, 1, 2, 3, 4, 5, 6, 7};

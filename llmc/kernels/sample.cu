@@ -38,7 +38,7 @@ typedef Tile<16, WORDS, 16, 32, 1, 1, 4> FewRows;
 typedef Tile<64, WORDS, 64, 32, 1, 1, 3> SomeRows;
 typedef Tile<128, WORDS, 64, 32, 1, 1, 2> ManyRows;
 
-/* What some of the words say of a row. */
+/* The statistics and the winner among some of a row's words. */
 struct Draw {
     float m, s, w;   /* of RowState */
     float score;     /* of the winner: z - log(-log u), or z when greedy */
@@ -46,7 +46,7 @@ struct Draw {
     int token;
 };
 
-/* How rows are drawn. */
+/* The arguments of a draw, the same for all blocks. */
 struct Sampling {
     const int *position;
     const uint32_t *sample, *ordinal;
@@ -110,13 +110,13 @@ static __device__ __forceinline__ Draw draw_row(const float *z, const uint32_t *
     for (int c = 0; c < COUNT; c++) state.m = fmaxf(state.m, z[c]);
     state.m = fmaxf(state.m, __shfl_xor_sync(FULL_WARP, state.m, 1));
     state.m = fmaxf(state.m, __shfl_xor_sync(FULL_WARP, state.m, 2));
-    /* a token in range, even if nothing is larger than -inf because all is NaN */
+    /* The initial token is in range: if all scores are NaN, none is larger, and it stays. */
     Draw best = {state.m, 0, 0, -INFINITY, -INFINITY, min_int(column, sampling.V - 1)};
 #pragma unroll
     for (int c = 0; c < COUNT; c++) {
         row_state_add(&state, z[c]);
         float noise = sampling.greedy ? 0.0f : -logf(-logf(rng_uniform(word[c])));
-        if (z[c] + noise > best.score) { /* and not where it is equal: that v is larger */
+        if (z[c] + noise > best.score) { /* of equal scores the first, smaller v stays */
             best.score = z[c] + noise, best.logit = z[c];
             best.token = column + lane_column_step(c);
         }

@@ -3,7 +3,7 @@
    Errors against double (test/test_ops_basics.c): exp and log below 1.1 ulp on the whole range.
 
    And sums whose order is written down here rather than chosen by the compiler: their bits depend
-   on the n numbers only, not on where these lie, which decoding promises. */
+   on the n numbers only, not on their addresses, as decoding requires (ops.h). */
 #ifndef LLMC_KERNELS_VMATH_H
 #define LLMC_KERNELS_VMATH_H
 
@@ -134,7 +134,7 @@ static inline float vm_sum(const float *a, int n) {
     return lanes_sum(&lanes) + tail;
 }
 
-/* max_i a_i, -inf of nothing; NaN are passed over. (A plain maximum stays scalar in clang.) */
+/* max_i a_i, -inf if n is 0; NaN are ignored. (A plain maximum stays scalar in clang.) */
 static inline float vm_max(const float *a, int n) {
     typedef int32_t Mask __attribute__((vector_size(64)));
     Lanes best = (Lanes){0} - INFINITY, x;

@@ -13,8 +13,8 @@ static const struct Task *known_task(const char *option, const char *name) {
     return task;
 }
 
-/* Ends the program: --tasks beside --task or --steps, either of them perhaps from a file (that of
-   the run that goes on, say), where the person at the line does not see it. */
+/* Ends the program: --tasks was given together with --task or --steps. Either may come from a
+   config file (a resumed run's, say), so the message names what was not typed. */
 static _Noreturn void die_of_two_plans(const struct Options *o) {
     bool one = options_on_line(o, "task") || options_on_line(o, "steps");
     if (one && !options_on_line(o, "tasks"))

@@ -1,4 +1,4 @@
-/* Options to a session, in the order a reader would do it by hand: what to learn, how large, how
+/* Options to a session, in the order of session_open: what to learn, how large, how
    much memory, where to write, from which weights. What to learn: choose.c; where: directory.c. */
 #include "session.h"
 
@@ -204,7 +204,7 @@ static void describe_control(const struct Session *s) {
         say("entropy   scale %s; %s", choose_scale(&s->options), line);
 }
 
-/* What will not happen as it reads. */
+/* Warns of options whose values cannot have the effect that they name. */
 static void warn_of_limits(const struct Session *s, int updates) {
     const struct Options *o = &s->options;
     int V = s->model->config.V;
@@ -404,8 +404,8 @@ static struct Replay *choose_replay(const struct Session *s) {
     return replay_open(s->options.replay);
 }
 
-/* Which prompts are held out is decided by the seed that the weights were trained with. To measure
-   them with another would be to measure them on what they have learnt. Returns the seed to use. */
+/* Returns the seed to use. The seed that the weights were trained with decides which prompts are
+   held out; with another seed they would be measured on prompts they were trained on. */
 static int64_t choose_held_out(const struct Session *s) {
     const struct Options *o = &s->options;
     struct Progress trained;
@@ -439,7 +439,7 @@ static void resume(struct Session *s) {
                   (long long)s->progress.step);
 }
 
-/* What to learn, where to write, what to start from: all that the options say by themselves. */
+/* What to learn, where to write, what to start from: all that follows from the options alone. */
 static void choose(struct Session *s, int argc, char **argv) {
     struct Options *o = &s->options;
     *o = directory_options(argc, argv, &s->before);
@@ -457,7 +457,7 @@ static void choose(struct Session *s, int argc, char **argv) {
     if (!s->place.resumed && !o->score[0]) choose_warn(o, &s->objective);
 }
 
-/* Is there nothing left to do? Then the run keeps the options that it was done with. */
+/* True if a resumed run has no step left to do. Its config.json is then left as it is. */
 static bool is_over(const struct Session *s) {
     return s->place.resumed && s->progress.phases_begun == s->plan.num_phases &&
            s->progress.step >= s->plan.steps;
@@ -533,7 +533,8 @@ static void save_to(struct Session *s, const char *directory, int keep) {
                                             {&choices_fields, s}, {NULL, NULL}}, keep);
 }
 
-/* Nothing was trained since the last save? Then no step is saved twice, under a reader's eyes. */
+/* True if nothing was trained since the last save. Then nothing is written, because another program
+   may be reading that checkpoint. */
 static bool is_saved(const struct Session *s) {
     const struct Progress *a = &s->saved, *b = &s->progress;
     return a->step == b->step && a->warm_step == b->warm_step && a->phases_begun == b->phases_begun;
