@@ -18,7 +18,7 @@ NEEDED := -std=gnu11 -D_GNU_SOURCE -fopenmp -fno-math-errno -fno-trapping-math \
           -include llmc/base/finite.h \
           -Wall -Wextra -Werror=incompatible-pointer-types
 
-# Goals that only call make again. All others need found.mk, which says where the libraries are.
+# Goals that only call make again. All others include a file that says where the libraries are.
 WRAPPERS := run check test asan bench cuda ptxas sim-backends sim sim-asan sim-race sim-train \
             clean help
 

@@ -41,7 +41,8 @@ void arena_reserve(struct Arena *arena, void *pointer_address, size_t bytes, con
     vsnprintf(entry->label, sizeof entry->label, label, arguments);
     va_end(arguments);
     const size_t *sections = arena->section_bytes;
-    if (bytes > SIZE_MAX / 2 - sections[ARENA_ALWAYS] - sections[arena->section])
+    const size_t limit = SIZE_MAX / 4;   /* of each section, so that no sum below can wrap around */
+    if (bytes > limit || sections[arena->section] > limit - bytes)
         die_machine("%s: %s is too large for this machine's addresses", entry->group, entry->label);
     arena->section_bytes[arena->section] += align_up(bytes);
     arena->total = sections[ARENA_ALWAYS] + arena_shared_bytes(arena);

@@ -103,6 +103,24 @@ static void test_too_large(void **state) {
     arena_free(&arena);
 }
 
+static void reserve_beyond_addresses(void *context) {
+    static void *pointer[4];
+    for (int i = 0; i < 4; i++)
+        arena_reserve(context, &pointer[i], ((size_t)1 << 62) + 256, "weights", "buffer %d", i);
+}
+
+/* Four buffers of a quarter of the address space and a little more: their sum wraps around to 1024
+   bytes, and must not be taken for a small plan. */
+static void test_sum_beyond_addresses(void **state) {
+    (void)state;
+    for (int section = 0; section < ARENA_SECTIONS; section++) {
+        struct Arena arena = {.section = section};
+        char output[512];
+        assert_int_equal(run_in_child(reserve_beyond_addresses, &arena, output, sizeof output), 1);
+        assert_non_null(strstr(output, "is too large for this machine's addresses"));
+    }
+}
+
 static void test_empty_arena(void **state) {
     (void)state;
     struct Arena arena = {0};
@@ -142,6 +160,7 @@ int main(void) {
         cmocka_unit_test(test_buffers_are_aligned_and_disjoint),
         cmocka_unit_test(test_sections),
         cmocka_unit_test(test_too_large),
+        cmocka_unit_test(test_sum_beyond_addresses),
         cmocka_unit_test(test_empty_arena),
         cmocka_unit_test(test_ledger),
     };

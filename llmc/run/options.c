@@ -297,8 +297,8 @@ void options_check_resume(const struct Options *options, const struct Options *b
         if (option_same(o, options, before)) continue;
         option_value(o, before, then);
         bool explain = zero && strcmp(then, "0") == 0;
-        die_input("--%s %s: the run that goes on was begun with \"%s\"%s%s%s, and %s; start another "
-                  "run for it", o->name, option_value(o, options, now), then,
+        die_input("--%s %s: the run that goes on was begun with \"%s\"%s%s%s, and %s; start "
+                  "another run for it", o->name, option_value(o, options, now), then,
                   explain ? " (" : "", explain ? zero : "", explain ? ")" : "",
                   o->use & WARM ? "its warm start is over" : "keeps it");
     }
