@@ -2,7 +2,8 @@
 
    Every figure is a ratio to a floor measured in the same run: the bare matrix products of the same
    shapes at the best threading, or the bytes that must be read over the read bandwidth. Ours and
-   the floor alternate, so that a noisy neighbour hits both; the median of the ratios is printed.
+   the floor alternate, so that a disturbance by other processes hits both; the median of the ratios
+   is printed.
 
        build/bench            all of them
        build/bench head ...   only those named: step head decode task monitors */
@@ -196,8 +197,8 @@ static void bench_head(void) {
 
 enum { DECODE_TOKENS = 48 };
 
-/* Every step must read the weights once and do two operations per weight and row: the larger of the
-   two, at the rates of this moment. */
+/* The floor of a decode step: it must read the weights once, and do two operations per weight and
+   row. The larger of the two times, at the rates measured just before. */
 static double decode_floor(void *context) {
     const struct Generation *d = context;
     const struct Product p = {1024, 3072, 768, CblasNoTrans, CblasTrans};

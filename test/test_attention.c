@@ -258,10 +258,11 @@ static struct Expected run_reference(const struct Shape *s, const float *x, cons
 }
 
 /* Columns [first, first + count) of x [N,stride]. `model` rounds where a backend does, so that both
-   errors are of one size: they differ where a number falls on another side of a tie, and the sum of
-   squares forgets that; a quarter is left for it. One rounding more would add two fifths. The
-   float32 arithmetic's share counts against all columns, for dq and dk are what is left of terms of
-   that size: 0 in the first token of a row. */
+   errors are of one size. They differ where a number is rounded to the other side of a tie, which
+   hardly changes the sum of squares: the bound allows a quarter more. (One more rounding would add
+   two fifths.) The error of the float32 arithmetic is compared with the size of all columns,
+   because dq and dk are differences of terms of that size: they are 0 in the first token of a row.
+   */
 static void check_part(const char *name, const float *x, const double *exact, const double *model,
                        int N, int stride, int first, int count, double arithmetic) {
     double error = 0, cost = 0, norm = 0;
@@ -277,7 +278,7 @@ static void check_part(const char *name, const float *x, const double *exact, co
 
 /* lse and entropy are float32 results of float32 arithmetic, whatever the element type. Scores of
    size S have absolute errors in proportion, and so have the logarithms of probabilities: 1e-6 is
-   float32's share for scores of 1 (bound_of), and they are scale^2. */
+   float32's share for scores of size 1 (bound_of), and these scores are of size scale^2. */
 static void check_case(const struct Case *c) {
     struct Shape s;
     shape_of(&s, c);
@@ -308,7 +309,8 @@ static void test_training(void **state) {
         if (runs_here(cases[i].where)) check_case(&cases[i]);
 }
 
-/* A row's numbers are its own: they keep their bits when both neighbours become NaN. */
+/* A row's results do not depend on other rows: they keep their bits when both neighbours are NaN.
+   */
 static void check_apart(int HS) {
     struct Shape s = {.NH = 2, .NKV = 1, .HS = HS};
     set_lengths(&s, (const int[]){33, 70, 40}, 3);
@@ -427,7 +429,7 @@ static void decode_step(float *out, const struct Decode *d, const struct KvCache
     size_t C = (size_t)s->NH * s->HS, n = (size_t)R * s->QKV, shift = layout->shifted;
     int *fields = malloc(4 * (size_t)R * sizeof *fields);
     float *x = malloc((n + shift) * sizeof *x);
-    for (int r = 0; r < R; r++) { /* empty: nothing of it makes sense */
+    for (int r = 0; r < R; r++) { /* an empty row's other fields are nonsense */
         fields[r] = -1 - r;
         fields[R + r] = fields[3 * R + r] = -12345678;
         fields[2 * R + r] = r % 2 ? 12345678 : -12345678;
@@ -530,8 +532,9 @@ static void shuffle_items(struct Decode *d) {
     free(order), free(copy);
 }
 
-/* A row's bits are its own: everything in one shuffled step, steps of few and many rows, empty rows
-   between them, another alignment, and another number of threads give the same. */
+/* A row's bits do not depend on how the steps are laid out: everything in one shuffled step, steps
+   of few and many rows, empty rows between them, another alignment, and another number of threads
+   give the same. */
 static void check_layouts(const struct Plan *plan, int NH, int NKV, int HS) {
     struct Decode d;
     build_decode(&d, plan, NH, NKV, HS);
@@ -569,7 +572,7 @@ static void test_decode(void **state) {
     }
 }
 
-/* A recorded step stays true while positions grow, here beyond a block of keys. Row 1 is empty. */
+/* A recorded step stays right while positions grow, here beyond a block of keys. Row 1 is empty. */
 static void test_decode_recorded(void **state) {
     (void)state;
     enum { R = 2, NH = 1, HS = 8, STEPS = 131, N = R * 3 * HS };

@@ -261,8 +261,8 @@ static void test_sample_against_definition(void **state) {
         }
 }
 
-/* What is recorded when sampling is what training computes: they must agree for the first update's
-   ratio to be 1. */
+/* The log-probability recorded when sampling must equal the one that training computes, so that the
+   first update's ratio is 1. */
 static void test_sample_agrees_with_head(void **state) {
     (void)state;
     struct Batch b = is_slow() ? batch_open(20, 67, 389, 392, 1 / 0.7f)
@@ -401,7 +401,7 @@ static void test_largest_noise(void **state) {
     batch_close(&b);
 }
 
-/* A diverged model draws something, in range, and its log-probability says so. */
+/* A diverged model still draws a token in range; its log-probability is not finite. */
 static void test_sample_not_finite(void **state) {
     (void)state;
     struct Batch b = batch_open(5, 3, 700, 704, 1);

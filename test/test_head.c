@@ -104,8 +104,8 @@ static void make_data(struct Problem *p) {
         if (i % 7 == 5) p->a[i] = 0;
     }
     free(all);
-    /* Padding is finite, but as large as that allows: a logit of it that counted would be all that
-       counts. */
+/* Padding is finite, but so large that one of its logits, if it were counted, would outweigh all
+       others. */
     for (size_t i = (size_t)c.V * c.C; i < NW; i++) p->W[i] = i % 2 ? 3e4f : -3e4f;
     p->E_device = put_x(p->E, NE);
     p->W_device = put_x(p->W, NW);
@@ -400,10 +400,10 @@ static void test_repeatable(void **state) {
     problem_close(p);
 }
 
-/* A GPU scores a row with the same bits in any company and at any place. */
+/* A GPU scores a row with the same bits whatever the other rows are and wherever the row is. */
 static void test_row_alone(void **state) {
     (void)state;
-    if (is_cpu()) return; /* BLAS promises no such thing */
+    if (is_cpu()) return; /* BLAS does not promise it */
     struct Problem *p = problem_open((struct Case){"alone", 170, 150, 72, 301, 304, NORMAL, 1});
     struct Case c = p->size;
     const struct Head head = head_of(p);
@@ -420,7 +420,8 @@ static void test_row_alone(void **state) {
     problem_close(p);
 }
 
-/* Infinite weights are a diverged model: the row says so, others are untouched, nothing crashes. */
+/* A NaN in one row of hidden states: the row's statistics are NaN, other rows keep their bits, and
+   nothing crashes. */
 static void test_not_finite(void **state) {
     (void)state;
     struct Problem *p = problem_open((struct Case){"not finite", 9, 9, 5, 700, 704, NORMAL, 1});

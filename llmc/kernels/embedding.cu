@@ -8,15 +8,15 @@
    Forward: a thread makes 16 bytes of x. 3 N C elements move.
 
    Backward needs, for each token, the list of its n. No float atomics: the order of every sum is
-   fixed by the call. The pairs (token + 1, n), and likewise (position + 1, n), are sorted by their
-   key (stably: n ascends within it), and the sorted list is cut into pieces of 32, one block each,
-   whatever the tokens are: a token that fills half the batch is added up by many blocks.
+   fixed by the arguments. The pairs (token + 1, n), and likewise (position + 1, n), are sorted by
+   their key (stably: n ascends within it), and the sorted list is cut into pieces of 32, one block
+   each, whatever the tokens are: a token that fills half the batch is added up by many blocks.
 
        key     1 1 1 1 | 1 1 4 4 | 4 4 4 4 | 4 4 7 9         (pieces of 4 here)
 
        piece 0: one run, which goes on       -> tail[0]
        piece 1: 1 ends                       -> head[1];    4 begins and goes on -> tail[1]
-       piece 2: 4 came and goes on           -> head[2]
+       piece 2: 4 began before and goes on   -> head[2]
        piece 3: 4 ends                       -> head[3];    7 and 9 are whole: dw[key - 1] +=
        then     dw[1 - 1] += tail[0] + head[1],    dw[4 - 1] += tail[1] + head[2] + head[3]
 
@@ -209,7 +209,7 @@ sum_kernel(const __grid_constant__ struct Lists l) {
     if (left <= 0) return;
     int begin = 0;
     while (begin < count && entries[begin].key == 0) begin++;
-    /* does the first run come from the piece before, does the last go on in the next? */
+    /* whether the first run began in an earlier piece, and the last one goes on in the next */
     bool came = begin == 0 && first > 0 && sorted[-1].key == entries[0].key;
     const bool goes = first + count < l.N && sorted[count].key == entries[count - 1].key;
     float sum[VEC] = {0};
@@ -250,7 +250,7 @@ merge_kernel(const __grid_constant__ struct Lists l) {
     const unsigned key = list.sorted[last].key;
     const bool came = piece > 0 && list.sorted[last - PIECE].key == key;
     if (key == 0 || came || list.sorted[last + 1].key != key) return;
-    /* the run is in so many more pieces: those that begin with its key */
+    /* counts the further pieces that the run is in: those that begin with its key */
     int more = 0, counted = THREADS;
     while (counted == THREADS) {
         int other = piece + 1 + more + (int)threadIdx.x;

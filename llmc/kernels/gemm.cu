@@ -16,8 +16,8 @@ struct GemmPlan {
     bool possible; /* false: the library has no algorithm for this */
 };
 
-/* A model has a dozen products for each number of rows that its batches happen to have; the plan
-   made longest ago makes room for a new one. */
+/* A model has a dozen products for each number of rows that its batches have. Where all places are
+   taken, a new plan replaces the one that was made first. */
 enum { GEMM_PLANS = 256, GEMM_ALIGNMENT = 16 };
 static struct GemmPlan gemm_plans[GEMM_PLANS];
 static size_t gemm_plans_made;
@@ -177,8 +177,8 @@ static int gemm_fastest(const struct GemmPlan *p, const cublasLtMatmulAlgo_t *al
 }
 
 /* The class's choice where this shape takes it, else the library's first; and where its class has
-   none yet, the fastest becomes it. Timing allocates and waits, which a recording cannot hold. It
-   never has to: a sequence has run once, and so has chosen, before it is recorded. */
+   none yet, the fastest becomes it. Timing allocates and waits, which is impossible in a recording
+   and not needed there: a sequence runs once before it is recorded, and makes its choices then. */
 static void gemm_choose(struct GemmPlan *p, const void *operand, const void *a, const void *b) {
     cublasLtMatmulAlgo_t algorithm[GEMM_ASKED];
     int possible = gemm_candidates(algorithm, p);
@@ -237,7 +237,7 @@ static struct GemmPlan *gemm_plan_for(enum GemmForm form, enum GemmEpilogue epil
 
 void gemm(enum GemmForm form, struct Matrix out, struct Matrix a, struct Matrix b, int M, int N,
           int K, float alpha, float beta) {
-    if (M == 0 || N == 0 || K == 0) return; /* K: a sum of nothing, onto a gradient */
+    if (M == 0 || N == 0 || K == 0) return; /* K 0 occurs for gradients only: 0 is added */
     struct GemmPlan *plan = gemm_plan_for(form, GEMM_PLAIN, NULL, out, a, b, M, N, K);
     if (!plan->possible)
         cuda_die("cuBLASLt has no algorithm for a product of %s of M %d, N %d, K %d",

@@ -58,9 +58,9 @@ void gemm_choice_add(const struct GemmKey *key, const cublasLtMatmulAlgo_t *algo
 
 /* ---- text ------------------------------------------------------------------------------------ */
 
-/* First a line that says for what the choices hold; then one for each: the numbers of its key and
-   the algorithm's bytes in hexadecimal, which NVIDIA allows to be stored for the same version of
-   the library. */
+/* First a line that says for which machine the choices hold; then one for each: the numbers of its
+   key and the algorithm's bytes in hexadecimal, which NVIDIA allows to be stored for the same
+   version of the library. */
 static void describe_machine(char *out, size_t capacity) {
     snprintf(out, capacity, "%s, cuBLASLt %zu, %s\n", cuda.name, cublasLtGetVersion(), cuda.dtype);
 }
@@ -96,7 +96,7 @@ static int hex_digit(char c) {
     return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-/* Reads one line; returns where the next one begins, or NULL: it is not one of ours. */
+/* Reads one line; returns where the next one begins, or NULL if it is not in this format. */
 static const char *read_choice(struct Choice *out, const char *line) {
     int64_t number[NUMBERS];
     unsigned char byte[sizeof(cublasLtMatmulAlgo_t)];

@@ -60,7 +60,7 @@ static __device__ __forceinline__ void lane_logits(float *z, TileSums<T> *sum, c
         if (first + lane_column<T>(c) >= s.V) z[c] = -INFINITY;
 }
 
-/* The target's logit, if this lane has it: of all lanes that see the row only one does. */
+/* Stores the target's logit if it is among this lane's. Exactly one lane of the row has it. */
 template <class T>
 static __device__ __forceinline__ void keep_target(const Scoring &s, const float *z, int row,
                                                    int first) {
@@ -142,7 +142,7 @@ static __global__ void merge_kernel(float *results, const RowState *states,
     results[row + 3 * stride] = row_state_qlog(x);
 }
 
-/* The stages, and which row of E is which of the block's. */
+/* Bytes of shared memory: the stages, and the block's list of rows of E. */
 template <class T> static constexpr int shared_bytes() {
     return T::SHARED + T::ROWS * (int)sizeof(int);
 }

@@ -42,8 +42,8 @@ enum {
 /* ---- columns ------------------------------------------------------------------------------- */
 
 /* VEC columns of a row, of which `left` exist (none if it is 0 or less); the others read as 0.
-   WHOLE: rows are aligned to 16 bytes. That is known at compile time, so that no branch stands
-   between the loads of a thread: they are all on their way before the first is waited for. */
+   WHOLE: rows are aligned to 16 bytes. That is known at compile time, so that there is no
+   branch between the loads of a thread, and all are started before the first is waited for. */
 template <bool WHOLE>
 static __device__ __forceinline__ void load_columns(float *out, const floatX *in, int left) {
     if (!WHOLE) {
@@ -182,8 +182,8 @@ static __global__ void __launch_bounds__(LONG_THREADS) long_forward_kernel(struc
     if (threadIdx.x == 0) a.mean[n] = mean, a.rstd[n] = rstd;
 }
 
-/* The kernel is chosen by C alone (WHOLE changes no sum's order): a row's bits are its own,
-   however many rows there are and wherever it lies. */
+/* The kernel is chosen by C alone (WHOLE changes no sum's order): a row's bits do
+   not depend on the number of rows nor on the row's address. */
 template <bool RESIDUAL, bool WHOLE> static void launch_forward(const struct Forward &a) {
     enum { THREADS = ROWS * WARP };
     int blocks = ceil_div(a.N, ROWS);

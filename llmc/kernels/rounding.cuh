@@ -12,7 +12,7 @@ template <> __device__ __forceinline__ float round_random<float>(float x, uint32
 
 /* bf16 is the upper half of a float: 16 random bits added to the lower half carry into the upper
    one with just the probability wanted, also in the subnormals. The largest numbers may carry into
-   infinity, their neighbour above; infinity and NaN stay what they are. */
+   infinity, their neighbour above. Infinity and NaN are not changed. */
 template <>
 __device__ __forceinline__ __nv_bfloat16 round_random<__nv_bfloat16>(float x, uint32_t random) {
     uint32_t bits = __float_as_uint(x);

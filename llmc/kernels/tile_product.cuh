@@ -2,9 +2,9 @@
 
        sum[r][c] = sum_k x[r][k] y[c][k]          x [ROWS,K], y [COLUMNS,K]
 
-   The decode products, the sampler and the scoring head share it; what they do with the sums is
-   their own. The layout of the sums in registers is that of mma.m16n8k16 for every element type, so
-   an epilogue is written once.
+   The decode products, the sampler and the scoring head share it; each has its own epilogue, the
+   code that uses the sums. The layout of the sums in registers is that of mma.m16n8k16 for every
+   element type, so an epilogue is written once.
 
    Memory. K is cut into stages, and STAGES of them are in shared memory: one is multiplied while
    the copies of the others are on their way. A stage holds, of each row, DEPTH segments of 128
@@ -262,8 +262,8 @@ static __device__ __forceinline__ void stage_multiply(TileSums<T> *sum, const fl
 
 /* ---- the tile -------------------------------------------------------------------------------- */
 
-/* Starts the first copies; whoever still reads shared memory is waited for. Between this and
-   tile_product the block may do other work. */
+/* Starts the first copies, after a barrier: other warps may still read shared memory. Between this
+   and tile_product the block may do other work. */
 template <class T>
 static __device__ __forceinline__ void tile_product_begin(const TileProduct &p) {
     __syncthreads();

@@ -339,7 +339,7 @@ cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t desc) {
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* Copies an attribute's value; the library insists on its size. */
+/* Copies an attribute's value; a wrong size is an error, as in the library. */
 template <class T> static cublasStatus_t set(T *place, const void *value, size_t bytes) {
     if (!value || bytes != sizeof(T)) return CUBLAS_STATUS_INVALID_VALUE;
     memcpy(place, value, bytes);

@@ -109,7 +109,7 @@ static std::vector<size_t> loads_of(const Block *block) {
 
 static bool loads_pending(const Block *block) { return !loads_of(block).empty(); }
 
-/* One load at a time, in any order: that is all TMA promises. */
+/* One load at a time, in any order: TMA guarantees no order. */
 static void step_loads() {
     std::vector<size_t> candidates = loads_of(current->block);
     size_t pick = candidates[random_number() % candidates.size()];

@@ -298,7 +298,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
     world->joined++;
     wait_for([=] { return world->joined.load() >= ranks; }, "some rank does not come", rank);
     last_world = world;
-    at_failure = break_world; /* so that the others need not wait for their patience to end */
+    at_failure = break_world; /* so that the other ranks end at once, not after PATIENCE seconds */
     barrier(made);
     if (rank == 0) shm_unlink(id.internal);
     *comm = made;

@@ -138,7 +138,7 @@ void fail(const char *format, ...) {
         tell();
     }
     fflush(stderr);
-    _exit(86); /* no destructors, no atexit: half a kernel has run */
+    _exit(86); /* without destructors and atexit: a kernel has run in part */
 }
 
 /* ---- signals ---- */

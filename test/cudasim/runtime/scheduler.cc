@@ -79,8 +79,8 @@ static bool async_pending(const Fiber *waiter) {
     return async_engine.pending && async_engine.pending(waiter->block);
 }
 
-/* Asynchronous work is done late, when nothing else can run (or at random): legal and
-   unfriendly. */
+/* Asynchronous work is done late, when nothing else can run (or at random): the latest
+   moment that CUDA allows, which shows missing waits. */
 void wait_until(const std::function<bool()> &condition, const char *what, const char *file,
                 int line) {
     while (!condition()) {

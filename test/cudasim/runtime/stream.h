@@ -1,4 +1,4 @@
-/* What streams and graphs know of each other. */
+/* What stream.cc and graph.cc share. */
 #ifndef CUDASIM_STREAM_H
 #define CUDASIM_STREAM_H
 
