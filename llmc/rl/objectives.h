@@ -99,10 +99,10 @@ struct RewardBatch {
    equal and groups with fewer than two scored completions, else 1. Returns how many are kept. */
 int objective_filter_groups(const struct RewardBatch *batch, unsigned char *keep);
 /* advantage, active [count]. active[i] = 0: the completion gives no gradient and is not counted
-   when losses are averaged. That is so for unscored completions, for groups with fewer than two
-   scored ones (with the rule `none`: fewer than one), and with overlong mask for truncated ones,
-   which still count in their group's mean. The soft overlong penalty is subtracted here, after the
-   filter has compared the task's rewards. */
+   when losses are averaged (only the aggregation `constant` counts it). That is so for unscored
+   completions, for groups with fewer than two scored ones (with the rule `none`: fewer than one),
+   and with overlong mask for truncated ones, which still count in their group's mean. The soft
+   overlong penalty is subtracted here, after the filter has compared the task's rewards. */
 void objective_advantages(const struct Objective *objective, const struct RewardBatch *batch,
                           float *advantage, unsigned char *active);
 
