@@ -22,14 +22,14 @@
 
 #define COUNT(name, most) {FIELD(FIELD_INTEGER, struct Progress, name, #name), .high = most}
 #define TEXT(name) {FIELD(FIELD_TEXT, struct Progress, name, #name)}
-#define MANY 1e15   /* far from where sums and products of a few counters overflow */
+#define MANY 1e15   /* sums and products of a few such counters do not overflow */
 
 static const struct Field progress_fields[] = {
     COUNT(step, 1e12), COUNT(warm_step, 1e12), COUNT(optimizer_step, MANY),
     COUNT(group_ordinal, MANY), COUNT(demonstration_ordinal, MANY), COUNT(update_ordinal, MANY),
     COUNT(num_tokens, MANY), COUNT(skipped_in_a_row, 1000), COUNT(phases_begun, 1000),
     COUNT(phase_begin, 1e12), TEXT(control),
-    /* of fp16; checkpoints of before it have neither */
+    /* optional: checkpoints older than fp16 have neither */
     {FIELD(FIELD_REAL, struct Progress, loss_scale, "loss_scale"), 0x1p-30, 0x1p60,
      .optional = true},
     {FIELD(FIELD_INTEGER, struct Progress, loss_scale_updates, "loss_scale_updates"), 0, MANY,
@@ -145,7 +145,7 @@ static const struct SafetensorsEntry *find_entry(const struct Safetensors *file,
     return entry;
 }
 
-/* What is none of the family's weights, and the second name of a tied head. */
+/* Is it a tensor that is not loaded: none of the family's weights, or the head of a tied model? */
 static bool is_ignored(const struct Model *model, const char *name) {
     return family_ignores(model->family, name) ||
            (model->config.tied && strcmp(name, family_head_name(model->family)) == 0);
@@ -334,7 +334,7 @@ const char *checkpoint_config(const char *directory, struct ModelConfig *config)
 
 /* ---- the optimizer's file ------------------------------------------------------------------- */
 
-/* The optimizer's buffers are nobody else's: they keep the kernels' layout. */
+/* The optimizer's file is read by this program only: tensors keep the kernels' layout there. */
 enum { OPTIMIZER_BUFFERS = 3 };
 #define SECOND_MOMENT "exp_avg_sq."
 static const char *const optimizer_prefixes[OPTIMIZER_BUFFERS] = {"exp_avg.", SECOND_MOMENT,

@@ -19,9 +19,8 @@
 #include "model.h"
 #include "io/tokenizer.h"
 
-/* What a run has done so far. Plain data: saved and restored field by field through the table in
-   checkpoint.c. Others' state (the entropy controller's) is saved beside it, by their own
-   tables. */
+/* What a run has done so far, saved and restored field by field through the table in checkpoint.c.
+   The entropy controller's state is saved beside it through a table of its own. */
 struct Progress {
     int64_t step;                 /* RL steps completed */
     int64_t warm_step;            /* supervised steps completed */
@@ -35,7 +34,7 @@ struct Progress {
     int64_t phase_begin;          /* first step of the one in hand */
     double loss_scale;            /* of fp16 gradients; 1 elsewhere */
     int64_t loss_scale_updates;   /* good updates since it changed */
-    /* settings that must not differ for a bitwise resume; a difference is said, not refused */
+    /* settings that must be equal for a bitwise resume; a difference is printed, not refused */
     int64_t seed, threads, micro_tokens;
     char dtype[8], backend[16], blas[32];
     char task[64];
@@ -55,8 +54,8 @@ void checkpoint_load_weights(const char *directory, const struct Model *model,
    file has none: then master stays as it is); die_input likewise. */
 void checkpoint_load_optimizer(const char *directory, const struct Model *model,
                                const struct OptimizerState *optimizer);
-/* trainer_state.json: the run's progress, and the sections of others (a list that ends with a table
-   of NULL; NULL: none are read). die_input where a field is missing or out of its bounds. */
+/* trainer_state.json: the run's progress, and further structs with their tables (a list that ends
+   with a table of NULL; NULL: none). die_input where a field is missing or out of its bounds. */
 void checkpoint_load_state(const char *directory, struct Progress *progress,
                            const struct FieldSection *sections);
 

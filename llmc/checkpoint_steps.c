@@ -19,7 +19,7 @@
 
 /* ---- directories ---------------------------------------------------------------------------- */
 
-/* Names that a save uses on its way. What a killed one left under them is cleared by the next. */
+/* Names that a save uses before it is done. The next save clears what a killed one left there. */
 #define WRITING ".writing_"     /* not complete yet */
 #define REPLACED ".replaced_"   /* complete: the older of two saves of one step */
 #define REMOVING ".removing_"   /* not complete any more */
@@ -86,7 +86,7 @@ static int remove_one(const char *path, const struct stat *status, int type, str
     return remove(path);
 }
 
-/* Never fatal: a directory that cannot be removed costs disk space, not the run. */
+/* A directory that cannot be removed costs disk space only: a warning, and the run goes on. */
 static void remove_tree(const char *path) {
     if (nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) != 0)
         warn("cannot remove %s: %s", path, strerror(errno));
@@ -155,9 +155,8 @@ static void remove_old(const char *checkpoints, const char *current, int keep) {
 
 /* ---- a save --------------------------------------------------------------------------------- */
 
-/* Gives a complete, synced directory its name. Where the name is taken, the older save steps aside
-   for the instant between two renames; restore_replaced and checkpoint_latest know of that
-   instant. */
+/* Gives a complete, synced directory its name. Where that exists, the older save is renamed first;
+   restore_replaced and checkpoint_latest find it there if the program is killed in between. */
 static void move_into_place(const char *checkpoints, const char *writing, const char *name) {
     char path[PATH_SIZE], replaced[PATH_SIZE];
     check_path(path, sizeof path, "%s/%s", checkpoints, name);
@@ -235,7 +234,7 @@ static bool hold_directory(const char *path, int *hold) {
         checkpoint_release(hold);
         return true;
     }
-    /* the one that is locked may have lost the name before it was */
+    /* `path` may have become another directory between open and flock */
     if (locked && is_same_file(*hold, path)) return true;
     checkpoint_release(hold);
     return false;
@@ -266,9 +265,9 @@ bool checkpoint_latest_held(const char *run_directory, char *out, size_t capacit
         problem = find_missing(out, missing);
         if (held && !problem) return true;
         checkpoint_release(hold);
-        usleep(20000);   /* a save replaces it, or `latest` moved on and --keep removed it? */
+        usleep(20000);   /* a save may be replacing it, or --keep removed it after `latest` moved */
     }
-    char ignored[PATH_SIZE];   /* a save over this step was killed between its two renames? */
+    char ignored[PATH_SIZE];   /* a save over this step may have been killed between two renames */
     check_path(out, capacity, "%s/" REPLACED "%s", checkpoints, name);
     if (!find_missing(out, ignored)) return true;
     die_input("%s: %s; the checkpoint that `latest` names is not complete", missing,

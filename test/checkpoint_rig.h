@@ -56,7 +56,8 @@ static inline void remove_scratch(const char *name) {
 
 static pid_t main_process;
 
-/* Asked by the leak checker at exit: it cannot follow the fork of a process that had threads. */
+/* The leak checker calls this at exit. It is turned off in forked children, because it does not
+   work after the fork of a process that had threads. */
 int __lsan_is_turned_off(void) { return getpid() != main_process; }
 
 static inline int set_up(void **state) {
@@ -145,7 +146,7 @@ static inline struct Progress awkward_state(int64_t step) {
     return state;
 }
 
-/* Somebody else's state, saved in the same file. */
+/* Another module's state, saved in the same file. */
 struct Other {
     double tiny, third, unknown;
     float narrow;

@@ -73,7 +73,7 @@ static inline pid_t start(const char *arguments) {
              arguments);
     pid_t child = fork();
     if (child == 0) {
-        /* whatever this process was told to ignore, say by make test & */
+        /* this process may have been started with some ignored (make test &) */
         signal(SIGINT, SIG_DFL), signal(SIGHUP, SIG_DFL), signal(SIGTERM, SIG_DFL);
         execl("/bin/sh", "sh", "-c", line, (char *)NULL);
         _exit(127);

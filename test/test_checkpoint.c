@@ -227,7 +227,7 @@ static void test_keep_and_left_overs(void **state) {
     assert_true(exists(path_of("keep/checkpoints/step_000010")));
     assert_true(exists(path_of("keep/checkpoints/step_000011")));
 
-    /* What killed saves leave, and what is not ours. */
+    /* What killed saves leave, and a directory that is no checkpoint. */
     mkdir(path_of("keep/checkpoints/.writing_step_000012"), 0777);
     write_whole(path_of("keep/checkpoints/.writing_step_000012/model.safetensors"), "x", 1);
     mkdir(path_of("keep/checkpoints/.removing_step_000009"), 0777);
@@ -248,7 +248,8 @@ static void test_keep_and_left_overs(void **state) {
     run_close(&run);
 }
 
-/* What a reader holds stays, however few are to be kept, until it was read; then it goes. */
+/* A checkpoint that a reader holds is not removed, whatever --keep says. Once it is released, the
+   next call removes it. */
 static void test_a_held_checkpoint_stays(void **state) {
     (void)state;
     struct ModelConfig config = small_config(true);
@@ -358,7 +359,7 @@ static void test_latest(void **state) {
                                       sizeof output), 2);
         assert_non_null(strstr(output, "damage/checkpoints/"));
     }
-    /* a disk that fails is not a file that says the wrong thing */
+    /* an I/O error is reported as one, and not as a wrong name in the file */
     unlink(path_of("damage/checkpoints/latest"));
     assert_int_equal(symlink("/proc/self/mem", path_of("damage/checkpoints/latest")), 0);
     assert_int_equal(run_in_child(latest_body, (void *)path_of("damage"), output, sizeof output),
@@ -366,7 +367,7 @@ static void test_latest(void **state) {
     assert_non_null(strstr(output, "Input/output error"));
 }
 
-static const char *unasked;   /* a name whose first access() fails: the disk does not answer */
+static const char *unasked;   /* the first access() to a path with this text fails with EIO */
 
 int access(const char *path, int mode) {
     if (unasked && strstr(path, unasked)) {
@@ -382,7 +383,8 @@ static void fails_to_ask(void *name) {
     checkpoint_latest(path_of("asked"), latest, sizeof latest);
 }
 
-/* A file that cannot be asked for is not one that is missing, for which a reader would look on. */
+/* An I/O error while a checkpoint's files are looked for ends the program: the file is not taken
+   for missing, for which the reader would try again. */
 static void test_io_errors_are_not_absence(void **state) {
     (void)state;
     static const char *const names[] = {"model.safetensors", "config.json", "trainer_state.json"};
@@ -584,7 +586,7 @@ static void test_kills_leave_a_complete_checkpoint(void **state) {
             int after = (int)loaded_value(&back, directory);
             assert_true(after == before || after == c.save.value);
             before = after;
-            /* the next start of the run leaves as many as it is to keep */
+            /* what the next start of the run calls */
             checkpoint_keep(directory, 1);
             assert_int_equal(count_steps(directory), 1);
         }

@@ -29,7 +29,7 @@ static void load_body(void *argument) {
     if (c->state) checkpoint_load_state(c->directory, &loaded, NULL);
 }
 
-/* So that a damaged file comes to its reader, as those of other programs do. */
+/* Removes the checksums, so that a damaged file is read, as files of other programs are. */
 static void forget_checksums(const char *directory) {
     char path[PATH_SIZE];
     snprintf(path, sizeof path, "%s/checksums", directory);
@@ -253,8 +253,8 @@ static void test_state_has_bounds(void **state) {
     run_close(&run);
 }
 
-/* Bits that rot: one changed bit, or a lost end, in any file of a checkpoint, anywhere. All are
-   found, and the message names the file. */
+/* One changed bit, or a lost end, anywhere in any file of a checkpoint: all are found, and the
+   message names the file. */
 static void test_rot_is_found(void **state) {
     (void)state;
     static const char *const names[] = {"model.safetensors", "optimizer.safetensors",

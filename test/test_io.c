@@ -206,7 +206,7 @@ static void test_jsonl_cut_on_a_failing_disk(void **state) {
     bad_path = NULL;
 }
 
-/* What a power failure leaves: zeros at the end of the file, or in the middle of a line. */
+/* What a power failure can leave: zeros at the end of the file, or in the middle of a line. */
 static void test_jsonl_cut_drops_zero_bytes(void **state) {
     (void)state;
     const char *path = in_folder("zeros");

@@ -1,5 +1,5 @@
-/* What the program finds when it starts, and what reaches it while it runs: threads, descriptors,
-   signals. Runs ./train as a child. */
+/* Threads and standard descriptors at the program's start, and signals while it runs. Runs ./train
+   as a child. */
 #include <fcntl.h>
 #include <sys/stat.h>
 #include "program_rig.h"
@@ -11,8 +11,8 @@
 
 /* ---- threads --------------------------------------------------------------------------------- */
 
-/* The threads that OpenMP gives are those of the plan, and no product waits for one that is not
-   there. (It once did, for ever.) */
+/* The plan prints the number of threads that OpenMP really gives, and the program ends: OpenBLAS
+   once waited for ever for a thread that OpenMP had not started. */
 static void test_threads_as_given(void **state) {
     (void)state;
     static const struct { const char *environment, *options, *says; } cases[] = {
@@ -61,7 +61,7 @@ static void assert_goes_on(const char *name) {
            "| sed s/step_0*//) && $T --quiet --resume %s --steps $((n + 1))", name, name, name);
 }
 
-/* What asks a run to stop finds it saved; it says so and ends with 0. */
+/* A signal that asks a run to stop: it saves, says so and ends with 0. */
 static void test_signals_save(void **state) {
     (void)state;
     static const struct { int number; const char *name; } signals[] = {
@@ -90,7 +90,7 @@ static void test_nohup(void **state) {
            "test $(wc -l < nohup/metrics.jsonl) = 200");
 }
 
-/* | head -n 1: whoever reads has gone, and the run is saved. */
+/* The reader of its output ends (`| head -n 1`): the run saves. */
 static void test_lost_reader(void **state) {
     (void)state;
     RUN_OK("{ $T " TINY "--threads 1 --save-every 0 --steps 1000 --run piped; echo $? > code; } | "
@@ -117,7 +117,7 @@ static void test_second_signal_ends(void **state) {
     }
 }
 
-/* Measuring has nothing to save: signals end it as they end anything. */
+/* --eval-only and --score have nothing to save: signals end them at once. */
 static void test_signals_while_measuring(void **state) {
     (void)state;
     static const int numbers[] = {SIGTERM, SIGINT, SIGHUP};

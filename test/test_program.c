@@ -352,7 +352,7 @@ static void test_bad_input(void **state) {
     RUN_OK("test $(cat taken/file) = mine && test $(ls taken | wc -l) = 1");
 }
 
-/* What looks like a harmless order must not touch an older run, or measure something else. */
+/* Options that look harmless must not damage an older run, or measure something else. */
 static void test_runs_are_safe(void **state) {
     (void)state;
     RUN_OK("$T " SMALL "--steps 2 --run safe --overwrite");
@@ -428,15 +428,15 @@ static void test_run_removed_under_it(void **state) {
     RUN_OK("rmdir under/checkpoints && rm -r under");
 }
 
-/* Another directory in its place gets nothing of the run. */
+/* Nothing of the run is saved in a directory that was put in its place. */
 static void test_run_replaced_under_it(void **state) {
     (void)state;
     assert_lost_directory("mv under moved; mkdir under", "another was put in its place");
     RUN_OK("rmdir under && rm -r moved");
 }
 
-/* The last step of --save-every is the last save: a directory that somebody reads is not replaced
-   by its like. */
+/* A step that was saved is not saved again at the end of the run, nor by a resume that has nothing
+   to do. */
 static void test_no_step_is_saved_twice(void **state) {
     (void)state;
     RUN_OK("$T " SMALL "--steps 2 --keep 0 --run once");

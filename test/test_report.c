@@ -1,5 +1,5 @@
-/* What a run says, from numbers made by hand: the keys and values of metrics.jsonl, TensorBoard's
-   file beside it, the console's cells and summary, the warning about attention. */
+/* What a run logs and prints, from numbers made by hand: the keys and values of metrics.jsonl,
+   TensorBoard's file beside it, the console's cells and summary, the warning about attention. */
 #include <cjson/cJSON.h>
 #include <glob.h>
 #include "test.h"
@@ -214,7 +214,7 @@ static void loses_its_logs(void *unused) {
     report_close(&report);
 }
 
-/* Said in one line each, once; what is logged from there on is in a file of that name again. */
+/* One warning for each. What is logged from then on is in a file of the old name. */
 static void test_deleted_logs(void **state) {
     (void)state;
     static const char *const names[] = {"metrics.jsonl", "rollouts.jsonl", "events.out.tfevents"};

@@ -14,9 +14,9 @@
 
 /* These two stand before the C library's, for sessions that a child of this program opens. */
 static bool say_synced;          /* the path of what is synced goes to stdout */
-static const char *vanishing;    /* a directory that goes away when its state is looked for a */
-static int looks;                /* second time, */
-static const char *meanwhile;    /* or the options of another program that runs just then */
+static const char *vanishing;    /* a directory that is renamed when trainer_state.json is looked */
+static int looks;                /* for the second time; how often it was looked for */
+static const char *meanwhile;    /* options of another program that runs at that moment */
 
 int fsync(int descriptor) {
     char link[64], path[4096];
@@ -48,7 +48,7 @@ static void assert_refused(const char *line, const char *says) {
 
 /* ---- the directory --------------------------------------------------------------------------- */
 
-/* Only a run may be overwritten; what an empty directory holds cannot be lost. */
+/* --overwrite takes a run's directory only: no model's, and no other. */
 static void test_only_runs_are_overwritten(void **state) {
     (void)state;
     RUN_OK("$T " TINY "--steps 1 --run source && cp -r source/checkpoints/step_000001 model");
@@ -96,8 +96,8 @@ static void test_runs_started_together(void **state) {
            "grep -q \"seed\\\":.$(cat won),\" named/config.json");
 }
 
-/* From here on the system call fails with `error` in this process and what it becomes; false: no
-   such filter here. */
+/* From here on the system call fails with `error` in this process and in programs that it starts.
+   False: this machine has no such filters. */
 static bool make_fail(long call, int error) {
     struct sock_filter filter[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -135,8 +135,8 @@ static void check_failing(struct Failing f) {
         fail_msg("%s, %s: exit code %d, said: %s", f.line, strerror(f.error), code, said);
 }
 
-/* A lock that cannot be had is another program's only if it says so; the rest is the machine, or
-   the place, in its own words. */
+/* Only EWOULDBLOCK means that another program holds the lock. Other errors are reported in their
+   own words, with exit code 1 where the machine failed. */
 static void test_lock_errors(void **state) {
     (void)state;
     static const struct { int error, code; const char *says; } cases[] = {
@@ -152,8 +152,8 @@ static void test_lock_errors(void **state) {
                                        "--steps 1 --run unlocked", cases[i].says});
 }
 
-/* A directory that cannot be read is not an empty one, in which a run could start and clear what
-   is there; and a file that cannot be asked for is not one that is missing. */
+/* A directory that cannot be read is not taken for an empty one, in which a run would start and
+   clear what is there; nor is a file for missing when looking for it gives an I/O error. */
 static void test_unreadable_is_not_missing(void **state) {
     (void)state;
     static const char reads[] = "cannot read ";
@@ -442,7 +442,7 @@ static void make_broken_model(void) {
     assert_int_equal(fclose(file), 0);
 }
 
-/* Numbers that are none: measured ones are an error, of the weights and not of the input. */
+/* Measured numbers that are not finite: exit code 1, because the weights are at fault. */
 static void test_worthless_weights(void **state) {
     (void)state;
     static const struct { const char *line, *says; } cases[] = {
@@ -569,9 +569,9 @@ static void opens_beside_a_writer(void *unused) {
     open_session(&s, line);
 }
 
-/* The run goes on, with --keep 1, while somebody reads what was its latest checkpoint: the reader
-   gets all of it, and what had to stay for that is gone when the run is started again, which saves
-   nothing. */
+/* The run goes on, with --keep 1, while a reader opens what was its latest checkpoint: the reader
+   gets all of it. The checkpoint that stayed for that is removed when the run is started again,
+   although that start saves nothing. */
 static void test_a_reader_beside_the_writer(void **state) {
     (void)state;
     char said[4096];

@@ -355,7 +355,8 @@ static void log_steps(int first, int last, double value) {
     tensorboard_close(&board);
 }
 
-/* Three files within one second, the third from further back: nothing of a dead run stays. */
+/* Three files within one second, each from an earlier step than where the one before ended: steps
+   of the earlier files past that step are dropped. */
 static void test_resume_drops_later_steps(void **state) {
     (void)state;
     float value[40];
@@ -366,8 +367,8 @@ static void test_resume_drops_later_steps(void **state) {
     for (int step = 0; step < 10; step++) assert_true(value[step] == (step < 6 ? 1 : 3));
 }
 
-/* The evaluation of earlier tasks at the end is made again at the next end: what the last one gave
-   is not shown any more, and everything else is. */
+/* A run that goes on evaluates earlier tasks again at its own end: TensorBoard drops the points of
+   the end before, and keeps all others. */
 static void test_resume_drops_the_last_evaluation(void **state) {
     (void)state;
     struct Report report;

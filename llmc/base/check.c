@@ -8,7 +8,7 @@
 #include "console.h"
 #include "text.h"
 
-/* Prints one line, whatever hostile file the message quotes. */
+/* Prints the message as one line: control characters that it quotes from a file are replaced. */
 static void print_line(const char *kind, const char *format, va_list arguments) {
     char text[8192];
     vsnprintf(text, sizeof text, format, arguments);
@@ -59,7 +59,7 @@ static _Noreturn void die_no_memory(size_t count, size_t size, const char *what)
 }
 
 void *check_alloc(size_t count, size_t size, const char *what) {
-    /* calloc(0) may return NULL without having failed. */
+    /* calloc(0) may return NULL although it did not fail. */
     void *pointer = calloc(count ? count : 1, size ? size : 1);
     if (!pointer) die_no_memory(count, size, what);
     return pointer;

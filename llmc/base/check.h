@@ -18,8 +18,8 @@
 _Noreturn void die_input(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void die_machine(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* Did the machine fail (disk, quota, memory, too many open files, I/O), or was the place wrong? The
-   one decision between exit codes 1 and 2 for a call that left `error` in errno. */
+/* Is `error`, a value of errno, a failure of the machine (disk full, quota, memory, too many open
+   files, I/O) and not of the path that was named? It decides between exit codes 1 and 2. */
 bool is_machine_error(int error);
 /* "cannot DOING PATH: ..." with errno's own words, by die_machine or die_input as is_machine_error
    says. */

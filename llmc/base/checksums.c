@@ -54,7 +54,8 @@ static void sum_file(const char *path, uint32_t *checksum, size_t *bytes) {
     close(descriptor);
 }
 
-/* The list of a directory as terminated text, sound; false: it has none. */
+/* Reads the list of a directory as terminated text. False: the directory has none. Ends the program
+   if the last line is not the checksum of the lines above it. */
 static bool read_list(const char *path, char *text, size_t capacity) {
     if (!path_exists(path)) return false;
     const char *problem = file_problem(path);
@@ -65,7 +66,7 @@ static bool read_list(const char *path, char *text, size_t capacity) {
     if (ferror(stream)) die_errno("read", path);
     fclose(stream);
     text[length] = '\0';
-    struct Checksums own = {0};   /* the last line, as it should be */
+    struct Checksums own = {0};   /* what the last line must be */
     const char *last = length > 1 ? memrchr(text, '\n', length - 1) : NULL;
     size_t before = last ? (size_t)(last + 1 - text) : 0;
     add_line(&own, crc32c(0, text, before), before, CHECKSUMS_NAME);
@@ -95,7 +96,7 @@ void checksums_verify(const char *directory, const char *name) {
     char path[4096], text[sizeof ((struct Checksums *)0)->text], *rest = text, *line;
     check_path(path, sizeof path, "%s/" CHECKSUMS_NAME, directory);
     if (!read_list(path, text, sizeof text)) return;
-    while ((line = strsep(&rest, "\n")) != NULL && rest && *rest) {   /* but the last */
+    while ((line = strsep(&rest, "\n")) != NULL && rest && *rest) {   /* all but the last line */
         char listed[256];
         unsigned checksum;
         size_t bytes;

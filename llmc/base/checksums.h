@@ -1,5 +1,5 @@
-/* The checksums of a directory's files, so that bits that rot are found when a file is read. They
-   are in one text file there, which checks itself:
+/* The checksums of a directory's files, so that a damaged file is recognised when it is read. They
+   are in one text file in that directory, whose last line is the checksum of the lines above it:
 
        crc32c 3f2b8a10 612384 model.safetensors         checksum, bytes, name
        ...
@@ -14,7 +14,9 @@
 
 #define CHECKSUMS_NAME "checksums"
 
-/* Begin with zeros; add each file when it is complete (sums NULL: nobody asks); save last. */
+/* The list while it is made. Begin with zeros, add each file when it is complete, save it last.
+   checksums_add does nothing where sums is NULL. checksums_save ends the program if it cannot
+   write. */
 struct Checksums {
     char text[4096];
     size_t length;

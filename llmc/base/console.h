@@ -1,6 +1,6 @@
-/* What a person sees. On a terminal: a table line per step, a progress line with the time left.
-   Not a terminal: plain lines, a step line every so often, nothing overwritten.
-   --quiet: errors and results only. */
+/* What the program prints for a person, on standard output. On a terminal: a table line per step,
+   and a progress line with the time left. Elsewhere: plain lines, a step's line now and then, and
+   nothing is overwritten. With --quiet: errors and results only. */
 #ifndef LLMC_CONSOLE_H
 #define LLMC_CONSOLE_H
 
@@ -11,8 +11,8 @@ void console_open(bool quiet);
 bool console_quiet(void);
 /* A printf-like line of the log (stdout), followed by a newline; nothing when quiet. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* The same, and quiet makes no difference: what the program was asked for. If it cannot be written
-   the program ends (die_machine). */
+/* The same for what the program was asked for: it is printed with --quiet too. If it cannot be
+   written the program ends (die_machine). */
 void say_result(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Call when all has been printed, before the program ends by itself: ends it by die_machine if
    standard output could not be written. all: everything that was printed is what the program was

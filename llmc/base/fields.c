@@ -37,7 +37,8 @@ bool field_set_text(const struct Field *field, void *object, const char *text) {
     char *end;
     errno = 0;
     double value = strtod(text, &end);
-    bool read = end != text && *end == '\0' && (errno == 0 || fabs(value) < 1);   /* subnormal */
+    /* strtod reports subnormal numbers through errno, and reads them all the same */
+    bool read = end != text && *end == '\0' && (errno == 0 || fabs(value) < 1);
     return read && field_set_number(field, object, value);
 }
 

@@ -1,7 +1,7 @@
-/* Plain structs described by tables, a row per field. Who owns a struct owns its table; who writes
-   a file (the checkpoint's trainer_state.json) knows tables only. A value read from a file comes
-   into the struct only within its row's bounds, so that nothing a file says overflows or indexes
-   out of an array. */
+/* Plain structs described by tables, a row per field. The module that defines a struct defines its
+   table too; the module that writes the file (trainer_state.json of a checkpoint) works with tables
+   only. A value from a file is stored in the struct only if it is within its row's bounds, so no
+   file can make the program overflow a counter or read outside an array. */
 #ifndef LLMC_FIELDS_H
 #define LLMC_FIELDS_H
 
@@ -16,8 +16,8 @@ struct Field {
     enum FieldType type;
     size_t offset, size;
     double low, high;        /* numbers: both ends allowed. Integers stay below FIELD_EXACT. */
-    bool or_nan;             /* REAL: NaN too, for what is not known yet */
-    bool optional;           /* files of before this field say nothing: it stays as it is */
+    bool or_nan;             /* REAL: NaN is allowed too, for a value that is not known yet */
+    bool optional;           /* may be missing, as in older files: the value stays as it is */
 };
 
 struct FieldTable {

@@ -49,8 +49,8 @@ void atomic_cancel(struct AtomicFile *file) {
     unlink(file->temporary);
 }
 
-/* What is written so lies in a directory that was there a moment ago: without it, nobody's input is
-   wrong. */
+/* Files are written into directories that this program has made or found. If the directory is
+   missing now, somebody removed it meanwhile, and the user's input is not wrong. */
 static _Noreturn void die_writing(const char *doing, const char *path) {
     if (errno == ENOENT) die_machine("cannot %s %s: its directory is gone", doing, path);
     die_errno(doing, path);
@@ -78,7 +78,7 @@ void atomic_write(struct AtomicFile *file, const void *data, size_t bytes) {
     file->bytes += bytes;
 }
 
-/* A rename is on the disk only when its directory is. */
+/* A rename survives a power failure only once the directory was synced. */
 static void sync_directory_of(const char *path) {
     char directory[4096];
     check_path(directory, sizeof directory, "%s", path);
@@ -86,7 +86,7 @@ static void sync_directory_of(const char *path) {
     if (!slash) check_path(directory, sizeof directory, ".");
     else slash[slash == directory] = 0;
     int fd = open(directory, O_RDONLY | O_DIRECTORY);
-    if (fd < 0) return;   /* a directory that may be written but not read: the rename stands */
+    if (fd < 0) return;   /* it may be written and not read: then it cannot be synced */
     int failed = fsync(fd) != 0 && errno != EINVAL && errno != EROFS;   /* some cannot sync one */
     int error = errno;
     close(fd);

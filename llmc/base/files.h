@@ -28,24 +28,24 @@ void atomic_commit(struct AtomicFile *file);
 /* Instead of committing: the old file stays as it was, the temporary one goes. */
 void atomic_cancel(struct AtomicFile *file);
 
-/* Is there something of that name? A machine that cannot say (an I/O error) ends the program: what
-   is taken for missing is made anew, or read elsewhere. */
+/* Is there something of that name? An I/O error ends the program: the caller would take the file
+   for missing, and make a new one in its place or read another. */
 bool path_exists(const char *path);
 
 /* NULL: `path` is a regular file that may be read; else why it is not, in a few words (static
-   storage). For files whose name a program knows: a directory or a named pipe in such a place would
-   be read as empty, or waited for. A machine that cannot say ends the program, as above. */
+   storage). For the files of a run or a checkpoint: opening a named pipe there would wait for ever
+   for somebody who writes into it. An I/O error ends the program. */
 const char *file_problem(const char *path);
 
 /* Is the open file (or directory) the one that `path` names now? False where nothing has that name
-   any more. A machine that cannot say ends the program. */
+   any more. An I/O error ends the program. */
 bool is_same_file(int descriptor, const char *path);
 
 /* readdir for a directory called `path`: NULL at its end only, an error ends the program. */
 struct dirent *next_entry(DIR *directory, const char *path);
 
-/* One directory inside another that must be there; it may exist itself. Ends the program
-   otherwise. */
+/* Makes parent/name, if it is not there yet. Ends the program if it cannot, also where `parent` is
+   missing. */
 void make_directory_in(const char *parent, const char *name);
 
 #endif

@@ -37,7 +37,7 @@ static const char *sentence(const char *format, ...) {
     return problem_text;
 }
 
-/* The user's mistake as a sentence; the machine's ends the program. */
+/* A sentence for errno where the file is at fault; a failure of the machine ends the program. */
 static const char *read_problem(const char *path) {
     if (is_machine_error(errno)) die_errno("read", path);
     return sentence("cannot be read: %s", strerror(errno));

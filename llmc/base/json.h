@@ -8,9 +8,9 @@
 #include "checksums.h"
 #include "fields.h"
 
-/* Before anything else: the memory of all of cJSON's objects comes from `allocate` (malloc), and
-   one that fails ends the program (die_machine). Else a failed allocation would leave an object out
-   of a file, or call a good file bad. */
+/* Call before every other function here. From then on cJSON takes its memory from `allocate`
+   (malloc; tests give others), and an allocation that fails ends the program (die_machine). cJSON
+   itself would go on: a file would be written without a field, or a good file be called bad. */
 void json_memory(void *(*allocate)(size_t));
 
 /* The one JSON object that the file holds, for cJSON_Delete; or NULL and in *problem one sentence

@@ -39,8 +39,8 @@ static int edit_distance(const char *a, const char *b) {
     return row[columns];
 }
 
-/* The first option that begins like `name`, else the nearest one if few letters are wrong; NULL:
-   none is like it, and any answer would send the person the wrong way. */
+/* The first option that begins with `name`, else the one that differs in the fewest letters. NULL:
+   all differ in too many, so that a suggestion would most likely be wrong. */
 static const char *nearest_name(const struct OptionTable *table, const char *name) {
     const struct Option *rows = table->rows;
     int best = 0, length = (int)strlen(name);
@@ -51,7 +51,7 @@ static const char *nearest_name(const struct OptionTable *table, const char *nam
     return 3 * edit_distance(name, rows[best].name) <= length + 1 ? rows[best].name : NULL;
 }
 
-/* Equal, with _ for -? */
+/* Are they equal, where b may have _ for - ? */
 static bool same_words(const char *a, const char *b) {
     while (*a && (*a == *b || (*a == '-' && *b == '_'))) a++, b++;
     return !*a && !*b;
@@ -121,7 +121,7 @@ static void check_number(const struct Option *o, double value, const char *sourc
 static void check_text(const struct Option *o, const char *value, const char *source) {
     if (strlen(value) >= OPTION_TEXT)
         die_input("%s--%s is too long: at most %d bytes", source, o->name, OPTION_TEXT - 1);
-    bool is_default = strcmp(value, o->text) == 0;   /* may be empty: left to the objective */
+    bool is_default = strcmp(value, o->text) == 0;   /* an empty one: the objective decides */
     if (o->choices && !is_default && !is_choice(value, o->choices))
         die_input("%s--%s %s is unknown; choose from: %s", source, o->name, quote(value),
                   o->choices);
@@ -241,7 +241,7 @@ static void set_from_config(const struct OptionTable *table, void *fields, const
         seen[row] = true;
         if (cJSON_IsNull(item)) set_default(fields, &table->rows[row]);
         else set_from_json(fields, &table->rows[row], item, source);
-        /* a saved config holds every option; those at their default were not chosen */
+        /* A saved config holds every option. One at its default counts as not given. */
         *given_field(table, fields, row) =
             is_default(fields, &table->rows[row]) ? OPTION_NOT_GIVEN : OPTION_IN_FILE;
     }
@@ -266,8 +266,8 @@ static void add_json(cJSON *root, const void *fields, const struct Option *o) {
     }
 }
 
-/* What to do once is not part of a run's recipe: a saved config that held --overwrite or --resume
-   would act on the old run when it is used for a new one. */
+/* Options that say what to do now (--overwrite, --resume) are not saved: in a config that is used
+   for a new run they would act on the old one. */
 void option_table_save(const struct OptionTable *table, const void *fields, const char *path) {
     cJSON *root = cJSON_CreateObject();
     for (int i = 0; i < table->num_rows; i++)

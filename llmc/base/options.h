@@ -1,6 +1,6 @@
 /* Options as a table: name, type, range, default, help. The parser of the command line, --help,
    --config FILE.json and the JSON file that a run saves all read the same rows, so they cannot
-   disagree. Which rows there are is the program's affair (llmc/run/options.c). */
+   disagree. The program's rows are in llmc/run/options.c. */
 #ifndef LLMC_BASE_OPTIONS_H
 #define LLMC_BASE_OPTIONS_H
 
@@ -33,7 +33,7 @@ struct Option {
     const char *help;
 };
 
-/* What other programs call it: the answer to who types that. */
+/* An option's name in other programs, and what to say to somebody who types it here. */
 struct OptionSynonym {
     const char *theirs;    /* without the dashes */
     const char *ours;      /* our option, dashes and all, or what to do instead */

@@ -29,7 +29,7 @@ uint32_t rng_below(struct Rng *rng, uint32_t n) {
     return (uint32_t)(product >> 32);
 }
 
-/* The sine twin is not kept: then the state is the counter alone. */
+/* Box-Muller gives two numbers. The second is dropped, so that the counter is the whole state. */
 float rng_normal(struct Rng *rng) {
     float radius = sqrtf(-2.0f * logf(rng_uniform(rng_next(rng))));
     return radius * cosf(2.0f * (float)M_PI * rng_uniform(rng_next(rng)));

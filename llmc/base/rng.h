@@ -10,7 +10,8 @@
 
 #include <stdint.h>
 
-/* A backend whose kernels draw too says so before it includes this header. */
+/* A backend whose kernels call these functions defines RNG_INLINE before it includes this header.
+   */
 #ifndef RNG_INLINE
 #define RNG_INLINE static inline
 #endif

@@ -13,12 +13,13 @@ size_t utf8_length(const char *text, size_t available);
    about 60 characters. One of four static buffers, used in turn. NULL gives "". */
 const char *quote(const char *text);
 
-/* Is it what a clone without Git LFS has in place of a large file? LFS_POINTER says so. */
+/* Is it the small text that a clone without Git LFS has in place of a large file? LFS_POINTER is
+   the message for that. */
 bool is_lfs_pointer(const void *data, size_t bytes);
 #define LFS_POINTER "is a Git LFS pointer and not the file itself; run `git lfs pull` where it is"
 
-/* A message becomes one line that does not talk to the terminal: control characters and bytes that
-   are not UTF-8 become '?'. */
+/* Makes a message safe to print on a terminal, as one line: control characters and bytes that are
+   not UTF-8 become '?'. */
 void text_clean(char *text);
 
 /* Text that grows: owned, terminated, and may hold zero bytes. Zero-initialise before first use. */

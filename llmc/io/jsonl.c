@@ -117,7 +117,8 @@ void jsonl_open(struct Jsonl *out, const char *path) {
     if (!out->stream) die_errno("write", path);
 }
 
-/* write(2) and not the stream's buffer: whoever reads the file while it grows sees whole lines. */
+/* With write(2) and not the stream's buffer, so that another program that reads the file while it
+   grows sees whole lines. */
 void jsonl_end(struct Jsonl *out) {
     append(out, "}\n", 2);
     for (size_t done = 0; done < out->length;) {
@@ -144,8 +145,7 @@ static void reopen(struct Jsonl *out) {
 }
 
 void jsonl_sync(struct Jsonl *out) {
-    /* Some places (pipes, some file systems) cannot be synced; what is there is as safe as can
-       be. */
+    /* Pipes and some file systems cannot sync (EINVAL, EROFS): that is no error. */
     if (fsync(fileno(out->stream)) != 0 && errno != EINVAL && errno != EROFS)
         die_machine("cannot write %s to the disk: %s", out->path, strerror(errno));
     if (!is_same_file(fileno(out->stream), out->path)) reopen(out);
@@ -160,8 +160,8 @@ void jsonl_close(struct Jsonl *out) {
 
 /* ---- cutting --------------------------------------------------------------------------------- */
 
-/* Is it a whole line without `key`, or with key <= last? Zero bytes, which a power failure can
-   leave at a file's end, are no line of ours. */
+/* Is it a whole line, and one without `key` or with key <= last? A line with zero bytes, which a
+   power failure can leave at the end of a file, is dropped. */
 static bool keep_line(const struct Lines *line, const char *key, int64_t last) {
     if (line->text[line->length - 1] != '\n' || lines_has_zero(line)) return false;
     cJSON *object = cJSON_Parse(line->text);
@@ -180,7 +180,7 @@ void jsonl_cut(const char *path, const char *key, int64_t last) {
     atomic_open(&out, path);
     while ((got = lines_try(&in)) > 0)
         if (keep_line(&in, key, last)) atomic_write(&out, in.text, in.length);
-    if (got < 0) {   /* what was not read must not be lost */
+    if (got < 0) {   /* the old file stays: it has lines that were not read */
         atomic_cancel(&out);
         lines_fail(&in);
     }

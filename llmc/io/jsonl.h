@@ -34,9 +34,9 @@ void jsonl_sync(struct Jsonl *out);
 void jsonl_close(struct Jsonl *out);
 
 /* Keeps only the lines of a log whose integer `key` is <= last (and lines without it), atomically:
-   a resumed run must not log a step twice. A torn last line and lines with zero bytes are dropped.
-   Missing file: nothing. A file that cannot be read to its end stays as it is, and the program
-   ends. */
+   a resumed run must not log a step twice. A last line without its newline and lines with zero
+   bytes are dropped. A missing file stays missing. A file that cannot be read to its end stays as
+   it is, and the program ends. */
 void jsonl_cut(const char *path, const char *key, int64_t last);
 
 #endif

@@ -1,5 +1,5 @@
-/* Lines of a file that somebody else wrote. The end of the file is told from a failed read, and a
-   zero byte from the end of a line. */
+/* Reads the lines of a file that another program or a person wrote. The end of the file and a read
+   that failed are told apart, and so are a zero byte within a line and the end of the line. */
 #ifndef LLMC_LINES_H
 #define LLMC_LINES_H
 
@@ -24,7 +24,7 @@ int lines_try(struct Lines *lines);
 /* The same, true or false; a failed read ends the program: lines_fail. */
 bool lines_next(struct Lines *lines);
 _Noreturn void lines_fail(const struct Lines *lines);
-/* Does the line in hand hold a zero byte? What is behind it is not seen by string functions. */
+/* Does the line hold a zero byte? String functions would not see what comes after it. */
 bool lines_has_zero(const struct Lines *lines);
 void lines_close(struct Lines *lines);
 

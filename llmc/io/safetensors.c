@@ -15,7 +15,7 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the format is little-endian");
 
-#define HEADER_LIMIT (16u << 20)   /* no model's comes near; a hostile one could eat memory */
+#define HEADER_LIMIT (16u << 20)   /* above any model's; bounds the memory it takes */
 
 /* The format's type names: our value (what we do not compute with is OTHER) and bytes. */
 static const struct { const char *name; enum SafetensorsType type; size_t size; } types[] = {
@@ -180,7 +180,7 @@ static const char *parse(struct Safetensors *file) {
 }
 
 static const char *open_file(struct Safetensors *file) {
-    /* O_NONBLOCK: a named pipe must not keep us waiting for its writer. */
+    /* O_NONBLOCK: else opening a named pipe would wait for somebody who writes into it. */
     file->descriptor = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (file->descriptor < 0 && is_machine_error(errno)) die_errno("read", file->path);
     if (file->descriptor < 0) return problem("it cannot be opened: %s", strerror(errno));

@@ -1,9 +1,9 @@
 /* safetensors: 8-byte little-endian header length, a JSON header, raw tensors.
    Format: https://github.com/huggingface/safetensors (see doc/formats.md).
 
-   Reading is total: a hostile file (header length past the end, overlapping or out-of-range
-   offsets, overflowing shapes, wrong types) gives an error text, never a crash. A disk that fails
-   ends the program (die_machine). */
+   Any file can be given to the reader: a damaged or malicious one (header length past the end,
+   overlapping or out-of-range offsets, overflowing shapes, wrong types) gives an error text.
+   A disk that fails ends the program (die_machine). */
 #ifndef LLMC_SAFETENSORS_H
 #define LLMC_SAFETENSORS_H
 
@@ -46,7 +46,8 @@ struct SafetensorsWriter *safetensors_create(const char *path);
 void safetensors_describe(struct SafetensorsWriter *writer, const char *name,
                           enum SafetensorsType type, int num_dims, const int64_t *shape);
 void safetensors_write(struct SafetensorsWriter *writer, const void *data, size_t bytes);
-/* Checks that all bytes came; frees. The file's checksum goes into sums (or NULL). */
+/* Checks that all bytes that were described were written, puts the file in its place, and frees.
+   The file's checksum goes into sums (or NULL). */
 void safetensors_commit(struct SafetensorsWriter *writer, struct Checksums *sums);
 
 #endif

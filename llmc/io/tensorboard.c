@@ -72,7 +72,8 @@ static void put_message(struct Message *m, int field, const struct Message *inne
 
 /* ---- records --------------------------------------------------------------------------------- */
 
-/* TFRecord's disguise: the CRC of a string that holds its own CRC would be of little worth. */
+/* TFRecord stores CRCs rotated and shifted by a constant, because the CRC of data that contains its
+   own CRC detects little. */
 static uint32_t masked_crc(const void *data, size_t bytes) {
     uint32_t crc = crc32c(0, data, bytes);
     return (crc >> 15 | crc << 17) + 0xA282EAD8u;
@@ -127,7 +128,7 @@ void tensorboard_open(struct TensorBoard *board, const char *directory, int64_t 
     board->stream = fopen(board->path, "wbx");
     if (!board->stream) die_errno("write", board->path);
 
-    static const char version[] = "brain.Event:2";   /* from 2 on, START is what purges */
+    static const char version[] = "brain.Event:2";   /* since 2, START drops steps */
     struct Message event = event_at(0), session = {0};
     put_bytes(&event, EVENT_FILE_VERSION, version, sizeof version - 1);
     write_record(board, &event);

@@ -1,5 +1,5 @@
 /* TensorBoard event files out: RUN/events.out.tfevents.TIME.policy, one record per number, so that
-   `tensorboard --logdir runs` shows runs while they grow. Only scalars, only writing.
+   `tensorboard --logdir runs` shows runs while they grow. Scalars are written; nothing is read.
 
    A file is a row of TFRecords (uint64 length, masked CRC of it, data, masked CRC of it; little
    endian), each holding one Event of TensorFlow's event.proto. */

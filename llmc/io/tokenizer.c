@@ -80,7 +80,7 @@ static void write_json(const char *directory, const char *name, cJSON *root,
     json_write(root, path, sums);
 }
 
-/* There are none, which GPT2Tokenizer wants to be told. */
+/* The vocabulary has no merges; GPT2Tokenizer wants the file all the same. */
 static void write_merges(const char *directory, struct Checksums *sums) {
     char path[4096];
     struct AtomicFile file;

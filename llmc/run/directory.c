@@ -21,7 +21,7 @@ enum Kind {
     FRESH,      /* there, and nothing in it but what a run makes first: a run may start in it */
     RUN,        /* a run's: its config.json, and its log, lock or checkpoints */
     DAMAGED,    /* a run's by its log, lock or checkpoints, but its config.json is none of ours */
-    FOREIGN     /* anything else: not to be touched */
+    FOREIGN     /* anything else: a run must not change it */
 };
 
 static bool is_inside(const char *directory, const char *name) {
@@ -209,7 +209,7 @@ static void find_model(struct Place *place, const char *model) {
     check_path(place->checkpoint, sizeof place->checkpoint, "%s", model);
 }
 
-/* Measuring reads, and writes nothing. */
+/* The weights that --eval-only or --score measures. Nothing is written. */
 static struct Place find_measured(const struct Options *o) {
     struct Place place = {.hold = -1};
     char *checkpoint = place.checkpoint;
@@ -232,7 +232,7 @@ static struct Place find_measured(const struct Options *o) {
     return place;
 }
 
-/* May a run start in the directory? What is there already belongs to somebody. */
+/* Ends the program if a run may not start in the directory because of what is there. */
 static void check_start(const struct Options *o, const char *run) {
     enum Kind kind = kind_of(run);
     char latest[4096];
@@ -264,7 +264,7 @@ struct Place directory_find(const struct Options *o, const char *task) {
     return place;
 }
 
-/* Weights to start from must not be among what a fresh start clears. */
+/* Ends the program if the weights to start from are in the run that --overwrite would clear. */
 static void refuse_inside(const char *run, const char *checkpoint) {
     char *inside = realpath(run, NULL), *needed = realpath(checkpoint, NULL);
     if (inside && needed && strncmp(needed, inside, strlen(inside)) == 0 &&
@@ -302,7 +302,7 @@ void directory_open(struct Place *place, const struct Options *options) {
     }
     lock_run(place->run);
     if (!place->resumed) {
-        check_start(options, place->run);   /* again: what another made meanwhile is its own */
+        check_start(options, place->run);   /* again: another program may have begun there */
         refuse_inside(place->run, place->checkpoint);
     }
 }

@@ -1,5 +1,5 @@
-/* The directory of a run: which one it is, whether it may be used, and what of it is kept. A run is
-   its directory (doc/formats.md); nothing else remembers it. */
+/* The directory of a run: which one it is, whether it may be used, and what of it is kept. All that
+   is known of a run is in its directory (doc/formats.md). */
 #ifndef LLMC_DIRECTORY_H
 #define LLMC_DIRECTORY_H
 
@@ -30,8 +30,8 @@ void directory_open(struct Place *place, const struct Options *options);
 /* Once nothing can be wrong with the input any more: removes what an older run left, if this one
    starts afresh in its place, and writes config.json. */
 void directory_begin(const struct Place *place, const struct Options *options);
-/* Before every save: die_machine if the run's directory is not the one that was locked any more,
-   because it was removed, or removed and made anew. */
+/* Call before every save: die_machine if `run` is not the directory any more that this process has
+   locked, because it was removed or another was put in its place. */
 void directory_check(const char *run);
 
 #endif

@@ -14,8 +14,9 @@ extern char *openblas_get_corename(void);
 
 const char *launch_blas_name(void) { return openblas_get_corename(); }
 
-/* The next file to be opened would get the number of a closed standard descriptor, and what is said
-   would be written into it. Opened the wrong way round: reading or writing it is still an error. */
+/* A file that the run opens would get the number of a closed standard descriptor, and what is
+   printed would be written into that file. /dev/null takes its place, opened for the opposite
+   direction: reading standard input or writing standard output is still an error. */
 static void open_standard_descriptors(void) {
     for (int fd = 0; fd <= 2; fd++)
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);
@@ -52,7 +53,7 @@ int launch_threads(int64_t wanted) {
         n = omp_get_max_threads();   /* OMP_NUM_THREADS, or the processors of this process */
         if (n == omp_get_num_procs() && limit && limit < n) n = limit;
     }
-    omp_set_dynamic(0);   /* or a team could be smaller than the one it was planned for */
+    omp_set_dynamic(0);   /* else OpenMP may start fewer threads than memory is planned for */
     omp_set_num_threads(n);
     #pragma omp parallel
     #pragma omp single
@@ -86,7 +87,7 @@ static void request_stop(int number) {
     raise(number);
 }
 
-/* Whoever reads our output has gone: it cannot be said any more, but it can be saved. */
+/* The program that reads our output has ended (`| head`): the run saves and stops. */
 static void lose_reader(int number) {
     (void)number;
     stop_requested = 1;

@@ -1,11 +1,11 @@
-/* What must be settled before main begins its work. */
+/* What the program does before its work begins: descriptors, threads, signals. */
 #ifndef LLMC_LAUNCH_H
 #define LLMC_LAUNCH_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Call first in main. Two things that only the beginning can settle:
+/* Call first in main. Two things that cannot be changed later:
 
    Standard descriptors that are closed are opened on /dev/null. Otherwise the first file that the
    run opens would be given number 1 or 2, and console text would be written into it.
@@ -29,7 +29,8 @@ int launch_threads(int64_t n);
    once. What the caller had ignored (nohup) stays ignored. */
 void launch_catch_signals(void);
 bool launch_stop_requested(void);
-/* For every program: writing past a file size limit is an error that is said, not the end. */
+/* Writing past a file size limit becomes an error that is reported, as on a full disk, and not a
+   signal that ends the program. */
 void launch_ignore_size_limit(void);
 
 #endif

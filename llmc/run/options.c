@@ -15,7 +15,7 @@
 enum { ONCE = OPTION_ONCE, FIXED = 2, WARM = 4, FREE = 8, EVAL = 16, SCORE = 32 };
 
 #define FIELD(name) offsetof(struct Options, name)
-#define MANY 1e9                          /* a bound that says: as many as you like */
+#define MANY 1e9                          /* for numbers without a natural upper bound */
 #define EXACT 9007199254740991.0          /* 2^53 - 1: JSON's numbers are exact up to here */
 
 static const char LEARN[] = "What to learn", HOW[] = "How", ENTROPY[] = "Entropy",
@@ -162,8 +162,8 @@ static const struct Option rows[] = {
 enum { NUM_ROWS = sizeof rows / sizeof *rows };
 _Static_assert(NUM_ROWS <= OPTION_LIMIT, "raise OPTION_LIMIT in options.h");
 
-/* What the same thing is called in the trainers that people come from (TRL, verl, transformers,
-   llm.c); - stands for _ too. */
+/* Names of options in other trainers (TRL, verl, transformers, llm.c), and what they are here. A -
+   matches _ too. */
 static const struct OptionSynonym synonyms[] = {
     {"learning-rate", "--lr"},
     {"lr-scheduler-type", "--lr-schedule"},

@@ -24,7 +24,7 @@ void report_open(struct Report *r, const char *run, int64_t rollouts_every,
     check_path(r->run, sizeof r->run, "%s", run);
     check_path(metrics, sizeof metrics, "%s/metrics.jsonl", run);
     jsonl_cut(metrics, "phase_start", state->phases_begun - 1);
-    jsonl_cut(metrics, "after_all", -1);   /* done again at every end */
+    jsonl_cut(metrics, "after_all", -1);   /* made again at the end of this process */
     open_log(&r->metrics, run, "metrics.jsonl", "step", state->step);
     open_log(&r->warm, run, "warm_start.jsonl", "warm_step", state->warm_step);
     open_log(&r->attention, run, "attention_entropy.jsonl", "step", state->step);
@@ -60,7 +60,7 @@ static void number(struct Report *r, const char *key, double value) {
     tensorboard_scalar(&r->board, r->step, key, value);
 }
 
-/* What this step may not have measured; NaN leaves no trace. */
+/* The same, but NaN, which means that this step did not measure it, is not written. */
 static void measured(struct Report *r, const char *key, double value) {
     if (!isnan(value)) number(r, key, value);
 }

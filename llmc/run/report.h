@@ -1,5 +1,6 @@
-/* What a run says: RUN/metrics.jsonl (one flat object per step, the field's usual keys, see
-   doc/formats.md), RUN/warm_start.jsonl, RUN/rollouts.jsonl, the console's table and summary. */
+/* What a run logs and prints: RUN/metrics.jsonl (one flat object per step, the field's usual keys,
+   see doc/formats.md), RUN/warm_start.jsonl, RUN/rollouts.jsonl, the console's table and summary.
+   */
 #ifndef LLMC_REPORT_H
 #define LLMC_REPORT_H
 

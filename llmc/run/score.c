@@ -13,7 +13,7 @@
 #include "../io/lines.h"
 #include "session.h"
 
-/* Reads the ids of one line into token; returns how many. Everything else ends the program. */
+/* Reads the ids of one line into token; returns how many. A line without them ends the program. */
 static int read_tokens(const struct Session *s, const char *line, const char *path, long number,
                        int *token) {
     const struct ModelConfig *c = &s->model->config;
