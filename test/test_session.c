@@ -567,6 +567,7 @@ static void opens_beside_a_writer(void *unused) {
                     "--eval-only", NULL};
     meanwhile = "--quiet --resume busy --steps 2 --keep 1";
     open_session(&s, line);
+    session_close(&s);
 }
 
 /* The run goes on, with --keep 1, while a reader opens what was its latest checkpoint: the reader
