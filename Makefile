@@ -27,7 +27,7 @@ include $(BUILD)/found.mk
 endif
 
 COMPILE = $(CC) $(NEEDED) $(CFLAGS) $(SANITIZE) $(BLAS_CFLAGS)
-LIBS    = $(BLAS_LIBS) -lcjson -lm -ldl
+LIBS    = $(BLAS_LIBS) -lcjson -lpcre2-8 -lutf8proc -lm -ldl
 
 SOURCES := $(wildcard llmc/*.c llmc/*/*.c)
 OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o)
@@ -156,7 +156,7 @@ $(LIBRARY): $(OBJECTS)
 $(TRAIN): $(BUILD)/train_gpt2.o $(LIBRARY)
 	$(COMPILE) $^ $(LIBS) -o $@
 
-$(BUILD)/bench $(BUILD)/bench_backend: $(BUILD)/%: $(BUILD)/dev/%.o $(LIBRARY)
+$(BUILD)/bench $(BUILD)/bench_backend $(BUILD)/bench_tokenizer: $(BUILD)/%: $(BUILD)/dev/%.o $(LIBRARY)
 	$(COMPILE) $^ $(LIBS) -o $@
 
 $(BUILD)/test/%: $(BUILD)/test/%.o $(LIBRARY)

@@ -438,9 +438,9 @@ void checkpoint_save(const char *run_directory, const struct Model *model,
     check_path(path, sizeof path, "%s/model.safetensors", writing);
     weights_save(model, weights, path, &sums);
     cJSON *json = cJSON_CreateObject();
-    /* Without a tokenizer: the last word, as in most vocabularies. */
-    model_config_write(json, &model->config,
-                       tokenizer ? tokenizer->end_of_text : model->config.V - 1);
+    /* Where nothing says which token ends a text: the last word, as in most vocabularies. */
+    int end_of_text = tokenizer ? tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT) : -1;
+    model_config_write(json, &model->config, end_of_text < 0 ? model->config.V - 1 : end_of_text);
     check_path(path, sizeof path, "%s/config.json", writing);
     json_write(json, path, &sums);
     if (tokenizer != NULL) tokenizer_save(tokenizer, writing, model->config.max_T, &sums);

@@ -87,6 +87,28 @@ int main(void) { return cJSON_CreateNull() == 0; }
 END
 }
 
+probe_pcre2() {
+    probe -lpcre2-8 <<'END'
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+int main(void) {
+    int error;
+    PCRE2_SIZE at;
+    pcre2_code *code = pcre2_compile((PCRE2_SPTR) "\\p{L}+", PCRE2_ZERO_TERMINATED,
+                                     PCRE2_UTF | PCRE2_UCP, &error, &at, 0);
+    pcre2_match_data *data = code ? pcre2_match_data_create(1, 0) : 0;
+    return !data || pcre2_match(code, (PCRE2_SPTR) "1x", 2, 0, 0, data, 0) < 1;
+}
+END
+}
+
+probe_utf8proc() {
+    probe -lutf8proc <<'END'
+#include <utf8proc.h>
+int main(void) { return utf8proc_category('a') != UTF8PROC_CATEGORY_LL; }
+END
+}
+
 probe_cmocka() {
     probe -lcmocka <<'END'
 #include <setjmp.h>
@@ -136,6 +158,8 @@ look_for_libraries() {
     esac
     need libopenblas-openmp-dev "OpenBLAS, OpenMP flavour: matrix products" probe_openblas
     need libcjson-dev "cJSON: options, checkpoints" probe_cjson
+    need libpcre2-dev "PCRE2: the patterns of tokenizers" probe_pcre2
+    need libutf8proc-dev "utf8proc: Unicode normal forms, for tokenizers" probe_utf8proc
     [ $tests = no ] && return
     need libcmocka-dev "cmocka: the tests" probe_cmocka
     [ $tests = cpu ] && return

@@ -43,8 +43,7 @@ static const char *read_problem(const char *path) {
     return sentence("cannot be read: %s", strerror(errno));
 }
 
-/* The file as terminated text (free) and its length, or NULL and what is wrong. */
-static char *read_text(const char *path, size_t most_bytes, size_t *length, const char **problem) {
+char *json_read_text(const char *path, size_t most_bytes, size_t *length, const char **problem) {
     FILE *stream = fopen(path, "rb");
     if (stream == NULL) {
         *problem = read_problem(path);
@@ -63,8 +62,6 @@ static char *read_text(const char *path, size_t most_bytes, size_t *length, cons
     else if (*length > most_bytes)
         *problem = sentence("is larger than %zu MB", most_bytes >> 20);
     else if (is_lfs_pointer(text, *length)) *problem = LFS_POINTER;
-    else if (memchr(text, 0, *length) != NULL)
-        *problem = "holds a zero byte: not JSON";
     fclose(stream);
     text[*length] = '\0';
     if (*problem == NULL) return text;
@@ -72,21 +69,84 @@ static char *read_text(const char *path, size_t most_bytes, size_t *length, cons
     return NULL;
 }
 
-cJSON *json_read(const char *path, size_t most_bytes, const char **problem) {
-    size_t length;
-    char *text = read_text(path, most_bytes, &length, problem);
-    if (text == NULL) return NULL;
+cJSON *json_parse(const char *text, size_t length, const char **problem) {
     const char *end = text;
-    cJSON *json = cJSON_ParseWithOpts(text, &end, false);
+    cJSON *json = NULL;
+    *problem = NULL;
+    if (memchr(text, 0, length) != NULL) {
+        *problem = "holds a zero byte: not JSON";
+        return NULL;
+    }
+    json = cJSON_ParseWithOpts(text, &end, false);
     while (json != NULL && end < text + length && strchr(" \t\r\n", *end) != NULL) end++;
     if (json == NULL || end != text + length)
         *problem = sentence("is not JSON, at byte %td; the file may be cut short", end - text);
     else if (!cJSON_IsObject(json)) *problem = "is not one JSON object";
-    free(text);
     if (*problem == NULL) return json;
     cJSON_Delete(json);
     return NULL;
 }
+
+cJSON *json_read(const char *path, size_t most_bytes, const char **problem) {
+    size_t length;
+    char *text = json_read_text(path, most_bytes, &length, problem);
+    if (text == NULL) return NULL;
+    cJSON *json = json_parse(text, length, problem);
+    free(text);
+    return json;
+}
+
+/* ---- lines ----------------------------------------------------------------------------------- */
+
+/* Is this escape there, in either case of its digits? */
+static bool has_escape(const char *line, unsigned point) {
+    char escape[8];
+    snprintf(escape, sizeof escape, "\\u%04x", point);
+    return strcasestr(line, escape) != NULL;
+}
+
+/* A copy of the line with each \u0000 as the noncharacter; NULL: it has none. */
+static char *replace_zeros(const char *line, size_t length, unsigned point) {
+    char *copy = NULL;
+    for (size_t i = 0; i + 1 < length; i++) {
+        if (line[i] != '\\') continue;
+        if (strncmp(line + ++i, "u0000", 5) != 0) continue;
+        if (!copy) copy = check_strdup(line);
+        char digits[5];
+        snprintf(digits, sizeof digits, "%04x", point);
+        memcpy(copy + i + 1, digits, 4);
+    }
+    return copy;
+}
+
+cJSON *json_parse_line(const char *line, size_t length, char zero[4]) {
+    enum { FIRST = 0xFDD0, LAST = 0xFDEF };   /* no text has these: Unicode 15, section 23.7 */
+    const char *problem;
+    unsigned point = FIRST;
+    *zero = 0;
+    if (memchr(line, 0, length)) return NULL;
+    for (; point <= LAST; point++) {
+        snprintf(zero, 4, "\xEF\xB7%c", (char)(0x90 + point - FIRST));
+        if (!strstr(line, zero) && !has_escape(line, point)) break;
+    }
+    char *copy = point <= LAST ? replace_zeros(line, length, point) : NULL;
+    if (!copy) *zero = 0;
+    cJSON *json = json_parse(copy ? copy : line, length, &problem);
+    free(copy);
+    return json;
+}
+
+void json_append_string(struct Text *out, const char *string, const char zero[4]) {
+    const char *next;
+    while (*zero && (next = strstr(string, zero)) != NULL) {
+        text_append(out, string, (size_t)(next - string));
+        text_append(out, "", 1);
+        string = next + 3;
+    }
+    text_append(out, string, strlen(string));
+}
+
+/* ---- writing --------------------------------------------------------------------------------- */
 
 void json_write(cJSON *json, const char *path, struct Checksums *sums) {
     char *text = cJSON_Print(json);

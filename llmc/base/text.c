@@ -7,20 +7,48 @@
 #include <string.h>
 #include "check.h"
 
-size_t utf8_length(const char *bytes, size_t available) {
+/* How many bytes at the start of text are right for the character that its first byte begins;
+   *needed: how many that has (0: no character begins so). */
+static size_t right_bytes(const char *bytes, size_t available, size_t *needed) {
     const unsigned char *text = (const unsigned char *)bytes;
     unsigned char lead = text[0], low = 0x80, high = 0xBF;
-    size_t length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3
-                    : lead < 0xF5 ? 4 : 0;
-    if (length == 0 || length > available) return 0;
+    *needed = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3
+              : lead < 0xF5 ? 4 : 0;
     if (lead == 0xE0) low = 0xA0;
     if (lead == 0xED) high = 0x9F;
     if (lead == 0xF0) low = 0x90;
     if (lead == 0xF4) high = 0x8F;
-    if (length > 1 && (text[1] < low || text[1] > high)) return 0;
-    for (size_t i = 2; i < length; i++)
-        if (text[i] < 0x80 || text[i] > 0xBF) return 0;
-    return length;
+    size_t n = *needed > 0;
+    for (; n < *needed && n < available; n++, low = 0x80, high = 0xBF)
+        if (text[n] < low || text[n] > high) break;
+    return n;
+}
+
+size_t utf8_length(const char *text, size_t available) {
+    size_t needed, right = right_bytes(text, available, &needed);
+    return right == needed && needed <= available ? needed : 0;
+}
+
+size_t utf8_step(const char *text, size_t available, bool *valid) {
+    size_t needed, right = right_bytes(text, available, &needed);
+    *valid = right > 0 && right == needed;
+    return right > 0 ? right : 1;
+}
+
+size_t utf8_unfinished(const char *text, size_t length) {
+    for (size_t n = 1; n <= 3 && n <= length; n++) {
+        size_t needed, right = right_bytes(text + length - n, n, &needed);
+        if (right == n && needed > n) return n;
+    }
+    return 0;
+}
+
+unsigned utf8_code_point(const char *bytes) {
+    const unsigned char *c = (const unsigned char *)bytes;
+    if (c[0] < 0x80) return c[0];
+    if (c[0] < 0xE0) return (c[0] & 31u) << 6 | (c[1] & 63u);
+    if (c[0] < 0xF0) return (c[0] & 15u) << 12 | (c[1] & 63u) << 6 | (c[2] & 63u);
+    return (c[0] & 7u) << 18 | (c[1] & 63u) << 12 | (c[2] & 63u) << 6 | (c[3] & 63u);
 }
 
 const char *quote(const char *text) {
@@ -75,6 +103,19 @@ void text_append(struct Text *text, const char *bytes, size_t length) {
     memcpy(at, bytes, length);
     at[length] = 0;
     text->length += length;
+}
+
+void text_append_utf8(struct Text *text, const char *bytes, size_t length) {
+    size_t kept = 0, at = 0, n;
+    for (; at < length; at += n) {
+        bool valid;
+        n = utf8_step(bytes + at, length - at, &valid);
+        if (valid) continue;
+        text_append(text, bytes + kept, at - kept);
+        text_append(text, UTF8_REPLACEMENT, sizeof UTF8_REPLACEMENT - 1);
+        kept = at + n;
+    }
+    text_append(text, bytes + kept, length - kept);
 }
 
 void text_format(struct Text *text, const char *format, ...) {

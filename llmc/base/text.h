@@ -8,6 +8,15 @@
 /* Bytes of the UTF-8 character at the start of text, or 0: none begins there (Unicode 15, table
    3-7: no overlong forms, no surrogates, nothing past U+10FFFF). */
 size_t utf8_length(const char *text, size_t available);
+/* The same where none need begin: bytes of the character, or of the longest part of one, at least 1
+   (what one U+FFFD replaces: Unicode 15, section 3.9); *valid says which. */
+size_t utf8_step(const char *text, size_t available, bool *valid);
+/* Bytes at the end of text [length] that begin a character whose other bytes are not there: 0 to
+   3. */
+size_t utf8_unfinished(const char *text, size_t length);
+/* The code point of the character at the start of text, which must be valid. */
+unsigned utf8_code_point(const char *text);
+#define UTF8_REPLACEMENT "\xEF\xBF\xBD"   /* U+FFFD */
 
 /* What a file says, for a message: printable ASCII as it is, every other byte as \xNN, cut after
    about 60 characters. One of four static buffers, used in turn. NULL gives "". */
@@ -29,6 +38,8 @@ struct Text {
 };
 void text_clear(struct Text *text);   /* "", its memory kept */
 void text_append(struct Text *text, const char *bytes, size_t length);
+/* The same, with U+FFFD for what is not UTF-8. */
+void text_append_utf8(struct Text *text, const char *bytes, size_t length);
 /* Appends what printf would print. */
 void text_format(struct Text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void text_free(struct Text *text);

@@ -38,14 +38,15 @@ static void append_format(struct Jsonl *out, const char *format, ...) {
 static void append_string(struct Jsonl *out, const char *value, size_t length) {
     append(out, "\"", 1);
     for (size_t i = 0; i < length;) {
-        size_t n = utf8_length(value + i, length - i);
+        bool valid;
+        size_t n = utf8_step(value + i, length - i, &valid);
         unsigned char c = (unsigned char)value[i];
-        if (n == 0) append(out, "\\ufffd", 6);
+        if (!valid) append(out, "\\ufffd", 6);
         else if (c == '"' || c == '\\') append_format(out, "\\%c", c);
         else if (c == '\n') append(out, "\\n", 2);
         else if (c < 32) append_format(out, "\\u%04x", c);
         else append(out, value + i, n);
-        i += n ? n : 1;
+        i += n;
     }
     append(out, "\"", 1);
 }

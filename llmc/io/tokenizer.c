@@ -1,225 +1,233 @@
+/* Text to ids and back. The order is the library's: added tokens that are looked for in the text as
+   it is; then, for what lies between them, the normalizer; added tokens in its result; and for what
+   lies between those the pre-tokenizer, whose words the merges encode. */
 #include "tokenizer.h"
 
 #include <assert.h>
-#include <stdarg.h>
-#include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 #include "../base/check.h"
-#include "../base/files.h"
-#include "../base/json.h"
+#include "tokenizer_parts.h"
 
-static const char END_OF_TEXT[] = "<|endoftext|>";
+enum { MOST_TEXT = 1 << 30 };
 
-static void clear(struct Tokenizer *tokenizer) {
-    memset(tokenizer, 0, sizeof *tokenizer);
-    for (int c = 0; c < 256; c++) tokenizer->id[c] = -1;
+/* ---- ids ------------------------------------------------------------------------------------- */
+
+void ids_append(struct Ids *ids, const int *id, int count) {
+    if (ids->count + count > ids->capacity) {
+        ids->capacity = 2 * (ids->count + count) + 16;
+        ids->id = check_realloc(ids->id, (size_t)ids->capacity, sizeof *ids->id, "token ids");
+    }
+    for (int i = 0; i < count; i++) ids->id[ids->count++] = id[i];
 }
 
-void tokenizer_from_alphabet(struct Tokenizer *tokenizer, const char *alphabet) {
-    clear(tokenizer);
+void ids_free(struct Ids *ids) {
+    free(ids->id);
+    *ids = (struct Ids){0};
+}
+
+/* ---- making one ------------------------------------------------------------------------------ */
+
+struct Tokenizer *tokenizer_new(void) {
+    struct Tokenizer *t = check_alloc(1, sizeof *t, "a tokenizer");
+    for (int i = 0; i < TOKENIZER_ROLES; i++) t->role[i] = -1;
+    t->bpe.unknown = -1;
+    bpe_open(&t->bpe, 0);
+    return t;
+}
+
+/* A token that is looked for in normal text is from here on spelled so. Special ones first: of two
+   that are spelled alike then, the first counts. */
+static void insert_added(struct Tokenizer *t, bool special) {
+    for (int i = 0; i < t->added.count; i++) {
+        struct Added *added = &t->added.list[i];
+        if (added->special != special) continue;
+        if (added->normalized && t->nfc) {
+            text_clear(&t->normal);
+            text_to_nfc(&t->normal, added->content, added->length);
+            free(added->content);
+            added->content = check_strdup(t->normal.bytes);
+            added->length = t->normal.length;
+        }
+        added_trie_insert(added->normalized ? &t->added.normalized : &t->added.as_written,
+                          added->content, added->length, i);
+    }
+}
+
+void tokenizer_finish(struct Tokenizer *t) {
+    t->size = t->vocabulary.size > t->added.size ? t->vocabulary.size : t->added.size;
+    t->added_number = check_alloc((size_t)t->size + 1, sizeof *t->added_number, "a tokenizer");
+    for (int i = 0; i < t->size; i++) t->added_number[i] = -1;
+    for (int i = 0; i < t->added.count; i++) t->added_number[t->added.list[i].id] = i;
+    insert_added(t, true);
+    insert_added(t, false);
+    for (int byte = 0; byte < 256; byte++)
+        t->bpe.byte_id[byte] = vocabulary_find_bytes(&t->vocabulary, &(char){(char)byte}, 1);
+    for (int i = 0; i < t->splitter.count; i++)
+        t->splitter.spells |= t->splitter.step[i].kind == SPLIT_SPELL;
+}
+
+struct Tokenizer *tokenizer_from_alphabet(const char *alphabet) {
+    static const char end_of_text[] = "<|endoftext|>";
+    struct Tokenizer *t = tokenizer_new();
     int n = 0;
-    for (const char *c = alphabet; *c; c++, n++) {
-        assert((unsigned char)*c < 128 && tokenizer->id[(unsigned char)*c] < 0);
-        tokenizer->id[(unsigned char)*c] = (short)n;
-        tokenizer->symbol[n] = *c;
+    for (const char *c = alphabet; *c; c++) {
+        text_clear(&t->joined);
+        spell_bytes(&t->joined, c, 1);
+        bool is_new = vocabulary_add(&t->vocabulary, t->joined.bytes, t->joined.length, n++);
+        assert((unsigned char)*c < 128 && is_new), (void)is_new;
     }
-    tokenizer->end_of_text = n;
-    tokenizer->vocab_size = n + 1;
+    vocabulary_add(&t->vocabulary, end_of_text, sizeof end_of_text - 1, n);
+    added_append(&t->added, &(struct Added){.content = check_strdup(end_of_text), .id = n,
+                                            .length = sizeof end_of_text - 1, .special = true});
+    t->alphabet = check_strdup(alphabet);
+    t->role[TOKENIZER_ENDS_TEXT] = t->role[TOKENIZER_BEGINS_TEXT] = n;
+    tokenizer_finish(t);
+    return t;
 }
 
-int tokenizer_encode(const struct Tokenizer *tokenizer, const char *text, int *ids, int capacity) {
-    int n = 0;
-    for (; text[n]; n++) {
-        int id = tokenizer->id[(unsigned char)text[n]];
-        if (id < 0 || n == capacity) return -1;
-        ids[n] = id;
-    }
-    return n;
+void tokenizer_free(struct Tokenizer *t) {
+    if (!t) return;
+    vocabulary_free(&t->vocabulary);
+    added_free(&t->added);
+    splitter_free(&t->splitter);
+    bpe_free(&t->bpe);
+    ids_free(&t->begin), ids_free(&t->end);
+    free(t->added_number), free(t->alphabet);
+    for (int i = 0; i < t->num_files; i++) text_free(&t->file[i].bytes);
+    text_free(&t->repaired), text_free(&t->normal), text_free(&t->joined);
+    free(t);
 }
 
-int tokenizer_decode(const struct Tokenizer *tokenizer, const int *ids, int count, char *text,
-                     size_t capacity) {
-    assert(capacity > 0);
-    int n = 0;
-    while (n < count && (size_t)n + 1 < capacity && ids[n] != tokenizer->end_of_text) {
-        bool known = ids[n] >= 0 && ids[n] < tokenizer->vocab_size;
-        text[n] = known ? tokenizer->symbol[ids[n]] : '?';
-        n++;
-    }
-    text[n] = 0;
-    return n;
+/* ---- questions ------------------------------------------------------------------------------- */
+
+int tokenizer_vocab_size(const struct Tokenizer *t) { return t->size; }
+
+int tokenizer_role(const struct Tokenizer *t, enum TokenizerRole role) { return t->role[role]; }
+
+/* Its scratch memory is not what `const` promises to leave alone. */
+static struct Tokenizer *scratch_of(const struct Tokenizer *t) { return (struct Tokenizer *)t; }
+
+int tokenizer_id(const struct Tokenizer *tokenizer, const char *content) {
+    struct Tokenizer *t = scratch_of(tokenizer);
+    const struct Added *added = added_find(&t->added, content);
+    return added ? added->id : vocabulary_find(&t->vocabulary, content, strlen(content));
 }
 
-/* ---- GPT-2's files --------------------------------------------------------------------------- */
-
-/* GPT-2 writes bytes as printable characters: those from '!' to '~' as themselves, 0 to 32 and 127
-   as U+0100 onwards. (For bytes from 128 see its bytes_to_unicode; no alphabet here has them.) */
-static void byte_to_utf8(unsigned char byte, char out[3]) {
-    bool printable = byte >= '!' && byte <= '~';
-    int point = printable ? byte : 0x100 + (byte == 127 ? 33 : byte);
-    int length = printable ? 1 : 2;
-    if (printable) out[0] = (char)point;
-    else out[0] = (char)(0xC0 | point >> 6), out[1] = (char)(0x80 | (point & 63));
-    out[length] = 0;
+static const struct Added *added_of(const struct Tokenizer *t, int id) {
+    if (id < 0 || id >= t->size || t->added_number[id] < 0) return NULL;
+    return &t->added.list[t->added_number[id]];
 }
 
-/* The byte that `text` stands for, or -1. */
-static int byte_of_utf8(const char *text) {
-    char spelled[3];
-    for (int byte = 0; byte < 128; byte++) {
-        byte_to_utf8((unsigned char)byte, spelled);
-        if (strcmp(text, spelled) == 0) return byte;
-    }
-    return -1;
+bool tokenizer_is_special(const struct Tokenizer *t, int id) {
+    const struct Added *added = added_of(t, id);
+    return added && added->special;
 }
 
-static void write_json(const char *directory, const char *name, cJSON *root,
-                       struct Checksums *sums) {
-    char path[4096];
-    check_path(path, sizeof path, "%s/%s", directory, name);
-    json_write(root, path, sums);
-}
+/* ---- text to ids ----------------------------------------------------------------------------- */
 
-/* The vocabulary has no merges; GPT2Tokenizer wants the file all the same. */
-static void write_merges(const char *directory, struct Checksums *sums) {
-    char path[4096];
-    struct AtomicFile file;
-    static const char text[] = "#version: 0.2\n";
-    check_path(path, sizeof path, "%s/merges.txt", directory);
-    atomic_open(&file, path);
-    atomic_write(&file, text, sizeof text - 1);
-    atomic_commit(&file);
-    checksums_add(sums, &file);
-}
-
-void tokenizer_save(const struct Tokenizer *tokenizer, const char *directory, int max_length,
-                    struct Checksums *sums) {
-    cJSON *vocab = cJSON_CreateObject();
-    for (int i = 0; i < tokenizer->vocab_size; i++) {
-        char spelled[3];
-        byte_to_utf8((unsigned char)tokenizer->symbol[i], spelled);
-        cJSON_AddNumberToObject(vocab, i == tokenizer->end_of_text ? END_OF_TEXT : spelled, i);
-    }
-    write_json(directory, "vocab.json", vocab, sums);
-    write_merges(directory, sums);
-    cJSON *config = cJSON_CreateObject();
-    cJSON_AddStringToObject(config, "tokenizer_class", "GPT2Tokenizer");
-    cJSON_AddNumberToObject(config, "model_max_length", max_length);
-    cJSON_AddStringToObject(config, "bos_token", END_OF_TEXT);
-    cJSON_AddStringToObject(config, "eos_token", END_OF_TEXT);
-    cJSON_AddStringToObject(config, "unk_token", END_OF_TEXT);
-    cJSON_AddBoolToObject(config, "add_prefix_space", false);
-    cJSON_AddBoolToObject(config, "clean_up_tokenization_spaces", false);
-    write_json(directory, "tokenizer_config.json", config, sums);
-}
-
-#define MOST_BYTES ((size_t)64 << 20)
-
-/* A vocabulary while it is read. */
-struct Loading {
-    struct Tokenizer *tokenizer;
-    const char *name;      /* of the file */
-    bool taken[256];       /* ids that were given */
+struct Encoding {
+    struct Tokenizer *t;
+    struct Ids *out;
+    int flags;
 };
 
-__attribute__((format(printf, 2, 3)))
-static const char *wrong(const struct Loading *l, const char *format, ...) {
-    static char text[256];
-    va_list arguments;
-    int length = snprintf(text, sizeof text, "%s ", l->name);
-    va_start(arguments, format);
-    vsnprintf(text + length, sizeof text - (size_t)length, format, arguments);
-    va_end(arguments);
-    return text;
-}
-
-static const char *load_token(struct Loading *l, const char *token, const cJSON *number) {
-    struct Tokenizer *t = l->tokenizer;
-    bool end = strcmp(token, END_OF_TEXT) == 0;
-    int byte = end ? -1 : byte_of_utf8(token);
-    if (!end && byte < 0)
-        return wrong(l, "has a token that is not one ASCII character; only such vocabularies can "
-                     "be used");
-    double id = cJSON_IsNumber(number) ? number->valuedouble : -1;
-    if (!(id >= 0 && id < 256) || id != (int)id || l->taken[(int)id])
-        return wrong(l, "has an id that is not a number, too large, or there twice");
-    if (!end && t->id[byte] >= 0) return wrong(l, "has a character twice");
-    if (end && t->end_of_text >= 0) return wrong(l, "has <|endoftext|> twice");
-    l->taken[(int)id] = true;
-    t->vocab_size++;
-    if (end) {
-        t->end_of_text = (int)id;
-    } else {
-        t->id[byte] = (short)id;
-        t->symbol[(int)id] = (char)byte;
+static bool encode_word(void *context, const char *word, size_t length) {
+    const struct Encoding *e = context;
+    struct Tokenizer *t = e->t;
+    if (t->splitter.spells) {
+        text_clear(&t->joined);
+        if (!unspell_bytes(&t->joined, word, length)) return false;
+        word = t->joined.bytes, length = t->joined.length;
     }
-    return NULL;
+    return bpe_encode(&t->bpe, &t->vocabulary, word, length, e->flags & TOKENIZER_LENIENT, e->out);
 }
 
-/* {"character": id, ...} */
-static const char *load_tokens(struct Loading *l, const cJSON *vocabulary) {
-    const char *problem = cJSON_IsObject(vocabulary) ? NULL : wrong(l, "has no tokens with ids");
-    const cJSON *item = problem ? NULL : vocabulary->child;
-    for (; item && !problem; item = item->next) problem = load_token(l, item->string, item);
-    return problem;
+static bool encode_words(struct Encoding *e, const char *text, size_t length) {
+    return splitter_run(&e->t->splitter, text, length, encode_word, e);
 }
 
-/* tokenizer.json's [{"content": token, "id": id}, ...], which may repeat what the vocabulary
-   has. */
-static const char *load_added(struct Loading *l, const cJSON *list) {
-    const cJSON *item;
-    const char *problem = NULL;
-    cJSON_ArrayForEach(item, list) {
-        const cJSON *content = cJSON_GetObjectItemCaseSensitive(item, "content");
-        const cJSON *id = cJSON_GetObjectItemCaseSensitive(item, "id");
-        if (!cJSON_IsString(content)) return wrong(l, "has an added token without content");
-        bool end = strcmp(content->valuestring, END_OF_TEXT) == 0;
-        int byte = byte_of_utf8(content->valuestring);
-        int known = end ? l->tokenizer->end_of_text : byte < 0 ? -1 : l->tokenizer->id[byte];
-        bool repeated = known >= 0 && cJSON_IsNumber(id) && id->valuedouble == known;
-        if (!repeated) problem = load_token(l, content->valuestring, id);
-        if (problem) return problem;
+/* The ids of the added tokens in text; `rest` does what lies between them. */
+static bool encode_around(struct Encoding *e, const struct AddedTrie *trie, const char *text,
+                          size_t length, bool (*rest)(struct Encoding *, const char *, size_t)) {
+    struct AddedSearch search = {.tokens = &e->t->added, .trie = trie, .text = text,
+                                 .length = length, .specials = e->flags & TOKENIZER_SPECIALS};
+    size_t begin, end;
+    while (added_next(&search, &begin, &end)) {
+        if (!rest(e, text + begin, end - begin)) return false;
+        ids_append(e->out, &search.id, 1);
     }
-    return NULL;
+    return rest(e, text + search.done, length - search.done);
 }
 
-/* The file of the tokenizers library, as far as it is a vocabulary of characters. */
-static const char *load_library_file(struct Loading *l, const cJSON *root) {
-    const cJSON *model = cJSON_GetObjectItemCaseSensitive(root, "model");
-    const cJSON *merges = cJSON_GetObjectItemCaseSensitive(model, "merges");
-    if (cJSON_GetArraySize(merges) > 0)
-        return wrong(l, "joins characters to longer tokens; only vocabularies of one ASCII "
-                     "character a token can be used");
-    const char *problem = load_tokens(l, cJSON_GetObjectItemCaseSensitive(model, "vocab"));
-    if (problem) return problem;
-    return load_added(l, cJSON_GetObjectItemCaseSensitive(root, "added_tokens"));
-}
-
-static const char *check_ids(const struct Loading *l) {
-    if (l->tokenizer->end_of_text < 0) return wrong(l, "has no <|endoftext|>");
-    for (int i = 0; i < l->tokenizer->vocab_size; i++)
-        if (!l->taken[i]) return wrong(l, "leaves out an id");
-    return NULL;
-}
-
-const char *tokenizer_load(struct Tokenizer *tokenizer, const char *directory) {
-    char path[4096];
-    const char *problem;
-    struct Loading l = {.tokenizer = tokenizer, .name = "vocab.json"};
-    clear(tokenizer);
-    tokenizer->end_of_text = -1;
-    check_path(path, sizeof path, "%s/vocab.json", directory);
-    bool library = !path_exists(path);   /* transformers 5 leaves vocab.json out */
-    if (library) {
-        check_path(path, sizeof path, "%s/tokenizer.json", directory);
-        if (!path_exists(path)) return "there is neither vocab.json nor tokenizer.json";
-        l.name = "tokenizer.json";
+static bool encode_normal(struct Encoding *e, const char *text, size_t length) {
+    struct Tokenizer *t = e->t;
+    if (t->nfc) {
+        text_clear(&t->normal);
+        text_to_nfc(&t->normal, text, length);
+        text = t->normal.bytes, length = t->normal.length;
     }
-    problem = file_problem(path);
-    cJSON *root = problem ? NULL : json_read(path, MOST_BYTES, &problem);
-    if (!root) return wrong(&l, "%s", problem);
-    problem = library ? load_library_file(&l, root) : load_tokens(&l, root);
-    if (!problem) problem = check_ids(&l);
-    cJSON_Delete(root);
-    return problem;
+    return encode_around(e, &t->added.normalized, text, length, encode_words);
+}
+
+static bool is_utf8(const char *text, size_t length) {
+    for (size_t i = 0, n; i < length; i += n) {
+        n = (unsigned char)text[i] < 0x80 ? 1 : utf8_length(text + i, length - i);
+        if (n == 0) return false;
+    }
+    return true;
+}
+
+bool tokenizer_encode(const struct Tokenizer *tokenizer, const char *text, size_t length,
+                      int flags, struct Ids *out) {
+    struct Tokenizer *t = scratch_of(tokenizer);
+    struct Encoding e = {t, out, flags};
+    int before = out->count;
+    if (length > MOST_TEXT) return false;
+    if (!is_utf8(text, length)) {
+        text_clear(&t->repaired);
+        text_append_utf8(&t->repaired, text, length);
+        text = t->repaired.bytes, length = t->repaired.length;
+    }
+    if (flags & TOKENIZER_BEGIN) ids_append(out, t->begin.id, t->begin.count);
+    bool known = encode_around(&e, &t->added.as_written, text, length, encode_normal);
+    if (!known) out->count = before;
+    else if (flags & TOKENIZER_END) ids_append(out, t->end.id, t->end.count);
+    return known;
+}
+
+/* ---- ids to text ----------------------------------------------------------------------------- */
+
+static void decode_id(const struct Tokenizer *t, int id, int flags, struct Text *out) {
+    const struct Added *added = added_of(t, id);
+    const struct Vocabulary *v = &t->vocabulary;
+    if (added && added->special && flags & TOKENIZER_PLAIN) return;
+    if (added) text_append(out, added->content, added->length);
+    else if (id >= 0 && id < v->size && v->token[id].kind != TOKEN_NONE)
+        text_append(out, v->bytes.bytes + v->token[id].start, v->token[id].length);
+    else text_append(out, UTF8_REPLACEMENT, sizeof UTF8_REPLACEMENT - 1);
+}
+
+void tokenizer_decode(const struct Tokenizer *t, const int *ids, int count, int flags,
+                      struct Text *out) {
+    text_append(out, "", 0);
+    for (int i = 0; i < count; i++) decode_id(t, ids[i], flags, out);
+}
+
+void tokenizer_stream(const struct Tokenizer *tokenizer, struct TokenizerStream *stream, int id,
+                      int flags, struct Text *out) {
+    struct Tokenizer *t = scratch_of(tokenizer);
+    text_clear(&t->joined);
+    text_append(&t->joined, stream->begun, (size_t)stream->count);
+    decode_id(t, id, flags, &t->joined);
+    size_t held = utf8_unfinished(t->joined.bytes, t->joined.length);
+    size_t whole = t->joined.length - held;
+    text_append_utf8(out, t->joined.bytes, whole);
+    memcpy(stream->begun, t->joined.bytes + whole, held);
+    stream->count = (int)held;
+}
+
+void tokenizer_stream_end(struct TokenizerStream *stream, struct Text *out) {
+    text_append_utf8(out, stream->begun, (size_t)stream->count);
+    stream->count = 0;
 }

@@ -98,10 +98,10 @@ struct Evaluation evaluate(struct Sampler *sampler, const struct Weights *weight
     struct Examples held_out =
         examples_draw(task, tokenizer, seed, RNG_EVAL_PROMPT, 0, num_prompts);
     struct RolloutRequest request = {
-        .num_prompts = num_prompts, .group = samples, .prompt_token = held_out.token,
+        .num_prompts = num_prompts, .group = samples, .prompt_token = held_out.ids.id,
         .prompt_start = held_out.start, .ordinal = held_out.ordinal, .seed = seed,
         .purpose = RNG_EVAL_SAMPLE, .temperature = temperature, .max_tokens = max_tokens,
-        .end_of_text = tokenizer->end_of_text};
+        .end_of_text = tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)};
     struct Rollout rollout = {0};
     sampler_generate(sampler, weights, &request, &rollout, workspace);
     struct Evaluation result = evaluation_of(&held_out, &rollout, samples);

@@ -69,7 +69,8 @@ void experience_demonstrate(struct Experience *e, const struct CollectOptions *o
                             int64_t *ordinal) {
     struct Example example = {0};
     struct Text answer = {0};
-    int *ids = NULL;
+    struct Ids ids = {0};
+    int end_of_text = tokenizer_role(o->tokenizer, TOKENIZER_ENDS_TEXT);
     experience_clear(e, 1);
     for (int i = 0; i < count; i++, ++*ordinal) {
         struct Rng rng;
@@ -78,12 +79,15 @@ void experience_demonstrate(struct Experience *e, const struct CollectOptions *o
         rng_open(&rng, o->seed, RNG_DEMONSTRATION, (uint64_t)*ordinal | (uint64_t)1 << 63);
         text_clear(&answer);
         if (!o->task->demonstrate(&answer, &example, &rng)) continue;
-        int prompt_length = encode_text(o->tokenizer, &example.prompt, &ids, 0);
-        int end = encode_text(o->tokenizer, &answer, &ids, prompt_length);   /* leaves room for 1 */
-        ids[end++] = o->tokenizer->end_of_text;
-        experience_append(e, ids, prompt_length, ids + prompt_length, end - prompt_length);
+        ids.count = 0;
+        encode_text(o->tokenizer, &example.prompt, &ids);
+        int prompt_length = ids.count;
+        encode_text(o->tokenizer, &answer, &ids);
+        ids_append(&ids, &end_of_text, 1);
+        experience_append(e, ids.id, prompt_length, ids.id + prompt_length,
+                          ids.count - prompt_length);
     }
-    example_free(&example), text_free(&answer), free(ids);
+    example_free(&example), text_free(&answer), ids_free(&ids);
 }
 
 /* ---- rollouts -------------------------------------------------------------------------------- */
@@ -95,7 +99,7 @@ static void append_group(struct Experience *e, const struct Examples *prompts, i
     const struct Text *prompt = &prompts->example[g].prompt;
     for (int i = g * group; i < (g + 1) * group; i++) {
         int begin = rollout->start[i], length = rollout->start[i + 1] - begin, k = e->count;
-        int at = experience_append(e, prompts->token + prompts->start[g],
+        int at = experience_append(e, prompts->ids.id + prompts->start[g],
                                    prompts->start[g + 1] - prompts->start[g],
                                    rollout->token + begin, length);
         memcpy(e->logp + at, rollout->logp + begin, (size_t)length * sizeof(float));
@@ -161,13 +165,13 @@ static bool generate(struct Experience *e, struct Sampler *sampler, const struct
                      const struct CollectOptions *o, const struct Examples *prompts,
                      void *workspace) {
     struct RolloutRequest request = {
-        .num_prompts = prompts->count, .group = o->group, .prompt_token = prompts->token,
+        .num_prompts = prompts->count, .group = o->group, .prompt_token = prompts->ids.id,
         .prompt_start = prompts->start, .ordinal = prompts->ordinal, .seed = o->seed,
         .purpose = RNG_SAMPLE, .temperature = o->temperature, .max_tokens = o->max_tokens,
-        .end_of_text = o->tokenizer->end_of_text};
+        .end_of_text = tokenizer_role(o->tokenizer, TOKENIZER_ENDS_TEXT)};
     if (o->replay)
         return replay_rollout(o->replay, o->step, &request, prompts->example,
-                              o->tokenizer->vocab_size, &e->rollout);
+                              tokenizer_vocab_size(o->tokenizer), &e->rollout);
     sampler_generate(sampler, weights, &request, &e->rollout, workspace);
     return true;
 }

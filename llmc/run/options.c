@@ -10,9 +10,11 @@
 
    FIXED, WARM, FREE: what --resume may change. A run keeps what is FIXED; WARM may change until its
    warm start is over; FREE may change, and acts from there on. Another value is refused.
-   EVAL, SCORE: acts with --eval-only, with --score; what does not is refused on their line.
+   EVAL, SCORE, TOKENS: acts with --eval-only, with --score, with --tokenize and --detokenize; what
+   does not is refused on their line.
    ONCE: what to do now, no part of the run's recipe: it is not saved. */
-enum { ONCE = OPTION_ONCE, FIXED = 2, WARM = 4, FREE = 8, EVAL = 16, SCORE = 32 };
+enum { ONCE = OPTION_ONCE, FIXED = 2, WARM = 4, FREE = 8, EVAL = 16, SCORE = 32,
+       TOKENS = 64 };
 
 #define FIELD(name) offsetof(struct Options, name)
 #define MANY 1e9                          /* for numbers without a natural upper bound */
@@ -34,7 +36,7 @@ static const struct Option rows[] = {
     WORD("task", task, "countdown", NULL, LEARN, FIXED | EVAL, "built-in task"),
     WORD("tasks", tasks, "", NULL, LEARN, FREE | EVAL,
          "one after another, with steps: countdown:300,countdown_sorted:300"),
-    WORD("model", model, "tiny", NULL, LEARN, FIXED | EVAL | SCORE,
+    WORD("model", model, "tiny", NULL, LEARN, FIXED | EVAL | SCORE | TOKENS,
          "named size, or a Hugging Face directory"),
     WHOLE("layers", layers, 0, 1000, 0, LEARN, FIXED, "layers; 0 = the model's"),
     WHOLE("channels", channels, 0, 65536, 0, LEARN, FIXED,
@@ -122,6 +124,10 @@ static const struct Option rows[] = {
     FLAG("eval-only", eval_only, EVALUATION, ONCE | EVAL, "evaluate and stop"),
     WORD("score", score, "", NULL, EVALUATION, ONCE | SCORE,
          "score the prompts and completions of a JSON lines file, and stop"),
+    WORD("tokenize", tokenize, "", NULL, EVALUATION, ONCE | TOKENS,
+         "token ids for the text of a JSON lines file, by --model DIR's tokenizer, and stop"),
+    WORD("detokenize", detokenize, "", NULL, EVALUATION, ONCE | TOKENS,
+         "text for the ids of a JSON lines file, likewise"),
 
     WORD("run", run, "", NULL, RUN, ONCE | EVAL | SCORE,
          "directory of the run; empty = runs/NAME-TIME"),
@@ -136,11 +142,11 @@ static const struct Option rows[] = {
           "RL steps between those whose completions go to rollouts.jsonl; 0 = none"),
     WORD("replay", replay, "", NULL, RUN, FREE,
          "take completions from this rollouts.jsonl instead of sampling"),
-    {"config", OPTION_CONFIG, 0, 0, 0, 0, NULL, NULL, RUN, ONCE | EVAL | SCORE,
+    {"config", OPTION_CONFIG, 0, 0, 0, 0, NULL, NULL, RUN, ONCE | EVAL | SCORE | TOKENS,
      "options from a JSON file; what follows on the line replaces them"},
     FLAG("dry-run", dry_run, RUN, ONCE | EVAL, "print the plan and stop"),
-    FLAG("quiet", quiet, RUN, ONCE | EVAL | SCORE, "print errors, and what was measured, only"),
-    FLAG("help", help, RUN, ONCE | EVAL | SCORE, "print this and stop"),
+    FLAG("quiet", quiet, RUN, ONCE | EVAL | SCORE | TOKENS, "print errors, and what was measured, only"),
+    FLAG("help", help, RUN, ONCE | EVAL | SCORE | TOKENS, "print this and stop"),
 
     WORD("backend", backend, "auto",
          "auto cpu cuda sim sim-asan sim-race", MACHINE, FREE | EVAL | SCORE,
@@ -305,9 +311,12 @@ void options_check_resume(const struct Options *options, const struct Options *b
 }
 
 void options_check_measure(const struct Options *options) {
-    bool scores = options->score[0];
+    const struct { const char *name; bool on; unsigned use; } acts[] = {
+        {"tokenize", options->tokenize[0], TOKENS}, {"detokenize", options->detokenize[0], TOKENS},
+        {"score", options->score[0], SCORE}, {"eval-only", options->eval_only, EVAL}};
+    int act = 0;
+    while (act < 3 && !acts[act].on) act++;
     for (int i = 0; i < NUM_ROWS; i++)
-        if (options->given[i] == OPTION_ON_LINE && !(rows[i].use & (scores ? SCORE : EVAL)))
-            die_input("--%s does nothing with --%s; leave it out", rows[i].name,
-                      scores ? "score" : "eval-only");
+        if (options->given[i] == OPTION_ON_LINE && !(rows[i].use & acts[act].use))
+            die_input("--%s does nothing with --%s; leave it out", rows[i].name, acts[act].name);
 }

@@ -41,7 +41,7 @@ struct Options {
     /* evaluation */
     int64_t eval_every, eval_prompts, eval_samples;
     bool eval_only;
-    char score[OPTION_TEXT];
+    char score[OPTION_TEXT], tokenize[OPTION_TEXT], detokenize[OPTION_TEXT];
     /* the run */
     char run[OPTION_TEXT];
     bool overwrite;
@@ -81,7 +81,8 @@ const struct OptionSynonym *options_synonym(int i);
    for the first option that differs from `before` and may not. `warm`: its warm start is not
    over. */
 void options_check_resume(const struct Options *options, const struct Options *before, bool warm);
-/* With --eval-only or --score: die_input for the first word on the line that does nothing there. */
+/* With --eval-only, --score, --tokenize or --detokenize: die_input for the first word on the line
+   that does nothing there. */
 void options_check_measure(const struct Options *options);
 
 #endif

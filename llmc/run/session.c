@@ -12,6 +12,7 @@
 #include "../base/text.h"
 #include "../kernels/backends.h"
 #include "launch.h"
+#include "tokenize.h"
 
 /* ---- the model ------------------------------------------------------------------------------- */
 
@@ -42,7 +43,7 @@ static _Noreturn void die_no_model(const struct Options *o, const char *checkpoi
 }
 
 /* The model's configuration, from a checkpoint or by the options, and with it its tokenizer. */
-static struct ModelConfig choose_model(const struct Session *s, struct Tokenizer *tokenizer) {
+static struct ModelConfig choose_model(const struct Session *s, struct Tokenizer **tokenizer) {
     const struct Options *o = &s->options;
     struct ModelConfig config;
     const char *problem;
@@ -52,17 +53,20 @@ static struct ModelConfig choose_model(const struct Session *s, struct Tokenizer
         if (problem && !path_exists(checkpoint)) die_no_model(o, checkpoint);
         if (problem) die_input("%s/config.json: %s", checkpoint, problem);
         problem = tokenizer_load(tokenizer, checkpoint);
-        if (!problem && tokenizer->vocab_size > config.V)
-            problem = "vocab.json has more tokens than config.json's vocab_size";
+        if (!problem && tokenizer_vocab_size(*tokenizer) > config.V)
+            problem = "the tokenizer has more tokens than config.json's vocab_size";
+        if (!problem && tokenizer_role(*tokenizer, TOKENIZER_ENDS_TEXT) < 0)
+            problem = "the tokenizer has no token that ends a text: eos_token in "
+                      "tokenizer_config.json names one";
         if (problem && !o->score[0]) die_input("%s: %s", checkpoint, problem);
         /* What cannot be decoded is never sampled; --score without a tokenizer takes all words. */
-        if (!problem) config.V = tokenizer->vocab_size;
+        if (!problem) config.V = tokenizer_vocab_size(*tokenizer);
         refuse_shape_options(s);
     } else {
         model_config_named(&config, o->model);
-        tokenizer_from_alphabet(tokenizer, s->task->alphabet);
+        *tokenizer = tokenizer_from_alphabet(s->task->alphabet);
         shape_from_options(&config, o);
-        config.V = config.V_saved = tokenizer->vocab_size;
+        config.V = config.V_saved = tokenizer_vocab_size(*tokenizer);
     }
     int multiple = s->ops->vocabulary_multiple;
     config.Vp = (config.V_saved + multiple - 1) / multiple * multiple;
@@ -443,6 +447,7 @@ static void resume(struct Session *s) {
 static void choose(struct Session *s, int argc, char **argv) {
     struct Options *o = &s->options;
     *o = directory_options(argc, argv, &s->before);
+    if (o->tokenize[0] || o->detokenize[0]) tokenize_and_exit(o);
     console_open(o->quiet || o->score[0]);
     launch_ignore_size_limit();
     if (!o->eval_only && !o->score[0]) launch_catch_signals();   /* measuring has nothing to save */
@@ -499,7 +504,7 @@ struct Evaluation session_evaluate(struct Session *s, const struct Task *task) {
     const struct Options *o = &s->options;
     sampler_load_weights(s->sampler, trainer_weights(s->trainer));
     struct Evaluation e =
-        evaluate(s->sampler, trainer_weights(s->trainer), task, &s->tokenizer, (uint64_t)o->seed,
+        evaluate(s->sampler, trainer_weights(s->trainer), task, s->tokenizer, (uint64_t)o->seed,
                  (int)o->eval_prompts, (int)o->eval_samples, (float)o->temperature, s->max_tokens,
                  trainer_workspace(s->trainer));
     if (!isfinite(e.entropy))
@@ -512,7 +517,7 @@ struct Evaluation session_evaluate(struct Session *s, const struct Task *task) {
 struct CollectOptions session_collect_options(const struct Session *s) {
     const struct Options *o = &s->options;
     return (struct CollectOptions){
-        .task = s->task, .tokenizer = &s->tokenizer, .seed = (uint64_t)o->seed,
+        .task = s->task, .tokenizer = s->tokenizer, .seed = (uint64_t)o->seed,
         .prompts = (int)o->prompts, .group = (int)o->group, .max_tokens = s->max_tokens,
         .temperature = (float)o->temperature, .filter = s->objective.filter,
         .filter_rounds = (int)o->filter_rounds, .replay = s->replay, .step = s->progress.step + 1};
@@ -527,7 +532,7 @@ static void save_to(struct Session *s, const char *directory, int keep) {
     snprintf(s->progress.control, sizeof s->progress.control, "%s",
              entropy_controls[s->objective.control].name);
     s->ops->matmul_choices_save(s->matmul_choices, sizeof s->matmul_choices);
-    checkpoint_save(directory, s->model, trainer_weights(s->trainer), &optimizer, &s->tokenizer,
+    checkpoint_save(directory, s->model, trainer_weights(s->trainer), &optimizer, s->tokenizer,
                     &s->progress,
                     (struct FieldSection[]){{&entropy_fields, &s->entropy},
                                             {&choices_fields, s}, {NULL, NULL}}, keep);
@@ -556,7 +561,7 @@ void session_freeze_reference(struct Session *s) {
                  s->model->num_parameters * s->ops->element_size);
     check_path(base, sizeof base, "%s/reference", s->place.run);
     make_directory_in(s->place.run, "reference");
-    checkpoint_save(base, s->model, &s->reference, NULL, &s->tokenizer, &s->progress, NULL, 1);
+    checkpoint_save(base, s->model, &s->reference, NULL, s->tokenizer, &s->progress, NULL, 1);
 }
 
 _Noreturn void session_fail(struct Session *s, const char *tensor) {
@@ -593,5 +598,6 @@ void session_close(struct Session *s) {
     unreserve(s);
     experience_free(&s->experience);
     replay_close(s->replay);
+    tokenizer_free(s->tokenizer);
     model_free(s->model);
 }

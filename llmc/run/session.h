@@ -24,7 +24,7 @@ struct Session {
     const struct Ops *ops;
     struct Plan plan;                /* what to learn, one task after another */
     const struct Task *task;         /* of the phase in hand */
-    struct Tokenizer tokenizer;
+    struct Tokenizer *tokenizer;     /* NULL: --score, and the directory has none */
     struct Objective objective;      /* the preset with the options' axes */
     struct Model *model;
     struct Arena arena;

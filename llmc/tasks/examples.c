@@ -55,13 +55,9 @@ void example_free(struct Example *example) { text_free(&example->prompt); }
 
 /* ---- batches --------------------------------------------------------------------------------- */
 
-int encode_text(const struct Tokenizer *tokenizer, const struct Text *text, int **ids, int begin) {
-    /* an id stands for at least one byte, so there are at most text->length ids */
-    *ids = check_realloc(*ids, (size_t)begin + text->length + 1, sizeof **ids, "prompts");
-    int length = tokenizer_encode(tokenizer, text->bytes, *ids + begin, (int)text->length);
-    if (length < 0)
+void encode_text(const struct Tokenizer *tokenizer, const struct Text *text, struct Ids *ids) {
+    if (!tokenizer_encode(tokenizer, text->bytes, text->length, 0, ids))
         die_input("the model's vocabulary has no ids for the text \"%s\"", quote(text->bytes));
-    return begin + length;
 }
 
 struct Examples examples_draw(const struct Task *task, const struct Tokenizer *tokenizer,
@@ -73,7 +69,8 @@ struct Examples examples_draw(const struct Task *task, const struct Tokenizer *t
                          .ordinal = check_alloc(n, sizeof *e.ordinal, "prompts")};
     for (int i = 0; i < count; i++) {
         example_draw(&e.example[i], task, seed, purpose, first + (uint64_t)i);
-        e.start[i + 1] = encode_text(tokenizer, &e.example[i].prompt, &e.token, e.start[i]);
+        encode_text(tokenizer, &e.example[i].prompt, &e.ids);
+        e.start[i + 1] = e.ids.count;
         if (e.start[i + 1] == e.start[i]) die_input("task %s: prompt %d is empty", task->name, i);
         e.ordinal[i] = (uint32_t)e.example[i].id;
     }
@@ -82,33 +79,23 @@ struct Examples examples_draw(const struct Task *task, const struct Tokenizer *t
 
 void examples_free(struct Examples *e) {
     for (int i = 0; i < e->count; i++) example_free(&e->example[i]);
-    free(e->example), free(e->token), free(e->start), free(e->ordinal);
+    free(e->example), free(e->start), free(e->ordinal);
+    ids_free(&e->ids);
     *e = (struct Examples){0};
-}
-
-/* Adds the text of ids [count] to the list. Its length is not known before; tokenizer_decode cuts a
-   text that does not fit. So if the text fills the buffer, a larger one is tried. */
-static void add_decoded(struct TextList *list, const struct Tokenizer *tokenizer, const int *ids,
-                        int count) {
-    char *text = NULL;
-    int length;
-    size_t room = (size_t)count + 2;
-    for (;; room *= 2) {
-        text = check_realloc(text, room, 1, "a completion's text");
-        length = tokenizer_decode(tokenizer, ids, count, text, room);
-        if ((size_t)length + 1 < room) break;
-    }
-    text_list_add(list, text, (size_t)length);
-    free(text);
 }
 
 void examples_judge(float *reward, struct TextList *text, const struct Examples *examples,
                     int group, const int *token, const int *start, const unsigned char *ended) {
     int count = examples->count * group;
     struct Completion *completion = check_alloc((size_t)count, sizeof *completion, "completions");
+    struct Text decoded = {0};
     text_list_cut(text, 0);
-    for (int i = 0; i < count; i++)
-        add_decoded(text, examples->tokenizer, token + start[i], start[i + 1] - start[i]);
+    for (int i = 0; i < count; i++) {
+        text_clear(&decoded);
+        tokenizer_decode(examples->tokenizer, token + start[i], start[i + 1] - start[i],
+                         TOKENIZER_PLAIN, &decoded);
+        text_list_add(text, decoded.bytes, decoded.length);
+    }
     for (int i = 0; i < count; i++)
         completion[i] = (struct Completion){.example = &examples->example[i / group],
                                             .text = text_list_at(text, i),
@@ -117,5 +104,6 @@ void examples_judge(float *reward, struct TextList *text, const struct Examples 
     examples->task->judge(reward, completion, count);
     for (int i = 0; i < count; i++)
         if (!isfinite(reward[i])) reward[i] = NAN;
+    text_free(&decoded);
     free(completion);
 }

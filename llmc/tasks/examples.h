@@ -29,7 +29,8 @@ struct Examples {
     const struct Tokenizer *tokenizer;
     int count;
     struct Example *example;   /* [count] */
-    int *token, *start;        /* ids of prompt i: token[start[i]] to token[start[i + 1] - 1] */
+    struct Ids ids;            /* of all prompts */
+    int *start;                /* those of prompt i: ids.id[start[i]] to ids.id[start[i + 1] - 1] */
     uint32_t *ordinal;         /* [count] low 32 bits of the id, for the keys of random draws */
 };
 
@@ -39,14 +40,13 @@ struct Examples examples_draw(const struct Task *task, const struct Tokenizer *t
                               uint64_t seed, enum RngPurpose purpose, uint64_t first, int count);
 /* Judges `group` completions of each example. Completion i answers example i / group; its ids are
    token[start[i]] to token[start[i + 1] - 1]. reward [count * group] =; NaN: unscored, also where
-   the task's reward is infinite. text: becomes the completions' texts, without end-of-text. */
+   the task's reward is infinite. text: becomes the completions' texts, without special tokens
+   such as the end of text. */
 void examples_judge(float *reward, struct TextList *text, const struct Examples *examples,
                     int group, const int *token, const int *start, const unsigned char *ended);
 void examples_free(struct Examples *examples);
 
-/* Writes the ids of `text` to *ids from index `begin` on and returns the index after them. *ids is
-   reallocated, with room for one more; the caller owns it. Ends the program (die_input) if the
-   vocabulary has no ids for the text. */
-int encode_text(const struct Tokenizer *tokenizer, const struct Text *text, int **ids, int begin);
+/* Appends the ids of `text`. Ends the program (die_input) if the vocabulary has no ids for it. */
+void encode_text(const struct Tokenizer *tokenizer, const struct Text *text, struct Ids *ids);
 
 #endif
