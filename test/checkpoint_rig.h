@@ -171,10 +171,10 @@ static const struct Other awkward_other = {4.9e-324, 1.0 / 3, NAN, 0x1.fffffep-3
 static inline void save_into(struct Run *run, const char *directory, int64_t step, int keep) {
     struct Progress state = awkward_state(step);
     struct Other other = awkward_other;
-    struct Tokenizer tokenizer;
-    tokenizer_from_alphabet(&tokenizer, "0123456789+-*=:abcdefgh");
-    checkpoint_save(directory, run->model, &run->weights, &run->optimizer, &tokenizer, &state,
+    struct Tokenizer *tokenizer = tokenizer_from_alphabet("0123456789+-*=:abcdefgh");
+    checkpoint_save(directory, run->model, &run->weights, &run->optimizer, tokenizer, &state,
                     (struct FieldSection[]){{&other_table, &other}, {NULL, NULL}}, keep);
+    tokenizer_free(tokenizer);
 }
 
 /* Into a directory that is made if it is not there. */

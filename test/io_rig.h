@@ -12,7 +12,7 @@
 #include <unistd.h>
 #include "child.h"
 
-static char output[4096];
+__attribute__((unused)) static char output[4096];
 static char folder[] = "/tmp/test_io_XXXXXX";
 
 static inline int make_folder(void **state) {

@@ -24,19 +24,18 @@ static void letters_judge(float *reward, const struct Completion *completion, in
 static const struct Task letters = {.name = "letters", .next = letters_next,
                                     .judge = letters_judge};
 
-static inline struct Tokenizer letters_tokenizer(void) {
-    struct Tokenizer tokenizer;
-    tokenizer_from_alphabet(&tokenizer, "0123456789=hruwx");
-    return tokenizer;
+static inline struct Tokenizer *letters_tokenizer(void) {
+    return tokenizer_from_alphabet("0123456789=hruwx");
 }
 
 static inline int letter_id(const struct Tokenizer *tokenizer, char letter) {
-    return letter == '.' ? tokenizer->end_of_text : tokenizer->id[(unsigned char)letter];
+    return letter == '.' ? tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)
+                         : tokenizer_id(tokenizer, (char[]){letter, 0});
 }
 
 /* The rollout that says `words`; its k-th token of all has entropy k hundredths and logp -k. */
 static inline struct Rollout rollout_of(const char *const *words, int count) {
-    struct Tokenizer tokenizer = letters_tokenizer();
+    struct Tokenizer *tokenizer = letters_tokenizer();
     struct Rollout rollout = {.count = count};
     size_t room = 0;
     assert_true(count >= 0);
@@ -48,13 +47,14 @@ static inline struct Rollout rollout_of(const char *const *words, int count) {
     rollout.entropy = calloc(room, sizeof *rollout.entropy);
     for (int i = 0, at = 0; i < count; i++) {
         for (const char *c = words[i]; *c; c++, at++) {
-            rollout.token[at] = letter_id(&tokenizer, *c);
+            rollout.token[at] = letter_id(tokenizer, *c);
             rollout.logp[at] = -(float)(at + 1);
             rollout.entropy[at] = 0.01f * (float)(at + 1);
             rollout.ended[i] = *c == '.';
         }
         rollout.start[i + 1] = at;
     }
+    tokenizer_free(tokenizer);
     return rollout;
 }
 
@@ -62,8 +62,8 @@ static inline struct Rollout rollout_of(const char *const *words, int count) {
    from number `first` on, with the numbers of rollout_of. */
 static inline void write_step(const char *path, int step, int first, int group,
                               const char *const *words, int count) {
-    struct Tokenizer tokenizer = letters_tokenizer();
-    struct Examples prompts = examples_draw(&letters, &tokenizer, LETTERS_SEED, RNG_PROMPT,
+    struct Tokenizer *tokenizer = letters_tokenizer();
+    struct Examples prompts = examples_draw(&letters, tokenizer, LETTERS_SEED, RNG_PROMPT,
                                             (uint64_t)first, count / group);
     struct Rollout r = rollout_of(words, count);
     FILE *file = fopen(path, "a");
@@ -83,6 +83,7 @@ static inline void write_step(const char *path, int step, int first, int group,
     assert_int_equal(fclose(file), 0);
     rollout_free(&r);
     examples_free(&prompts);
+    tokenizer_free(tokenizer);
 }
 
 #endif

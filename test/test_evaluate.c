@@ -51,23 +51,30 @@ static struct Evaluation expected_evaluation(const struct Tokenizer *tokenizer, 
         example_draw(&example, &even, 21, RNG_EVAL_PROMPT, (uint64_t)p);
         strcpy(prompt[p], example.prompt.bytes);
         example_free(&example);
-        assert_int_equal(tokenizer_encode(tokenizer, prompt[p], ordinals_token + 5 * p, 5), 5);
+        struct Ids ids = {0};
+        assert_true(tokenizer_encode(tokenizer, prompt[p], strlen(prompt[p]), 0, &ids));
+        assert_int_equal(ids.count, 5);
+        memcpy(ordinals_token + 5 * p, ids.id, 5 * sizeof *ids.id);
+        ids_free(&ids);
         start[p + 1] = 5 * (p + 1);
         ordinal[p] = (uint32_t)p;
     }
     struct RolloutRequest request = {
         .num_prompts = num_prompts, .group = samples, .prompt_token = ordinals_token,
         .prompt_start = start, .ordinal = ordinal, .seed = 21, .purpose = RNG_EVAL_SAMPLE,
-        .temperature = 1, .max_tokens = MAX_TOKENS, .end_of_text = tokenizer->end_of_text};
+        .temperature = 1, .max_tokens = MAX_TOKENS,
+        .end_of_text = tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)};
     struct Rollout rollout = generate(0, &request);
     for (int p = 0; p < num_prompts; p++) {
-        char answer[16][MAX_TOKENS + 1];
+        char answer[16][3 * MAX_TOKENS + 1];   /* U+FFFD is of three bytes */
         bool right[16];
         for (int i = 0; i < samples; i++) {
             int k = p * samples + i, from = rollout.start[k], n = rollout.start[k + 1] - from;
-            int length = tokenizer_decode(tokenizer, rollout.token + from, n, answer[i],
-                                          sizeof answer[i]);
-            right[i] = even_reward(prompt[p], answer[i], (size_t)length, rollout.ended[k]) == 1;
+            struct Text text = {0};
+            tokenizer_decode(tokenizer, rollout.token + from, n, TOKENIZER_PLAIN, &text);
+            strcpy(answer[i], text.bytes);
+            right[i] = even_reward(prompt[p], answer[i], text.length, rollout.ended[k]) == 1;
+            text_free(&text);
             bool repeated = false;
             for (int j = 0; j < i; j++)
                 repeated |= right[j] && strcmp(answer[i], answer[j]) == 0;
@@ -93,13 +100,12 @@ static void test_evaluate(void **state) {
     (void)state;
     enum { NUM_PROMPTS = 30, SAMPLES = 10 };
     assert_memory_equal(evaluation_k, ((const int[]){1, 4, 16, 64}), sizeof evaluation_k);
-    struct Tokenizer tokenizer;
     char alphabet[V + 1] = "abcdefgh=0123456789+-*:ijklmnopqrstuv";
-    alphabet[end_of_text] = 0;   /* ids from there on decode as '?' */
-    tokenizer_from_alphabet(&tokenizer, alphabet);
-    struct Evaluation expected = expected_evaluation(&tokenizer, NUM_PROMPTS, SAMPLES);
+    alphabet[end_of_text] = 0;   /* ids past it decode as U+FFFD */
+    struct Tokenizer *tokenizer = tokenizer_from_alphabet(alphabet);
+    struct Evaluation expected = expected_evaluation(tokenizer, NUM_PROMPTS, SAMPLES);
     for (int layout = 0; layout < LAYOUTS; layout++) {
-        struct Evaluation got = evaluate(samplers[layout], &weights, &even, &tokenizer, 21,
+        struct Evaluation got = evaluate(samplers[layout], &weights, &even, tokenizer, 21,
                                          NUM_PROMPTS, SAMPLES, 1, MAX_TOKENS, workspace);
         assert_int_equal(got.num_prompts, NUM_PROMPTS);
         assert_int_equal(got.samples, SAMPLES);
@@ -114,17 +120,19 @@ static void test_evaluate(void **state) {
     }
     assert_true(expected.pass_at[0] > 0.1 && expected.pass_at[0] < 0.9);
     assert_true(expected.distinct_correct < expected.reward * SAMPLES);   /* some answers repeat */
+    tokenizer_free(tokenizer);
 }
 
 /* ---- by hand -------------------------------------------------------------------------------- */
 
 static struct Evaluation evaluation_of_words(const char *const *words, int prompts, int samples) {
-    struct Tokenizer tokenizer = letters_tokenizer();
-    struct Examples examples = examples_draw(&letters, &tokenizer, 3, RNG_EVAL_PROMPT, 0, prompts);
+    struct Tokenizer *tokenizer = letters_tokenizer();
+    struct Examples examples = examples_draw(&letters, tokenizer, 3, RNG_EVAL_PROMPT, 0, prompts);
     struct Rollout rollout = rollout_of(words, prompts * samples);
     struct Evaluation result = evaluation_of(&examples, &rollout, samples);
     examples_free(&examples);
     rollout_free(&rollout);
+    tokenizer_free(tokenizer);
     return result;
 }
 

@@ -7,7 +7,7 @@
 enum { MAX_TOKENS = 120, LONG = 100 };
 
 static char path[64];
-static struct Tokenizer tokenizer;
+static struct Tokenizer *tokenizer;
 
 static int setup(void **state) {
     (void)state;
@@ -23,7 +23,7 @@ static int teardown(void **state) {
 }
 
 static struct CollectOptions options_of(int prompts, int group) {
-    return (struct CollectOptions){.task = &letters, .tokenizer = &tokenizer, .seed = LETTERS_SEED,
+    return (struct CollectOptions){.task = &letters, .tokenizer = tokenizer, .seed = LETTERS_SEED,
                                    .prompts = prompts, .group = group, .max_tokens = MAX_TOKENS,
                                    .temperature = 1, .filter_rounds = 1, .step = 1};
 }
@@ -52,10 +52,10 @@ static void test_collect(void **state) {
     assert_int_equal(collect(&e, options_of(2, 3), words, 6), 9);
     assert_int_equal(e.count, 6);
     assert_int_equal(e.group_size, 3);
-    struct Examples prompts = examples_draw(&letters, &tokenizer, LETTERS_SEED, RNG_PROMPT, 7, 2);
+    struct Examples prompts = examples_draw(&letters, tokenizer, LETTERS_SEED, RNG_PROMPT, 7, 2);
     struct Rollout expected = rollout_of(words, 6);
     for (int i = 0, at = 0, loss_at = 0; i < 6; i++) {
-        const int *prompt = prompts.token + prompts.start[i / 3];
+        const int *prompt = prompts.ids.id + prompts.start[i / 3];
         assert_int_equal(e.start[i], at);
         assert_int_equal(e.loss_start[i], loss_at);
         assert_int_equal(e.length[i], length[i]);
@@ -154,7 +154,7 @@ static void test_long_completions(void **state) {
         assert_memory_equal(text_list_at(&e.completion, i), words[i], LONG);
     }
     struct Examples held_out =
-        examples_draw(&letters, &tokenizer, LETTERS_SEED, RNG_EVAL_PROMPT, 0, 1);
+        examples_draw(&letters, tokenizer, LETTERS_SEED, RNG_EVAL_PROMPT, 0, 1);
     struct Rollout rollout = rollout_of(words, 2);
     struct Evaluation evaluation = evaluation_of(&held_out, &rollout, 2);
     assert_true(evaluation.reward == (e.reward[0] + e.reward[1]) / 2);
@@ -209,8 +209,8 @@ static void test_demonstrations(void **state) {
         int digit = example.prompt.bytes[0] - '0';
         example_free(&example);
         if (digit % 2 != 0) continue;
-        const int token[] = {digit, letter_id(&tokenizer, '='), letter_id(&tokenizer, 'x'),
-                             letter_id(&tokenizer, 'r'), tokenizer.end_of_text};
+        const int token[] = {digit, letter_id(tokenizer, '='), letter_id(tokenizer, 'x'),
+                             letter_id(tokenizer, 'r'), tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)};
         assert_int_equal(e.start[kept + 1] - e.start[kept], 5);
         assert_memory_equal(e.token + e.start[kept], token, sizeof token);
         assert_memory_equal(e.loss_mask + e.start[kept], "\0\0\1\1\1", 5);

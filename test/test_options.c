@@ -268,7 +268,8 @@ static void test_save_and_read(void **state) {
 /* Options that a saved config leaves out. */
 static bool is_once(const char *name) {
     static const char *const once[] = {"help",  "config",    "run",   "resume", "overwrite",
-                                       "quiet", "eval-only", "score", "dry-run"};
+                                       "quiet", "eval-only", "score", "dry-run",
+                                       "tokenize", "detokenize"};
     for (size_t i = 0; i < sizeof once / sizeof *once; i++)
         if (strcmp(name, once[i]) == 0) return true;
     return false;

@@ -8,7 +8,7 @@
 enum { MAX_TOKENS = 5, PROMPTS = 2, GROUP = 2, COUNT = PROMPTS * GROUP };
 
 static char path[64];
-static struct Tokenizer tokenizer;
+static struct Tokenizer *tokenizer;
 static const char *const words[] = {"xr.", "w.", "xxxxx", "h."};
 
 static int setup(void **state) {
@@ -26,12 +26,13 @@ static int teardown(void **state) {
 
 /* Asks for `step`, whose prompts are number 10 * step and on, at most max_tokens long. */
 static bool ask(struct Replay *replay, int step, int max_tokens, struct Rollout *out) {
-    struct Examples prompts = examples_draw(&letters, &tokenizer, LETTERS_SEED, RNG_PROMPT,
+    struct Examples prompts = examples_draw(&letters, tokenizer, LETTERS_SEED, RNG_PROMPT,
                                             (uint64_t)(10 * step), PROMPTS);
     struct RolloutRequest request = {.num_prompts = PROMPTS, .group = GROUP,
                                      .max_tokens = max_tokens,
-                                     .end_of_text = tokenizer.end_of_text};
-    bool found = replay_rollout(replay, step, &request, prompts.example, tokenizer.vocab_size, out);
+                                     .end_of_text = tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)};
+    bool found = replay_rollout(replay, step, &request, prompts.example,
+                                tokenizer_vocab_size(tokenizer), out);
     examples_free(&prompts);
     return found;
 }

@@ -49,7 +49,8 @@ static void copy(struct Rewriting *r, size_t count) {
 static void rewrite_property(struct Rewriting *r) {
     size_t name = r->at[2] == '{' ? strcspn(r->at + 3, "}") : 0;
     bool negated = name > 0 && r->at[3] == '^';
-    if (!r->script_names || name < 4 + (size_t)negated || memchr(r->at, ':', name)) {
+    bool category = name < 3 + (size_t)negated || strncmp(r->at + 3, "Any}", 4) == 0;
+    if (!r->script_names || category || memchr(r->at, ':', name)) {
         copy(r, 2);
         return;
     }

@@ -125,9 +125,9 @@ static const struct Option rows[] = {
     WORD("score", score, "", NULL, EVALUATION, ONCE | SCORE,
          "score the prompts and completions of a JSON lines file, and stop"),
     WORD("tokenize", tokenize, "", NULL, EVALUATION, ONCE | TOKENS,
-         "token ids for the text of a JSON lines file, by --model DIR's tokenizer, and stop"),
+         "token ids of the texts of a JSON lines file, by --model DIR, and stop"),
     WORD("detokenize", detokenize, "", NULL, EVALUATION, ONCE | TOKENS,
-         "text for the ids of a JSON lines file, likewise"),
+         "texts of the ids of a JSON lines file, by --model DIR, and stop"),
 
     WORD("run", run, "", NULL, RUN, ONCE | EVAL | SCORE,
          "directory of the run; empty = runs/NAME-TIME"),

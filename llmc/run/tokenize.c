@@ -70,7 +70,7 @@ static void name_bad_line(struct Tokenize *t, bool encodes, const char *problem)
 _Noreturn void tokenize_and_exit(const struct Options *o) {
     struct Tokenize t = {.out = {.stream = stdout, .path = "standard output"}};
     bool encodes = o->tokenize[0];
-    console_open(true);
+    console_open(o->quiet);
     options_check_measure(o);
     if (o->tokenize[0] && o->detokenize[0])
         die_input("--tokenize and --detokenize: one at a time");
