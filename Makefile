@@ -156,7 +156,8 @@ $(LIBRARY): $(OBJECTS)
 $(TRAIN): $(BUILD)/train_gpt2.o $(LIBRARY)
 	$(COMPILE) $^ $(LIBS) -o $@
 
-$(BUILD)/bench $(BUILD)/bench_backend $(BUILD)/bench_tokenizer: $(BUILD)/%: $(BUILD)/dev/%.o $(LIBRARY)
+BENCHES := $(BUILD)/bench $(BUILD)/bench_backend $(BUILD)/bench_tokenizer
+$(BENCHES): $(BUILD)/%: $(BUILD)/dev/%.o $(LIBRARY)
 	$(COMPILE) $^ $(LIBS) -o $@
 
 $(BUILD)/test/%: $(BUILD)/test/%.o $(LIBRARY)

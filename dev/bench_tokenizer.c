@@ -50,7 +50,8 @@ int main(int argc, char **argv) {
         double now = seconds() - begin;
         if (now < best) best = now;
     }
-    printf("{\"load_seconds\": %.4f, \"seconds\": %.4f, \"tokens\": %d}\n", loaded, best, ids.count);
+    printf("{\"load_seconds\": %.4f, \"seconds\": %.4f, \"tokens\": %d}\n", loaded, best,
+           ids.count);
     tokenizer_free(tokenizer);
     ids_free(&ids), text_free(&text);
     return 0;

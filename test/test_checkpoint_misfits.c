@@ -320,7 +320,7 @@ static void test_files_that_are_no_files(void **state) {
         for (size_t i = 0; i < sizeof names / sizeof *names; i++)
             for (int instead = 0; instead < 3; instead++) {   /* nothing, a directory, a pipe */
                 const char *path = path_of("odd/checkpoints/step_000001/%s", names[i]);
-                if (!listed && i < 4 && !instead) continue;   /* the tokenizer needs no one of them */
+                if (!listed && i < 4 && !instead) continue;   /* none of these is needed */
                 if (i == 8 && !(listed && instead)) continue;   /* without it: not listed */
                 char output[8192];
                 rename(path, path_of("aside"));

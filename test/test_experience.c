@@ -210,7 +210,8 @@ static void test_demonstrations(void **state) {
         example_free(&example);
         if (digit % 2 != 0) continue;
         const int token[] = {digit, letter_id(tokenizer, '='), letter_id(tokenizer, 'x'),
-                             letter_id(tokenizer, 'r'), tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)};
+                             letter_id(tokenizer, 'r'),
+                             tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)};
         assert_int_equal(e.start[kept + 1] - e.start[kept], 5);
         assert_memory_equal(e.token + e.start[kept], token, sizeof token);
         assert_memory_equal(e.loss_mask + e.start[kept], "\0\0\1\1\1", 5);

@@ -56,7 +56,8 @@ static void test_lines(void **state) {
 /* Bad lines are named, counted, and answered with null; the others are not touched. */
 static void test_bad_lines(void **state) {
     (void)state;
-    write_text("lines", "{\"text\": 7}\n{\"text\": \"a\"}\nno JSON\n[\"a\"]\n{\"text\": \"\\ud800\"}\n");
+    write_text("lines",
+               "{\"text\": 7}\n{\"text\": \"a\"}\nno JSON\n[\"a\"]\n{\"text\": \"\\ud800\"}\n");
     RUN_OK("$T --tokenize lines --model %s/gpt2 2> said", golden);
     int lines = 0, nulls = 0;
     for (char *line = strtok(output, "\n"); line; line = strtok(NULL, "\n"), lines++)

@@ -31,7 +31,7 @@ static struct Tokenizer *load_golden(const char *name) {
 /* ---- golden cases ---------------------------------------------------------------------------- */
 
 struct Case {
-    struct Text text, back;   /* back: what its ids decode to, without those of the post-processor */
+    struct Text text, back;   /* back: what its ids decode to, the post-processor's apart */
     struct Ids ids;
 };
 
@@ -242,7 +242,8 @@ static void test_invalid_input(void **state) {
 static void test_roles(void **state) {
     (void)state;
     static const struct { const char *config; int ends, begins, pads; } cases[] = {
-        {"{\"eos_token\": \"b\", \"bos_token\": {\"content\": \"a\"}, \"pad_token\": null}", 1, 0, -1},
+        {"{\"eos_token\": \"b\", \"bos_token\": {\"content\": \"a\"}, \"pad_token\": null}",
+         1, 0, -1},
         {"{}", 3, -1, -1},
         {"{\"eos_token\": \"none of it\", \"pad_token\": \"ab\"}", -1, -1, 2},
     };

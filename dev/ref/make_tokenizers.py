@@ -126,8 +126,8 @@ def build(c):
         vocab, merges = drop(vocab, merges, c["without"])
     added, post = [], byte_level()
     for a in c["added"]:
-        added.append({"id": vocab.get(a["content"], max(len(vocab), *(b["id"] + 1 for b in added), 0)
-                                      if added else len(vocab)), **a})
+        after = max([len(vocab)] + [b["id"] + 1 for b in added])
+        added.append({"id": vocab.get(a["content"], after), **a})
     number = {a["content"]: a["id"] for a in added}
     if "begin" in c:
         post = template(c["begin"], number[c["begin"]],
@@ -163,8 +163,9 @@ def write_files(folder, name, data):
 def texts_of(specials):
     some = [t for t in strings(600, specials, prose(), seed=7) if len(t) < 90][:150]
     return some + ["x" * 700, " " * 300 + "a", "the cat  the theater <mask> \n <mask>the  cat",
-                   "<s> <s>  x  </s></s> y", "e\u0301\u0301 \u00e9\u0301", "<\u6f22>  <\u6f22\u5b57>a"
-                   " <\u6f22\u5b57>", "a--b --- $5 1234 ab-cd", "xx77x7 \u00e9\u20ac<unk>"]
+                   "<s> <s>  x  </s></s> y", "e\u0301\u0301 \u00e9\u0301",
+                   "<\u6f22>  <\u6f22\u5b57>a <\u6f22\u5b57>", "a--b --- $5 1234 ab-cd",
+                   "xx77x7 \u00e9\u20ac<unk>"]
 
 
 def came_back(name, text, data):

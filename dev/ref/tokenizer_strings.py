@@ -1,11 +1,13 @@
-"""Strings that tokenizers disagree on, if on any: for make_tokenizers.py and check_tokenizers.py."""
+"""Strings on which tokenizers disagree, for make_tokenizers.py and check_tokenizers.py."""
 import random
 
 PLANES = [(0x20, 0x7F), (0x80, 0x250), (0x250, 0x800), (0x800, 0x3000), (0x3000, 0xD800),
           (0xE000, 0x10000), (0x10000, 0x20000), (0x20000, 0x30000), (0x30000, 0x40000),
           (0xE0000, 0xE0200), (0xF0000, 0xF0100), (0x10FF00, 0x110000)]
-SPACES = " \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u180e\u2000\u200a\u200b\u2028\u2029\u202f\u205f\u3000\ufeff"
-MARKS = "\u0300\u0301\u0308\u0323\u0327\u0345\u05b0\u064b\u0651\u093c\u0e38\u1ab0\u20dd\u3099\ufe0f\u200d"
+SPACES = (" \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u180e\u2000\u200a\u200b"
+          "\u2028\u2029\u202f\u205f\u3000\ufeff")
+MARKS = ("\u0300\u0301\u0308\u0323\u0327\u0345\u05b0\u064b\u0651\u093c\u0e38\u1ab0"
+         "\u20dd\u3099\ufe0f\u200d")
 WORDS = ("don't I'll WE'RE it's 'S 'tis they've I'M you'd 'LL \u017f '\u017f x'\u017ft "
          "HelloWorld snake_case 3.14159 1234567890 1,000,000 0x1F \u00bd \u00b2\u2083 \u2167 "
          "\u0967\u0968\u0969 caf\u00e9 na\u00efve stra\u00dfe \u0130stanbul \ufb01ne \u6f22\u5b57 "
@@ -33,7 +35,8 @@ def piece(r, specials):
     if kind == 2:
         return r.choice(" \n\t") * r.choice([1, 2, 3, 5, 17, 64, 200])
     if kind == 3:
-        base = r.choice("aeoAEOnc\u00e9\u0905\u1100\uac00\u304b") + r.choice(["", "\u1161", "\u11a8"])
+        base = (r.choice("aeoAEOnc\u00e9\u0905\u1100\uac00\u304b")
+                + r.choice(["", "\u1161", "\u11a8"]))
         return base + "".join(r.choice(MARKS) for _ in range(r.randrange(1, 5)))
     if kind == 4:
         return "".join(chr(r.choice([*range(0, 32), 127, *range(128, 160)]))

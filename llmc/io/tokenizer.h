@@ -68,8 +68,8 @@ enum {
 /* Appends the ids of text [length]. What is not UTF-8 in it is read as U+FFFD, one for each longest
    part of a character, as most readers of files do; zero bytes are characters. False, with nothing
    appended: the vocabulary has no id for a byte of it (the built-in tasks' are small, and SmolLM2's
-   lacks some control characters), or the files' pattern needed more steps than it is given (millions
-   per match), or the text is larger than 1 GB. */
+   lacks some control characters), or the files' pattern needed more steps than it is given
+   (millions per match), or the text is larger than 1 GB. */
 bool tokenizer_encode(const struct Tokenizer *tokenizer, const char *text, size_t length,
                       int flags, struct Ids *out);
 

@@ -224,7 +224,8 @@ static cJSON *library_file_of(const struct Tokenizer *t) {
                                                            "use_regex"));
     cJSON_AddItemToObject(root, "decoder", flags_of("ByteLevel", byte_level, 3, "use_regex"));
     cJSON *model = flags_of("BPE", model_flags, 3, "");
-    for (size_t i = 0; i < sizeof nulls / sizeof *nulls; i++) cJSON_AddNullToObject(model, nulls[i]);
+    for (size_t i = 0; i < sizeof nulls / sizeof *nulls; i++)
+        cJSON_AddNullToObject(model, nulls[i]);
     cJSON_AddItemToObject(model, "vocab", vocab_of(t));
     cJSON_AddArrayToObject(model, "merges");
     cJSON_AddItemToObject(root, "model", model);

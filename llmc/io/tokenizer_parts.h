@@ -176,7 +176,7 @@ enum { NO_UNKNOWN = -2 };
 
 struct Bpe {
     int byte_id[256];          /* -1: the vocabulary lacks the byte */
-    int unknown;               /* unk_token: for those; -1: none, NO_UNKNOWN: one that is no token */
+    int unknown;               /* unk_token: for those; -1: none; NO_UNKNOWN: it is no token */
     bool fuse_unknown;         /* fuse_unk: one for several in a row */
     bool whole_words;          /* ignore_merges: a word that is a token is not taken apart */
     struct Merge *merge;       /* [num_merges, a power of 2] by hash */

@@ -1,6 +1,6 @@
-/* Text to words: the steps of a pre-tokenizer, one inside the other. Each step cuts what it is given
-   and hands the pieces to the next; the last hands them to the caller. A pattern sees one piece and
-   nothing around it. */
+/* Text to words: the steps of a pre-tokenizer, one inside the other. Each step cuts what it is
+   given and hands the pieces to the next; the last hands them to the caller. A pattern sees one
+   piece and nothing around it. */
 #include <string.h>
 #include "tokenizer_parts.h"
 

@@ -60,7 +60,8 @@ void spell_bytes(struct Text *out, const char *bytes, size_t length) {
     for (size_t i = 0; i < length; i++) {
         unsigned point = spelling()->of_byte[(unsigned char)bytes[i]];
         char text[2] = {(char)point};
-        if (point >= 128) text[0] = (char)(0xC0 | point >> 6), text[1] = (char)(0x80 | (point & 63));
+        if (point >= 128)
+            text[0] = (char)(0xC0 | point >> 6), text[1] = (char)(0x80 | (point & 63));
         text_append(out, text, point < 128 ? 1 : 2);
     }
 }

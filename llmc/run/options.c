@@ -145,7 +145,8 @@ static const struct Option rows[] = {
     {"config", OPTION_CONFIG, 0, 0, 0, 0, NULL, NULL, RUN, ONCE | EVAL | SCORE | TOKENS,
      "options from a JSON file; what follows on the line replaces them"},
     FLAG("dry-run", dry_run, RUN, ONCE | EVAL, "print the plan and stop"),
-    FLAG("quiet", quiet, RUN, ONCE | EVAL | SCORE | TOKENS, "print errors, and what was measured, only"),
+    FLAG("quiet", quiet, RUN, ONCE | EVAL | SCORE | TOKENS,
+         "print errors, and what was measured, only"),
     FLAG("help", help, RUN, ONCE | EVAL | SCORE | TOKENS, "print this and stop"),
 
     WORD("backend", backend, "auto",
