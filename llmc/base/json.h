@@ -24,8 +24,8 @@ char *json_read_text(const char *path, size_t most_bytes, size_t *length, const 
 cJSON *json_parse(const char *text, size_t length, const char **problem);
 /* A line with one JSON object [length], terminated, whose strings may have zero characters
    (\u0000), which end a string of cJSON's: in the object they are the character `zero`, one that
-   the line does not have ("": there are none). NULL: not one JSON object. json_append_string appends
-   a string of the object with its zeros. */
+   the line does not have ("": there are none). NULL: not one JSON object. json_append_string
+   appends a string of the object with its zeros. */
 cJSON *json_parse_line(const char *line, size_t length, char zero[4]);
 void json_append_string(struct Text *out, const char *string, const char zero[4]);
 /* Writes the object, atomically, and deletes it; its checksum goes into sums (or NULL). Ends the
