@@ -123,7 +123,7 @@ static inline void generation_open(struct Generation *g, const struct Model *mod
     *g = (struct Generation){.request = {.num_prompts = 1, .group = batch, .prompt_token = prompt,
                                          .prompt_start = start, .ordinal = &ordinal, .seed = 1,
                                          .purpose = RNG_SAMPLE, .temperature = 1,
-                                         .max_tokens = tokens, .end_of_text = -1}};
+                                         .max_tokens = tokens}};
     arena_reserve(&g->arena, &g->weights.data, model->num_parameters * ops->element_size,
                   "weights", "weights");
     g->sampler = sampler_reserve(model, &g->arena, batch, batch, 2, tokens);

@@ -10,14 +10,18 @@
 
 enum { LETTERS_SEED = 3 };
 
-static void letters_next(struct Example *example, struct Rng *rng) {
+static void letters_next(const struct Task *task, struct Example *example, struct Rng *rng) {
+    (void)task;
     text_format(&example->prompt, "%u=", rng_below(rng, 10));
 }
 
-static void letters_judge(float *reward, const struct Completion *completion, int count) {
+static void letters_judge(const struct Task *task, struct Reward *reward,
+                          const struct Completion *completion, int count) {
+    (void)task;
     for (int i = 0; i < count; i++) {
         char letter = completion[i].length ? completion[i].text[completion[i].length - 1] : 'w';
-        reward[i] = letter == 'r' ? 1 : letter == 'h' ? 0.5f : letter == 'u' ? NAN : 0;
+        reward[i].value = letter == 'r' ? 1 : letter == 'h' ? 0.5f : letter == 'u' ? NAN : 0;
+        reward[i].right = letter == 'r';
     }
 }
 

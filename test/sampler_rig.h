@@ -64,7 +64,7 @@ static struct RolloutRequest make_request(const struct Prompts *prompts, float t
         .num_prompts = PROMPTS, .group = GROUP, .prompt_token = prompts->token,
         .prompt_start = prompts->start, .ordinal = prompts->ordinal, .seed = 77,
         .purpose = RNG_SAMPLE, .temperature = temperature, .max_tokens = MAX_TOKENS,
-        .end_of_text = end_of_text};
+        .ends = {{end_of_text}, 1}};
 }
 
 static inline struct Rollout generate(int layout, const struct RolloutRequest *request) {
@@ -78,7 +78,7 @@ static int find_frequent_token(int lowest) {
     int count[V] = {0}, best = lowest;
     struct Prompts prompts = make_prompts(in_order);
     struct RolloutRequest request = make_request(&prompts, 1);
-    request.end_of_text = -1;
+    request.ends.count = 0;
     struct Rollout rollout = generate(2, &request);
     for (int i = 0; i < rollout.start[rollout.count]; i++) count[rollout.token[i]]++;
     for (int v = lowest; v < V; v++)

@@ -7,7 +7,8 @@
 
 /* A task whose prompts are four letters and an equals sign, and whose right answers are those with
    an even sum of bytes. */
-static void even_next(struct Example *example, struct Rng *rng) {
+static void even_next(const struct Task *task, struct Example *example, struct Rng *rng) {
+    (void)task;
     for (int i = 0; i < 4; i++)
         text_format(&example->prompt, "%c", 'a' + (int)rng_below(rng, 8));
     text_append(&example->prompt, "=", 1);
@@ -17,10 +18,14 @@ static float even_reward(const char *prompt, const char *answer, size_t length, 
     for (size_t i = 0; i < length; i++) sum += (unsigned char)answer[i];
     return ended && sum % 2 == 0;
 }
-static void even_judge(float *reward, const struct Completion *completion, int count) {
-    for (int i = 0; i < count; i++)
-        reward[i] = even_reward(completion[i].example->prompt.bytes, completion[i].text,
-                                completion[i].length, completion[i].ended);
+static void even_judge(const struct Task *task, struct Reward *reward,
+                       const struct Completion *completion, int count) {
+    (void)task;
+    for (int i = 0; i < count; i++) {
+        reward[i].value = even_reward(completion[i].example->prompt.bytes, completion[i].text,
+                                      completion[i].length, completion[i].ended);
+        reward[i].right = reward[i].value == 1;
+    }
 }
 static const struct Task even = {.name = "even", .alphabet = "", .max_prompt = 5,
                                  .max_completion = MAX_TOKENS, .next = even_next,
@@ -62,8 +67,7 @@ static struct Evaluation expected_evaluation(const struct Tokenizer *tokenizer, 
     struct RolloutRequest request = {
         .num_prompts = num_prompts, .group = samples, .prompt_token = ordinals_token,
         .prompt_start = start, .ordinal = ordinal, .seed = 21, .purpose = RNG_EVAL_SAMPLE,
-        .temperature = 1, .max_tokens = MAX_TOKENS,
-        .end_of_text = tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)};
+        .temperature = 1, .max_tokens = MAX_TOKENS, .ends = {{tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)}, 1}};
     struct Rollout rollout = generate(0, &request);
     for (int p = 0; p < num_prompts; p++) {
         char answer[16][3 * MAX_TOKENS + 1];   /* U+FFFD is of three bytes */
@@ -103,9 +107,10 @@ static void test_evaluate(void **state) {
     char alphabet[V + 1] = "abcdefgh=0123456789+-*:ijklmnopqrstuv";
     alphabet[end_of_text] = 0;   /* ids past it decode as U+FFFD */
     struct Tokenizer *tokenizer = tokenizer_from_alphabet(alphabet);
+    struct Ends ends = {{end_of_text}, 1};
     struct Evaluation expected = expected_evaluation(tokenizer, NUM_PROMPTS, SAMPLES);
     for (int layout = 0; layout < LAYOUTS; layout++) {
-        struct Evaluation got = evaluate(samplers[layout], &weights, &even, tokenizer, 21,
+        struct Evaluation got = evaluate(samplers[layout], &weights, &even, tokenizer, &ends, 21,
                                          NUM_PROMPTS, SAMPLES, 1, MAX_TOKENS, workspace);
         assert_int_equal(got.num_prompts, NUM_PROMPTS);
         assert_int_equal(got.samples, SAMPLES);
@@ -170,12 +175,35 @@ static void test_unscored_answers(void **state) {
     assert_int_equal(e.unscored, 4);
 }
 
+/* What is right and what it is worth are two things: a task may weigh several. */
+static void heavy_judge(const struct Task *task, struct Reward *reward,
+                        const struct Completion *completion, int count) {
+    letters_judge(task, reward, completion, count);
+    for (int i = 0; i < count; i++) reward[i].value = reward[i].right ? 0.25f : 1;
+}
+static void test_right_is_not_reward(void **state) {
+    (void)state;
+    static const char *const words[] = {"r.", "w.", "w.", "w."};
+    struct Task heavy = letters;
+    heavy.judge = heavy_judge;
+    struct Tokenizer *tokenizer = letters_tokenizer();
+    struct Examples examples = examples_draw(&heavy, tokenizer, 3, RNG_EVAL_PROMPT, 0, 1);
+    struct Rollout rollout = rollout_of(words, 4);
+    struct Evaluation e = evaluation_of(&examples, &rollout, 4);
+    assert_true(e.pass_at[0] == 0.25 && e.distinct_correct == 1);
+    assert_true(e.reward == (0.25 + 3) / 4);
+    examples_free(&examples);
+    rollout_free(&rollout);
+    tokenizer_free(tokenizer);
+}
+
 int main(int argc, char **argv) {
     open_backend(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_evaluate),
         cmocka_unit_test(test_by_hand),
         cmocka_unit_test(test_unscored_answers),
+        cmocka_unit_test(test_right_is_not_reward),
     };
     return cmocka_run_group_tests_name("evaluate", tests, setup, teardown);
 }

@@ -24,6 +24,7 @@ static int teardown(void **state) {
 
 static struct CollectOptions options_of(int prompts, int group) {
     return (struct CollectOptions){.task = &letters, .tokenizer = tokenizer, .seed = LETTERS_SEED,
+                                   .ends = {{tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)}, 1},
                                    .prompts = prompts, .group = group, .max_tokens = MAX_TOKENS,
                                    .temperature = 1, .filter_rounds = 1, .step = 1};
 }
@@ -186,8 +187,9 @@ static void test_nothing_to_replay(void **state) {
 /* ---- demonstrations -------------------------------------------------------------------------- */
 
 /* A task that has an answer to even digits only. */
-static bool even_demonstrate(struct Text *answer, const struct Example *example, struct Rng *rng) {
-    (void)rng;
+static bool even_demonstrate(const struct Task *task, struct Text *answer,
+                             const struct Example *example, struct Rng *rng) {
+    (void)task, (void)rng;
     text_append(answer, "xr", 2);
     return (example->prompt.bytes[0] - '0') % 2 == 0;
 }
@@ -223,6 +225,38 @@ static void test_demonstrations(void **state) {
     experience_free(&e);
 }
 
+/* Lesson n: n % 3 rows; row r has 2 + r tokens n, n + 1, ..., of which every second is learnt. */
+static void rows_teach(const struct Task *task, struct Lesson *lesson, uint64_t seed,
+                       uint64_t ordinal) {
+    assert_true(task->state == path && seed == LETTERS_SEED);
+    for (int r = 0; r < (int)(ordinal % 3); r++) {
+        for (int t = 0; t < 2 + r; t++) {
+            ids_add(&lesson->ids, (int)ordinal + t);
+            text_append(&lesson->loss, t % 2 ? "\1" : "\0", 1);
+        }
+        ids_add(&lesson->end, lesson->ids.count);
+    }
+}
+
+static void test_lessons(void **state) {
+    (void)state;
+    struct Task task = {.name = "rows", .teach = rows_teach, .state = path};
+    struct Experience e = {0};
+    struct CollectOptions o = options_of(1, 1);
+    int64_t ordinal = 3;   /* no row; one; two; no row; one */
+    assert_true(task_demonstrates(&task) && !task_demonstrates(&letters));
+    o.task = &task;
+    experience_demonstrate(&e, &o, 5, &ordinal);
+    assert_int_equal(ordinal, 8);
+    assert_int_equal(e.count, 4);
+    static const int token[] = {4, 5, 5, 6, 5, 6, 7, 7, 8}, start[] = {0, 2, 4, 7, 9};
+    assert_memory_equal(e.start, start, sizeof start);
+    assert_memory_equal(e.token, token, sizeof token);
+    assert_memory_equal(e.loss_mask, "\0\1\0\1\0\1\0\0\1", 9);
+    for (int i = 0; i < 4; i++) assert_true(e.length[i] == 1 && e.loss_start[i + 1] == i + 1);
+    experience_free(&e);
+}
+
 /* ---- views ----------------------------------------------------------------------------------- */
 
 static void test_views(void **state) {
@@ -252,6 +286,7 @@ int main(void) {
         cmocka_unit_test(test_long_completions),
         cmocka_unit_test(test_nothing_to_replay),
         cmocka_unit_test(test_demonstrations),
+        cmocka_unit_test(test_lessons),
         cmocka_unit_test(test_views),
     };
     return cmocka_run_group_tests_name("experience", tests, setup, teardown);

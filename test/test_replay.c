@@ -30,7 +30,7 @@ static bool ask(struct Replay *replay, int step, int max_tokens, struct Rollout 
                                             (uint64_t)(10 * step), PROMPTS);
     struct RolloutRequest request = {.num_prompts = PROMPTS, .group = GROUP,
                                      .max_tokens = max_tokens,
-                                     .end_of_text = tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)};
+                                     .ends = {{tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)}, 1}};
     bool found = replay_rollout(replay, step, &request, prompts.example,
                                 tokenizer_vocab_size(tokenizer), out);
     examples_free(&prompts);

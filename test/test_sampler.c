@@ -204,9 +204,9 @@ static void check_form(const struct Rollout *rollout, const struct RolloutReques
         int length = rollout->start[i + 1] - rollout->start[i];
         assert_in_range(length, 1, request->max_tokens);
         for (int t = rollout->start[i]; t < rollout->start[i + 1] - 1; t++)
-            assert_int_not_equal(rollout->token[t], request->end_of_text);
+            assert_false(ends_has(&request->ends, rollout->token[t]));
         int last = rollout->token[rollout->start[i + 1] - 1];
-        assert_int_equal(rollout->ended[i], last == request->end_of_text);
+        assert_int_equal(rollout->ended[i], ends_has(&request->ends, last));
         assert_true(rollout->ended[i] || length == request->max_tokens);
         for (int t = rollout->start[i]; t < rollout->start[i + 1]; t++) {
             assert_in_range(rollout->token[t], 0, V - 1);
@@ -233,6 +233,33 @@ static void test_ends_and_limits(void **state) {
     }
 }
 
+/* With several ends a completion is what it was without any, up to the first of them. */
+static void test_several_ends(void **state) {
+    (void)state;
+    struct Prompts prompts = make_prompts(in_order);
+    struct RolloutRequest request = make_request(&prompts, 1);
+    request.ends.count = 0;
+    struct Rollout whole = generate(1, &request);
+    request.ends = (struct Ends){{end_of_text, (end_of_text + 1) % V, (end_of_text + 2) % V}, 3};
+    for (int layout = 0; layout < LAYOUTS; layout++) {
+        struct Rollout rollout = generate(layout, &request);
+        int by[3] = {0};
+        check_form(&rollout, &request);
+        for (int i = 0; i < rollout.count; i++) {
+            const int *is = whole.token + whole.start[i];
+            int n = 0, length = rollout.start[i + 1] - rollout.start[i];
+            while (n < MAX_TOKENS && (is[n] - end_of_text + V) % V > 2) n++;
+            assert_int_equal(length, n < MAX_TOKENS ? n + 1 : n);
+            assert_memory_equal(rollout.token + rollout.start[i], is, (size_t)length * sizeof *is);
+            assert_int_equal(rollout.ended[i], n < MAX_TOKENS);
+            if (n < MAX_TOKENS) by[(is[n] - end_of_text + V) % V]++;
+        }
+        for (int k = 0; k < 3; k++) assert_true(by[k] > 0);
+        rollout_free(&rollout);
+    }
+    rollout_free(&whole);
+}
+
 /* Completions that end with their first token, beside others that do not; one at a time; none. */
 static void test_edges(void **state) {
     (void)state;
@@ -241,7 +268,7 @@ static void test_edges(void **state) {
     struct Rollout rollout = generate(1, &request);
     int first = rollout.token[rollout.start[3 * GROUP]];
     rollout_free(&rollout);
-    request.end_of_text = first;
+    request.ends = (struct Ends){{first}, 1};
     for (int layout = 0; layout < LAYOUTS; layout++) {
         rollout = generate(layout, &request);
         check_form(&rollout, &request);
@@ -309,6 +336,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_greedy),
         cmocka_unit_test(test_frequencies),
         cmocka_unit_test(test_ends_and_limits),
+        cmocka_unit_test(test_several_ends),
         cmocka_unit_test(test_edges),
         cmocka_unit_test(test_weights_that_are_nan),
         cmocka_unit_test(test_batching_is_continuous),

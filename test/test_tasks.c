@@ -28,7 +28,7 @@ static bool demonstrate(const struct Task *task, char answer[TEXT], const char *
                         struct Rng *rng) {
     struct Text text = {0};
     text_clear(&text);
-    bool found = task->demonstrate(&text, example_of(prompt), rng);
+    bool found = task->demonstrate(task, &text, example_of(prompt), rng);
     assert_true(text.length < TEXT);
     strcpy(answer, text.bytes);
     text_free(&text);
@@ -37,15 +37,16 @@ static bool demonstrate(const struct Task *task, char answer[TEXT], const char *
 
 static float reward_of(const struct Task *task, const char *prompt, const char *answer,
                        size_t length, bool ended) {
-    float reward;
-    struct Completion completion = {example_of(prompt), answer, length, ended};
-    task->judge(&reward, &completion, 1);
-    return reward;
+    struct Reward reward;
+    struct Completion completion = {example_of(prompt), answer, length, ended, (int)length + 1};
+    task->judge(task, &reward, &completion, 1);
+    assert_int_equal(reward.right, reward.value == 1);
+    return reward.value;
 }
 
 /* The example task has no count; like all with one right answer, it has one. */
 static int count_answers(const struct Task *task, const char *prompt) {
-    return task->count_answers ? task->count_answers(example_of(prompt)) : 1;
+    return task->count_answers ? task->count_answers(task, example_of(prompt)) : 1;
 }
 
 /* ---- the oracle ----------------------------------------------------------------------------- */
@@ -229,8 +230,8 @@ static void test_prompts_of_a_seed(void **state) {
 }
 
 /* A task with one prompt has none left to hold out: that is an error, not an endless loop. */
-static void one_prompt(struct Example *one, struct Rng *rng) {
-    (void)rng;
+static void one_prompt(const struct Task *task, struct Example *one, struct Rng *rng) {
+    (void)task, (void)rng;
     text_append(&one->prompt, "1=", 2);
 }
 static void draw_of_one(void *purpose) {
@@ -501,7 +502,7 @@ static void test_held_out_share(void **state) {
             char drawn[TEXT], kept[TEXT];
             struct Rng rng;
             rng_open(&rng, seed, RNG_PROMPT, (uint64_t)ordinal);
-            task->next((struct Example *)example_of(""), &rng);
+            task->next(task, (struct Example *)example_of(""), &rng);
             strcpy(drawn, example.prompt.bytes);
             draw(task, kept, seed, RNG_PROMPT, ordinal);
             changed += strcmp(drawn, kept) != 0;

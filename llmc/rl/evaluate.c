@@ -24,15 +24,15 @@ static bool same_text(const struct TextList *text, int a, int b) {
 
 /* Counts completions [first, first + samples). seen [samples] is scratch: the numbers of right
    completions with different texts. */
-static struct Tally tally_group(int *seen, const float *reward, const struct TextList *text,
+static struct Tally tally_group(int *seen, const struct Reward *reward, const struct TextList *text,
                                 int first, int samples) {
     struct Tally tally = {0};
     for (int i = first; i < first + samples; i++) {
         int k = 0;
-        if (isnan(reward[i])) continue;
+        if (isnan(reward[i].value)) continue;
         tally.scored++;
-        tally.reward += reward[i];
-        if (reward[i] != 1) continue;
+        tally.reward += reward[i].value;
+        if (!reward[i].right) continue;
         tally.right++;
         while (k < tally.distinct && !same_text(text, seen[k], i)) k++;
         if (k == tally.distinct) seen[tally.distinct++] = i;
@@ -77,7 +77,8 @@ struct Evaluation evaluation_of(const struct Examples *held_out, const struct Ro
     int n = held_out->count;
     struct Evaluation result = {.num_prompts = n, .samples = samples};
     struct TextList text = {0};
-    float *reward = check_alloc((size_t)rollout->count, sizeof *reward, "evaluation rewards");
+    struct Reward *reward =
+        check_alloc((size_t)rollout->count, sizeof *reward, "evaluation rewards");
     int *seen = check_alloc((size_t)samples, sizeof *seen, "evaluation answers");
     struct Tally *tally = check_alloc((size_t)n, sizeof *tally, "evaluation answers");
     examples_judge(reward, &text, held_out, samples, rollout->token, rollout->start,
@@ -92,8 +93,8 @@ struct Evaluation evaluation_of(const struct Examples *held_out, const struct Ro
 
 struct Evaluation evaluate(struct Sampler *sampler, const struct Weights *weights,
                            const struct Task *task, const struct Tokenizer *tokenizer,
-                           uint64_t seed, int num_prompts, int samples, float temperature,
-                           int max_tokens, void *workspace) {
+                           const struct Ends *ends, uint64_t seed, int num_prompts, int samples,
+                           float temperature, int max_tokens, void *workspace) {
     assert(num_prompts >= 1 && samples >= 1);
     struct Examples held_out =
         examples_draw(task, tokenizer, seed, RNG_EVAL_PROMPT, 0, num_prompts);
@@ -101,7 +102,7 @@ struct Evaluation evaluate(struct Sampler *sampler, const struct Weights *weight
         .num_prompts = num_prompts, .group = samples, .prompt_token = held_out.ids.id,
         .prompt_start = held_out.start, .ordinal = held_out.ordinal, .seed = seed,
         .purpose = RNG_EVAL_SAMPLE, .temperature = temperature, .max_tokens = max_tokens,
-        .end_of_text = tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)};
+        .ends = *ends};
     struct Rollout rollout = {0};
     sampler_generate(sampler, weights, &request, &rollout, workspace);
     struct Evaluation result = evaluation_of(&held_out, &rollout, samples);

@@ -28,7 +28,7 @@ struct Evaluation evaluation_of(const struct Examples *held_out, const struct Ro
    sampler must have the weights (sampler_load_weights). */
 struct Evaluation evaluate(struct Sampler *sampler, const struct Weights *weights,
                            const struct Task *task, const struct Tokenizer *tokenizer,
-                           uint64_t seed, int num_prompts, int samples, float temperature,
-                           int max_tokens, void *workspace);
+                           const struct Ends *ends, uint64_t seed, int num_prompts, int samples,
+                           float temperature, int max_tokens, void *workspace);
 
 #endif

@@ -46,55 +46,87 @@ static void experience_clear(struct Experience *e, int group_size) {
     e->seconds_generate = e->seconds_reward = 0;
 }
 
-/* Appends one sequence: prompt without loss, completion with it. Returns where its completion's
-   per-loss-token arrays begin. */
-static int experience_append(struct Experience *e, const int *prompt, int prompt_length,
-                             const int *completion, int length) {
+/* Appends one sequence whose loss_mask is still to be set: room for `loss` tokens with loss.
+   Returns where its per-loss-token arrays begin. */
+static int append_tokens(struct Experience *e, const int *prompt, int prompt_length,
+                         const int *completion, int length, int loss) {
     int i = e->count++, at = e->start[i], loss_at = e->loss_start[i];
     experience_grow(e, 2 * e->count, 2 * (size_t)(at + prompt_length + length));
     memcpy(e->token + at, prompt, (size_t)prompt_length * sizeof(int));
     memcpy(e->token + at + prompt_length, completion, (size_t)length * sizeof(int));
+    e->start[i + 1] = at + prompt_length + length;
+    e->loss_start[i + 1] = loss_at + loss;
+    e->length[i] = loss, e->active[i] = 1, e->ended[i] = 1;
+    e->advantage[i] = e->reward[i] = 0;
+    return loss_at;
+}
+
+/* The usual sequence: a prompt without loss, a completion with it. */
+static int experience_append(struct Experience *e, const int *prompt, int prompt_length,
+                             const int *completion, int length) {
+    int at = e->start[e->count];
+    int loss_at = append_tokens(e, prompt, prompt_length, completion, length, length);
     memset(e->loss_mask + at, 0, (size_t)prompt_length);
     memset(e->loss_mask + at + prompt_length, 1, (size_t)length);
-    e->start[i + 1] = at + prompt_length + length;
-    e->loss_start[i + 1] = loss_at + length;
-    e->length[i] = length, e->active[i] = 1, e->ended[i] = 1;
-    e->advantage[i] = e->reward[i] = 0;
     return loss_at;
 }
 
 /* ---- demonstrations -------------------------------------------------------------------------- */
 
+/* The rows of a task that has lessons; what of them is learnt they say themselves. */
+static void append_lesson(struct Experience *e, const struct Lesson *lesson) {
+    for (int r = 0, from = 0; r < lesson->end.count; from = lesson->end.id[r++]) {
+        int at = e->start[e->count], length = lesson->end.id[r] - from, loss = 0;
+        const char *mask = lesson->loss.bytes + from;
+        for (int t = 0; t < length; t++) loss += mask[t];
+        append_tokens(e, lesson->ids.id, 0, lesson->ids.id + from, length, loss);
+        memcpy(e->loss_mask + at, mask, (size_t)length);
+    }
+}
+
+/* A prompt with a random right answer; false: there is none. */
+static bool demonstrate(struct Ids *prompt, struct Ids *completion, struct Example *example,
+                        struct Text *answer, const struct CollectOptions *o, uint64_t ordinal) {
+    struct Rng rng;
+    example_draw(example, o->task, o->seed, RNG_DEMONSTRATION, ordinal);
+    /* A stream of its own: example_draw used the one whose number has the top bit clear. */
+    rng_open(&rng, o->seed, RNG_DEMONSTRATION, ordinal | (uint64_t)1 << 63);
+    text_clear(answer);
+    prompt->count = completion->count = 0;
+    if (!o->task->demonstrate(o->task, answer, example, &rng)) return false;
+    encode_text(o->tokenizer, &example->prompt, prompt);
+    encode_text(o->tokenizer, answer, completion);
+    int end_of_text = tokenizer_role(o->tokenizer, TOKENIZER_ENDS_TEXT);
+    ids_append(completion, &end_of_text, 1);
+    return true;
+}
+
 void experience_demonstrate(struct Experience *e, const struct CollectOptions *o, int count,
                             int64_t *ordinal) {
     struct Example example = {0};
     struct Text answer = {0};
-    struct Ids ids = {0};
-    int end_of_text = tokenizer_role(o->tokenizer, TOKENIZER_ENDS_TEXT);
+    struct Lesson lesson = {0};
+    struct Ids prompt = {0}, completion = {0};
     experience_clear(e, 1);
     for (int i = 0; i < count; i++, ++*ordinal) {
-        struct Rng rng;
-        example_draw(&example, o->task, o->seed, RNG_DEMONSTRATION, (uint64_t)*ordinal);
-        /* A stream of its own: example_draw used the one whose number has the top bit clear. */
-        rng_open(&rng, o->seed, RNG_DEMONSTRATION, (uint64_t)*ordinal | (uint64_t)1 << 63);
-        text_clear(&answer);
-        if (!o->task->demonstrate(&answer, &example, &rng)) continue;
-        ids.count = 0;
-        encode_text(o->tokenizer, &example.prompt, &ids);
-        int prompt_length = ids.count;
-        encode_text(o->tokenizer, &answer, &ids);
-        ids_append(&ids, &end_of_text, 1);
-        experience_append(e, ids.id, prompt_length, ids.id + prompt_length,
-                          ids.count - prompt_length);
+        if (o->task->teach) {
+            lesson.ids.count = lesson.end.count = 0;
+            text_clear(&lesson.loss);
+            o->task->teach(o->task, &lesson, o->seed, (uint64_t)*ordinal);
+            append_lesson(e, &lesson);
+        } else if (demonstrate(&prompt, &completion, &example, &answer, o, (uint64_t)*ordinal)) {
+            experience_append(e, prompt.id, prompt.count, completion.id, completion.count);
+        }
     }
-    example_free(&example), text_free(&answer), ids_free(&ids);
+    example_free(&example), text_free(&answer), lesson_free(&lesson);
+    ids_free(&prompt), ids_free(&completion);
 }
 
 /* ---- rollouts -------------------------------------------------------------------------------- */
 
 /* Appends group g of the rollout to the experience, with its rewards and texts. */
 static void append_group(struct Experience *e, const struct Examples *prompts, int group,
-                         const float *reward, const struct TextList *text, int g) {
+                         const struct Reward *reward, const struct TextList *text, int g) {
     const struct Rollout *rollout = &e->rollout;
     const struct Text *prompt = &prompts->example[g].prompt;
     for (int i = g * group; i < (g + 1) * group; i++) {
@@ -105,7 +137,7 @@ static void append_group(struct Experience *e, const struct Examples *prompts, i
         memcpy(e->logp + at, rollout->logp + begin, (size_t)length * sizeof(float));
         memcpy(e->entropy + at, rollout->entropy + begin, (size_t)length * sizeof(float));
         e->ended[k] = rollout->ended[i];
-        e->reward[k] = reward[i];
+        e->reward[k] = reward[i].value;
         text_list_add(&e->prompt, prompt->bytes, prompt->length);
         text_list_add(&e->completion, text_list_at(text, i), text_list_length(text, i));
     }
@@ -168,7 +200,7 @@ static bool generate(struct Experience *e, struct Sampler *sampler, const struct
         .num_prompts = prompts->count, .group = o->group, .prompt_token = prompts->ids.id,
         .prompt_start = prompts->start, .ordinal = prompts->ordinal, .seed = o->seed,
         .purpose = RNG_SAMPLE, .temperature = o->temperature, .max_tokens = o->max_tokens,
-        .end_of_text = tokenizer_role(o->tokenizer, TOKENIZER_ENDS_TEXT)};
+        .ends = o->ends};
     if (o->replay)
         return replay_rollout(o->replay, o->step, &request, prompts->example,
                               tokenizer_vocab_size(o->tokenizer), &e->rollout);
@@ -183,7 +215,7 @@ static int take_rollout(struct Experience *e, const struct CollectOptions *o,
     int wanted = o->prompts * o->group, groups_scored = 0;
     const struct Rollout *rollout = &e->rollout;
     struct TextList text = {0};
-    float *reward = check_alloc((size_t)rollout->count, sizeof *reward, "rewards");
+    struct Reward *reward = check_alloc((size_t)rollout->count, sizeof *reward, "rewards");
     examples_judge(reward, &text, prompts, o->group, rollout->token, rollout->start,
                    rollout->ended);
     for (int g = 0; g < prompts->count; g++) {

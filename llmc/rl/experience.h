@@ -46,6 +46,7 @@ struct Experience {
 struct CollectOptions {
     const struct Task *task;
     const struct Tokenizer *tokenizer;
+    struct Ends ends;                /* what a completion ends with */
     uint64_t seed;
     int prompts, group, max_tokens;
     float temperature;
@@ -62,8 +63,8 @@ struct CollectOptions {
 bool experience_collect(struct Experience *out, struct Sampler *sampler,
                         const struct Weights *weights, const struct CollectOptions *options,
                         int64_t *ordinal, void *workspace);
-/* `count` prompts with a random right answer each, for the warm start; *ordinal as above. The task
-   must have demonstrations (struct Task's demonstrate). */
+/* `count` prompts with a random right answer each, or `count` lessons of a task that has those, for
+   supervised steps; *ordinal as above. The task must have either (task_demonstrates). */
 void experience_demonstrate(struct Experience *out, const struct CollectOptions *options, int count,
                             int64_t *ordinal);
 /* The same arrays as objectives.h and as trainer.h read them. The pointers are those of

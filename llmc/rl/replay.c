@@ -123,13 +123,14 @@ static bool check_prompt(struct Replay *r, const struct Text *prompt) {
                    quote(prompt->bytes));
 }
 
-static bool read_tokens(struct Replay *r, int *token, int n, int end_of_text, int V) {
+static bool read_tokens(struct Replay *r, int *token, int n, const struct Ends *ends,
+                        int V) {
     for (int k = 0; k < n; k++) {
         double id = r->list[k];
         if (!(id >= 0 && id < V && id == floor(id)))
             return PROBLEM(r, "%s:%ld: token %d is not an id in 0..%d", AT(r), k, V - 1);
         token[k] = (int)id;
-        if (token[k] == end_of_text && k < n - 1)
+        if (k < n - 1 && ends_has(ends, token[k]))
             return PROBLEM(r, "%s:%ld: token %d is the end of text, and more follow", AT(r), k);
     }
     return n > 0 || PROBLEM(r, "%s:%ld: there are no \"tokens\"", AT(r));
@@ -151,11 +152,11 @@ static bool read_completion(struct Replay *r, int i, const struct RolloutRequest
     int most = request->max_tokens;
     size_t at = (size_t)i * (size_t)most;
     int n = read_list(r, "tokens", most);
-    if (n < 0 || !read_tokens(r, out->token + at, n, request->end_of_text, V)) return false;
+    if (n < 0 || !read_tokens(r, out->token + at, n, &request->ends, V)) return false;
     if (!read_numbers(r, "logp", out->logp + at, n, most)) return false;
     if (!read_numbers(r, "entropy", out->entropy + at, n, most)) return false;
     out->start[i + 1] = n;
-    out->ended[i] = out->token[at + (size_t)n - 1] == request->end_of_text;
+    out->ended[i] = ends_has(&request->ends, out->token[at + (size_t)n - 1]);
     return true;
 }
 

@@ -345,7 +345,7 @@ static void store_tokens(struct Generation *g) {
         out->token[at] = g->token[row];
         out->logp[at] = g->logp[row];
         out->entropy[at] = g->entropy[row];
-        out->ended[i] = g->token[row] == g->request->end_of_text;
+        out->ended[i] = ends_has(&g->request->ends, g->token[row]);
         if (out->ended[i] || length + 1 == max_tokens)
             leave_row(s, row);
         else

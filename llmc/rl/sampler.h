@@ -21,6 +21,7 @@
 
 #include "../model.h"
 #include "../base/rng.h"
+#include "../io/ends.h"
 
 /* What to generate. Host arrays, owned by the caller. */
 struct RolloutRequest {
@@ -31,7 +32,8 @@ struct RolloutRequest {
     uint64_t seed;
     enum RngPurpose purpose;
     float temperature;             /* 0 = greedy */
-    int max_tokens, end_of_text;
+    int max_tokens;
+    struct Ends ends;              /* a completion ends with the first of them that is drawn */
 };
 
 /* The result; completion i = prompt * group + sample. Host memory that the struct owns, grown as
@@ -39,9 +41,9 @@ struct RolloutRequest {
 struct Rollout {
     int count;                /* completions */
     int *start;               /* [count + 1] into the flat arrays */
-    int *token;               /* end-of-text included where it was drawn */
+    int *token;               /* the one that ends it included, where it was drawn */
     float *logp, *entropy;    /* of each drawn token, at the request's temperature */
-    unsigned char *ended;     /* [count] 1: end-of-text was drawn; 0: cut at max_tokens */
+    unsigned char *ended;     /* [count] 1: by a token of `ends`; 0: cut at max_tokens */
     long steps, prefill_tokens, decoded_tokens;
     size_t capacity_tokens;
     int capacity_count;

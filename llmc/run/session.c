@@ -392,7 +392,7 @@ static int64_t choose_warm_start(const struct Session *s) {
     bool loaded = s->place.checkpoint[0] && !s->place.resumed;
     bool given = options_given(&s->options, "warm-start");
     int64_t steps = loaded && !given ? 0 : s->options.warm_start;
-    if (steps == 0 || s->task->demonstrate) return steps;
+    if (steps == 0 || task_demonstrates(s->task)) return steps;
     if (given)
         die_input("--warm-start: task %s has no demonstrations to learn from; set --warm-start 0",
                   s->task->name);
@@ -476,6 +476,7 @@ void session_open(struct Session *s, int argc, char **argv) {
                         ? strcmp(s->ops->dtype, "fp32") != 0
                         : strcmp(s->options.old_logp, "scored") == 0;
     struct ModelConfig config = choose_model(s, &s->tokenizer);
+    if (s->tokenizer) ends_add(&s->ends, tokenizer_role(s->tokenizer, TOKENIZER_ENDS_TEXT));
     s->model = model_build(&config, s->ops);
     s->options.warm_start = choose_warm_start(s);
     struct Sizes sizes = choose_sizes(s);
@@ -504,9 +505,9 @@ struct Evaluation session_evaluate(struct Session *s, const struct Task *task) {
     const struct Options *o = &s->options;
     sampler_load_weights(s->sampler, trainer_weights(s->trainer));
     struct Evaluation e =
-        evaluate(s->sampler, trainer_weights(s->trainer), task, s->tokenizer, (uint64_t)o->seed,
-                 (int)o->eval_prompts, (int)o->eval_samples, (float)o->temperature, s->max_tokens,
-                 trainer_workspace(s->trainer));
+        evaluate(s->sampler, trainer_weights(s->trainer), task, s->tokenizer, &s->ends,
+                 (uint64_t)o->seed, (int)o->eval_prompts, (int)o->eval_samples,
+                 (float)o->temperature, s->max_tokens, trainer_workspace(s->trainer));
     if (!isfinite(e.entropy))
         die_machine("step %lld: the policy's entropy on held-out prompts is not finite, so the "
                     "weights are worth nothing; an earlier checkpoint may be good",
@@ -517,10 +518,11 @@ struct Evaluation session_evaluate(struct Session *s, const struct Task *task) {
 struct CollectOptions session_collect_options(const struct Session *s) {
     const struct Options *o = &s->options;
     return (struct CollectOptions){
-        .task = s->task, .tokenizer = s->tokenizer, .seed = (uint64_t)o->seed,
-        .prompts = (int)o->prompts, .group = (int)o->group, .max_tokens = s->max_tokens,
-        .temperature = (float)o->temperature, .filter = s->objective.filter,
-        .filter_rounds = (int)o->filter_rounds, .replay = s->replay, .step = s->progress.step + 1};
+        .task = s->task, .tokenizer = s->tokenizer, .ends = s->ends,
+        .seed = (uint64_t)o->seed, .prompts = (int)o->prompts, .group = (int)o->group,
+        .max_tokens = s->max_tokens, .temperature = (float)o->temperature,
+        .filter = s->objective.filter, .filter_rounds = (int)o->filter_rounds,
+        .replay = s->replay, .step = s->progress.step + 1};
 }
 
 static void save_to(struct Session *s, const char *directory, int keep) {

@@ -25,6 +25,7 @@ struct Session {
     struct Plan plan;                /* what to learn, one task after another */
     const struct Task *task;         /* of the phase in hand */
     struct Tokenizer *tokenizer;     /* NULL: --score, and the directory has none */
+    struct Ends ends;                /* the tokens that end a completion */
     struct Objective objective;      /* the preset with the options' axes */
     struct Model *model;
     struct Arena arena;

@@ -23,6 +23,10 @@ static bool answers_pick(struct Text *answer, const struct AnswerList *list, str
     return true;
 }
 
+static struct Reward right_or_wrong(bool right) {
+    return (struct Reward){.value = right, .right = right};
+}
+
 static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 static bool is_nonzero_digit(char c) { return c >= '1' && c <= '9'; }
 static int draw_digit(struct Rng *rng) { return 1 + (int)rng_below(rng, 9); }
@@ -125,7 +129,7 @@ static void countdown_answers(struct AnswerList *list, const char *prompt, bool 
     }
 }
 
-static float countdown_score(const struct Completion *c, bool sorted) {
+static bool countdown_is_right(const struct Completion *c, bool sorted) {
     struct Expression e;
     int digit[3], target, unused[10] = {0};
     if (!c->ended || !countdown_read(digit, &target, c->example->prompt.bytes)) return 0;
@@ -136,37 +140,49 @@ static float countdown_score(const struct Completion *c, bool sorted) {
     return !sorted || e.operand[0] == smallest(digit);
 }
 
-static void countdown_next(struct Example *example, struct Rng *rng) {
+static void countdown_next(const struct Task *task, struct Example *example, struct Rng *rng) {
+    (void)task;
     countdown_draw(&example->prompt, rng, false);
 }
-static void countdown_judge(float *reward, const struct Completion *completion, int count) {
-    for (int i = 0; i < count; i++) reward[i] = countdown_score(&completion[i], false);
+static void countdown_judge(const struct Task *task, struct Reward *reward,
+                            const struct Completion *completion, int count) {
+    (void)task;
+    for (int i = 0; i < count; i++)
+        reward[i] = right_or_wrong(countdown_is_right(&completion[i], false));
 }
-static bool countdown_demonstrate(struct Text *answer, const struct Example *example,
-                                  struct Rng *rng) {
+static bool countdown_demonstrate(const struct Task *task, struct Text *answer,
+                                  const struct Example *example, struct Rng *rng) {
+    (void)task;
     struct AnswerList list;
     countdown_answers(&list, example->prompt.bytes, false);
     return answers_pick(answer, &list, rng);
 }
-static int countdown_count(const struct Example *example) {
+static int countdown_count(const struct Task *task, const struct Example *example) {
+    (void)task;
     struct AnswerList list;
     countdown_answers(&list, example->prompt.bytes, false);
     return list.count;
 }
 
-static void sorted_next(struct Example *example, struct Rng *rng) {
+static void sorted_next(const struct Task *task, struct Example *example, struct Rng *rng) {
+    (void)task;
     countdown_draw(&example->prompt, rng, true);
 }
-static void sorted_judge(float *reward, const struct Completion *completion, int count) {
-    for (int i = 0; i < count; i++) reward[i] = countdown_score(&completion[i], true);
+static void sorted_judge(const struct Task *task, struct Reward *reward,
+                         const struct Completion *completion, int count) {
+    (void)task;
+    for (int i = 0; i < count; i++)
+        reward[i] = right_or_wrong(countdown_is_right(&completion[i], true));
 }
-static bool sorted_demonstrate(struct Text *answer, const struct Example *example,
-                               struct Rng *rng) {
+static bool sorted_demonstrate(const struct Task *task, struct Text *answer,
+                               const struct Example *example, struct Rng *rng) {
+    (void)task;
     struct AnswerList list;
     countdown_answers(&list, example->prompt.bytes, true);
     return answers_pick(answer, &list, rng);
 }
-static int sorted_count(const struct Example *example) {
+static int sorted_count(const struct Task *task, const struct Example *example) {
+    (void)task;
     struct AnswerList list;
     countdown_answers(&list, example->prompt.bytes, true);
     return list.count;
@@ -186,7 +202,8 @@ static int split_target(const char *prompt) {
     return target >= 3 && target <= 27 ? target : 0;
 }
 
-static void split_next(struct Example *example, struct Rng *rng) {
+static void split_next(const struct Task *task, struct Example *example, struct Rng *rng) {
+    (void)task;
     text_format(&example->prompt, "%d=", 3 + (int)rng_below(rng, 25));
 }
 
@@ -203,24 +220,30 @@ static void split_answers(struct AnswerList *list, const char *prompt) {
     }
 }
 
-static void split_judge(float *reward, const struct Completion *completion, int count) {
+static void split_judge(const struct Task *task, struct Reward *reward,
+                        const struct Completion *completion, int count) {
+    (void)task;
     for (int i = 0; i < count; i++) {
         const struct Completion *c = &completion[i];
         struct Expression e;
         int target = split_target(c->example->prompt.bytes);
-        reward[i] = c->ended && target != 0 && expression_read(&e, c->text, c->length) &&
-                    e.operator[0] == '+' && e.operator[1] == '+' && expression_value(&e) == target;
+        reward[i] = right_or_wrong(c->ended && target != 0 &&
+                                   expression_read(&e, c->text, c->length) &&
+                                   e.operator[0] == '+' && e.operator[1] == '+' &&
+                                   expression_value(&e) == target);
     }
 }
 
-static bool split_demonstrate(struct Text *answer, const struct Example *example,
-                              struct Rng *rng) {
+static bool split_demonstrate(const struct Task *task, struct Text *answer,
+                              const struct Example *example, struct Rng *rng) {
+    (void)task;
     struct AnswerList list;
     split_answers(&list, example->prompt.bytes);
     return answers_pick(answer, &list, rng);
 }
 
-static int split_count(const struct Example *example) {
+static int split_count(const struct Task *task, const struct Example *example) {
+    (void)task;
     struct AnswerList list;
     split_answers(&list, example->prompt.bytes);
     return list.count;
@@ -228,41 +251,44 @@ static int split_count(const struct Example *example) {
 
 /* ---- tasks with one right answer: smoke tests ----------------------------------------------- */
 
-typedef bool Demonstrate(struct Text *answer, const struct Example *example, struct Rng *rng);
+typedef bool Demonstrate(const struct Task *task, struct Text *answer,
+                         const struct Example *example, struct Rng *rng);
 
 /* Reward 1 for exactly the answer that `demonstrate` gives, else 0. These tasks' demonstrate
-   functions do not use rng, so NULL is given. */
-static void judge_by_demonstration(float *reward, const struct Completion *completion, int count,
-                                   Demonstrate *demonstrate) {
+   functions use neither task nor rng, so NULL is given. */
+static void judge_by_demonstration(struct Reward *reward, const struct Completion *completion,
+                                   int count, Demonstrate *demonstrate) {
     struct Text right = {0};
     for (int i = 0; i < count; i++) {
         const struct Completion *c = &completion[i];
         text_clear(&right);
-        reward[i] = c->ended && demonstrate(&right, c->example, NULL) &&
-                    c->length == right.length && memcmp(c->text, right.bytes, c->length) == 0;
+        reward[i] = right_or_wrong(c->ended && demonstrate(NULL, &right, c->example, NULL) &&
+                                   c->length == right.length &&
+                                   memcmp(c->text, right.bytes, c->length) == 0);
     }
     text_free(&right);
 }
 
 static int count_demonstration(const struct Example *example, Demonstrate *demonstrate) {
     struct Text answer = {0};
-    int count = demonstrate(&answer, example, NULL);
+    int count = demonstrate(NULL, &answer, example, NULL);
     text_free(&answer);
     return count;
 }
 
 /* addition: `47+85=` -> `132`, two-digit numbers */
 
-static void addition_next(struct Example *example, struct Rng *rng) {
+static void addition_next(const struct Task *task, struct Example *example, struct Rng *rng) {
+    (void)task;
     for (int i = 0; i < 2; i++) {
         int tens = draw_digit(rng), ones = (int)rng_below(rng, 10);
         text_format(&example->prompt, "%d%d%c", tens, ones, "+="[i]);
     }
 }
 
-static bool addition_demonstrate(struct Text *answer, const struct Example *example,
-                                 struct Rng *rng) {
-    (void)rng;
+static bool addition_demonstrate(const struct Task *task, struct Text *answer,
+                                 const struct Example *example, struct Rng *rng) {
+    (void)task, (void)rng;
     const char *prompt = example->prompt.bytes;
     int sum = 0;
     if (strlen(prompt) != 6 || prompt[2] != '+' || prompt[5] != '=') return false;
@@ -274,26 +300,30 @@ static bool addition_demonstrate(struct Text *answer, const struct Example *exam
     return true;
 }
 
-static void addition_judge(float *reward, const struct Completion *completion, int count) {
+static void addition_judge(const struct Task *task, struct Reward *reward,
+                           const struct Completion *completion, int count) {
+    (void)task;
     judge_by_demonstration(reward, completion, count, addition_demonstrate);
 }
 
-static int addition_count(const struct Example *example) {
+static int addition_count(const struct Task *task, const struct Example *example) {
+    (void)task;
     return count_demonstration(example, addition_demonstrate);
 }
 
 /* reverse: `abcd=` -> `dcba`, 4 to 6 letters a-h */
 
-static void reverse_next(struct Example *example, struct Rng *rng) {
+static void reverse_next(const struct Task *task, struct Example *example, struct Rng *rng) {
+    (void)task;
     int length = 4 + (int)rng_below(rng, 3);
     for (int i = 0; i < length; i++)
         text_format(&example->prompt, "%c", 'a' + (int)rng_below(rng, 8));
     text_append(&example->prompt, "=", 1);
 }
 
-static bool reverse_demonstrate(struct Text *answer, const struct Example *example,
-                                struct Rng *rng) {
-    (void)rng;
+static bool reverse_demonstrate(const struct Task *task, struct Text *answer,
+                                const struct Example *example, struct Rng *rng) {
+    (void)task, (void)rng;
     const char *prompt = example->prompt.bytes;
     size_t length = strlen(prompt);
     if (length < 5 || length > 7 || prompt[length - 1] != '=') return false;
@@ -304,11 +334,14 @@ static bool reverse_demonstrate(struct Text *answer, const struct Example *examp
     return true;
 }
 
-static void reverse_judge(float *reward, const struct Completion *completion, int count) {
+static void reverse_judge(const struct Task *task, struct Reward *reward,
+                          const struct Completion *completion, int count) {
+    (void)task;
     judge_by_demonstration(reward, completion, count, reverse_demonstrate);
 }
 
-static int reverse_count(const struct Example *example) {
+static int reverse_count(const struct Task *task, const struct Example *example) {
+    (void)task;
     return count_demonstration(example, reverse_demonstrate);
 }
 
@@ -318,25 +351,31 @@ static int reverse_count(const struct Example *example) {
    penalty applies to lengths in the last fifth and must not reach a right answer. Prompt and
    completion together fit into a context of 16 tokens. */
 static const struct Task countdown_task = {
-    "countdown", "357:22= to an expression using each digit once, with + - *: 3*5+7",
-    shared_alphabet, 7, 8,
-    countdown_next, countdown_judge, countdown_demonstrate, countdown_count, NULL};
+    .name = "countdown",
+    .help = "357:22= to an expression using each digit once, with + - *: 3*5+7",
+    .alphabet = shared_alphabet, .max_prompt = 7, .max_completion = 8,
+    .next = countdown_next, .judge = countdown_judge, .demonstrate = countdown_demonstrate,
+    .count_answers = countdown_count};
 static const struct Task countdown_sorted_task = {
-    "countdown_sorted", "countdown whose first operand must be the smallest digit",
-    shared_alphabet, 7, 8,
-    sorted_next, sorted_judge, sorted_demonstrate, sorted_count, "countdown"};
+    .name = "countdown_sorted", .help = "countdown whose first operand must be the smallest digit",
+    .alphabet = shared_alphabet, .max_prompt = 7, .max_completion = 8,
+    .next = sorted_next, .judge = sorted_judge, .demonstrate = sorted_demonstrate,
+    .count_answers = sorted_count, .held_out_like = "countdown"};
 static const struct Task split_task = {
-    "split", "17= to three digits 1-9 that sum to it: 9+3+5",
-    shared_alphabet, 3, 8,
-    split_next, split_judge, split_demonstrate, split_count, NULL};
+    .name = "split", .help = "17= to three digits 1-9 that sum to it: 9+3+5",
+    .alphabet = shared_alphabet, .max_prompt = 3, .max_completion = 8,
+    .next = split_next, .judge = split_judge, .demonstrate = split_demonstrate,
+    .count_answers = split_count};
 static const struct Task addition_task = {
-    "addition", "47+85= to the sum: 132",
-    shared_alphabet, 6, 5,
-    addition_next, addition_judge, addition_demonstrate, addition_count, NULL};
+    .name = "addition", .help = "47+85= to the sum: 132",
+    .alphabet = shared_alphabet, .max_prompt = 6, .max_completion = 5,
+    .next = addition_next, .judge = addition_judge, .demonstrate = addition_demonstrate,
+    .count_answers = addition_count};
 static const struct Task reverse_task = {
-    "reverse", "abcd= to the letters in reverse: dcba",
-    shared_alphabet, 7, 9,
-    reverse_next, reverse_judge, reverse_demonstrate, reverse_count, NULL};
+    .name = "reverse", .help = "abcd= to the letters in reverse: dcba",
+    .alphabet = shared_alphabet, .max_prompt = 7, .max_completion = 9,
+    .next = reverse_next, .judge = reverse_judge, .demonstrate = reverse_demonstrate,
+    .count_answers = reverse_count};
 
 /* Tasks that have a file of their own: each has a declaration here and its name in the table. */
 extern const struct Task sort_task;   /* example.c */

@@ -23,9 +23,16 @@ static int text_class(const struct Text *text, uint64_t seed) {
     return (int)(hash >> 61);
 }
 
-static void next(struct Example *example, const struct Task *task, struct Rng *rng) {
+static void clear(struct Example *example) {
     text_clear(&example->prompt);
-    task->next(example, rng);
+    text_clear(&example->answer);
+    text_clear(&example->metadata);
+    example->ids.count = 0;
+}
+
+static void next(struct Example *example, const struct Task *task, struct Rng *rng) {
+    clear(example);
+    task->next(task, example, rng);
 }
 
 /* The held-out prompts are those with the same text_class as one prompt that the seed draws. So
@@ -36,6 +43,12 @@ void example_draw(struct Example *example, const struct Task *task, uint64_t see
     struct Rng rng;
     const struct Task *like = task->held_out_like ? task_find(task->held_out_like) : task;
     bool want_held_out = purpose == RNG_EVAL_PROMPT;
+    if (task->draw) {
+        clear(example);
+        example->id = ordinal;
+        task->draw(task, example, seed, purpose, ordinal);
+        return;
+    }
     example->id = 0;
     rng_open(&rng, seed, RNG_EVAL_PROMPT, 0);
     next(example, like, &rng);
@@ -51,13 +64,31 @@ void example_draw(struct Example *example, const struct Task *task, uint64_t see
               task->name, TRIES, want_held_out ? "to hold out" : "that is not held out");
 }
 
-void example_free(struct Example *example) { text_free(&example->prompt); }
+void example_free(struct Example *example) {
+    text_free(&example->prompt);
+    text_free(&example->answer);
+    text_free(&example->metadata);
+    ids_free(&example->ids);
+}
+
+void lesson_free(struct Lesson *lesson) {
+    ids_free(&lesson->ids);
+    ids_free(&lesson->end);
+    text_free(&lesson->loss);
+}
 
 /* ---- batches --------------------------------------------------------------------------------- */
 
 void encode_text(const struct Tokenizer *tokenizer, const struct Text *text, struct Ids *ids) {
     if (!tokenizer_encode(tokenizer, text->bytes, text->length, 0, ids))
         die_input("the model's vocabulary has no ids for the text \"%s\"", quote(text->bytes));
+}
+
+/* Appends the prompt's ids: its own, or its text's. */
+static void add_prompt(const struct Tokenizer *tokenizer, const struct Example *example,
+                       struct Ids *ids) {
+    if (example->ids.count == 0) encode_text(tokenizer, &example->prompt, ids);
+    else ids_append(ids, example->ids.id, example->ids.count);
 }
 
 struct Examples examples_draw(const struct Task *task, const struct Tokenizer *tokenizer,
@@ -69,7 +100,7 @@ struct Examples examples_draw(const struct Task *task, const struct Tokenizer *t
                          .ordinal = check_alloc(n, sizeof *e.ordinal, "prompts")};
     for (int i = 0; i < count; i++) {
         example_draw(&e.example[i], task, seed, purpose, first + (uint64_t)i);
-        encode_text(tokenizer, &e.example[i].prompt, &e.ids);
+        add_prompt(tokenizer, &e.example[i], &e.ids);
         e.start[i + 1] = e.ids.count;
         if (e.start[i + 1] == e.start[i]) die_input("task %s: prompt %d is empty", task->name, i);
         e.ordinal[i] = (uint32_t)e.example[i].id;
@@ -84,7 +115,7 @@ void examples_free(struct Examples *e) {
     *e = (struct Examples){0};
 }
 
-void examples_judge(float *reward, struct TextList *text, const struct Examples *examples,
+void examples_judge(struct Reward *reward, struct TextList *text, const struct Examples *examples,
                     int group, const int *token, const int *start, const unsigned char *ended) {
     int count = examples->count * group;
     struct Completion *completion = check_alloc((size_t)count, sizeof *completion, "completions");
@@ -92,7 +123,7 @@ void examples_judge(float *reward, struct TextList *text, const struct Examples 
     text_list_cut(text, 0);
     for (int i = 0; i < count; i++) {
         text_clear(&decoded);
-        tokenizer_decode(examples->tokenizer, token + start[i], start[i + 1] - start[i],
+        tokenizer_decode(examples->tokenizer, token + start[i], start[i + 1] - start[i] - ended[i],
                          TOKENIZER_PLAIN, &decoded);
         text_list_add(text, decoded.bytes, decoded.length);
     }
@@ -100,10 +131,11 @@ void examples_judge(float *reward, struct TextList *text, const struct Examples 
         completion[i] = (struct Completion){.example = &examples->example[i / group],
                                             .text = text_list_at(text, i),
                                             .length = text_list_length(text, i),
-                                            .ended = ended[i]};
-    examples->task->judge(reward, completion, count);
+                                            .ended = ended[i],
+                                            .tokens = start[i + 1] - start[i]};
+    examples->task->judge(examples->task, reward, completion, count);
     for (int i = 0; i < count; i++)
-        if (!isfinite(reward[i])) reward[i] = NAN;
+        if (!isfinite(reward[i].value)) reward[i] = (struct Reward){.value = NAN};
     text_free(&decoded);
     free(completion);
 }

@@ -17,7 +17,8 @@
    training, neither in this task nor in one with prompts of the same form (Task.held_out_like). The
    same digits in another order are a different text. In tasks with few prompts an evaluation may
    have the same held-out prompt more than once. Ends the program (die_input) if the task has too
-   few different prompts for both kinds. */
+   few different prompts for both kinds. A task that has its examples (Task.draw) decides all this
+   itself. */
 void example_draw(struct Example *example, const struct Task *task, uint64_t seed,
                   enum RngPurpose purpose, uint64_t ordinal);
 void example_free(struct Example *example);
@@ -42,11 +43,12 @@ struct Examples examples_draw(const struct Task *task, const struct Tokenizer *t
    token[start[i]] to token[start[i + 1] - 1]. reward [count * group] =; NaN: unscored, also where
    the task's reward is infinite. text: becomes the completions' texts, without special tokens
    such as the end of text. */
-void examples_judge(float *reward, struct TextList *text, const struct Examples *examples,
+void examples_judge(struct Reward *reward, struct TextList *text, const struct Examples *examples,
                     int group, const int *token, const int *start, const unsigned char *ended);
 void examples_free(struct Examples *examples);
 
-/* Appends the ids of `text`. Ends the program (die_input) if the vocabulary has no ids for it. */
+/* Appends the ids of a task's text. Ends the program (die_input) if the vocabulary has no ids for
+   it. */
 void encode_text(const struct Tokenizer *tokenizer, const struct Text *text, struct Ids *ids);
 
 #endif
