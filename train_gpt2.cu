@@ -28,8 +28,10 @@ static void train(struct Session *s);
 static void evaluate_only(struct Session *s);
 static bool is_warm(const struct Session *s);
 static void warm_step(struct Session *s);
+static void supervised_step(struct Session *s);
 static bool is_at_border(const struct Session *s);
 static void begin_phase(struct Session *s);
+static bool make_step(struct Session *s);
 static bool step(struct Session *s);
 static bool collect(struct Session *s);
 static void update(struct Session *s, struct StepReport *report);
@@ -42,6 +44,7 @@ static void monitor(struct Session *s, struct StepReport *report);
 static void evaluate_earlier_tasks(struct Session *s);
 static void say_how_it_ended(const struct Session *s, bool moved);
 static void count_skipped(struct Session *s, const struct UpdateResult *update, int64_t step);
+static float learning_rate(const struct Session *s);
 static bool stops(const struct Session *s);
 static bool due(int64_t step, int64_t every);
 static double peak_host_memory_gb(void);
@@ -69,13 +72,20 @@ static void train(struct Session *s) {
     }
     while (s->progress.step < s->plan.steps && !stops(s)) {
         if (is_at_border(s)) begin_phase(s);
-        if (step(s) && due(s->progress.step, s->options.save_every)) session_save(s);
+        if (make_step(s) && due(s->progress.step, s->options.save_every)) session_save(s);
     }
     if (s->progress.step == s->plan.steps) evaluate_earlier_tasks(s);
     bool moved = s->progress.warm_step + s->progress.step > begun;
     if (moved || !s->place.resumed) session_save(s);
     report_summary(&s->report, s->progress.step);
     say_how_it_ended(s, moved);
+}
+
+/* Makes one step, of the kind that the run is of. */
+static bool make_step(struct Session *s) {
+    if (!s->plan.supervised) return step(s);
+    supervised_step(s);
+    return true;
 }
 
 /* ---- one step of policy gradient ------------------------------------------------------------- */
@@ -202,9 +212,7 @@ static void learn(struct Session *s, const struct TrainingSet *set, const int *p
                                    .logp_dtype = o->logp_dtype,
                                    .seed = (uint64_t)o->seed,
                                    .ordinal = (uint64_t)s->progress.update_ordinal++};
-    struct Schedule schedule = {o->lr_schedule, (float)o->lr, o->lr_min_ratio, o->lr_warmup,
-                                s->plan.steps};
-    float rate = schedule_rate(&schedule, s->progress.step);
+    float rate = learning_rate(s);
     struct UpdateResult update =
         trainer_update(s->trainer, &s->objective, set, pick, count, &batch, s->max_tokens,
                        (float)o->temperature, rate, &stats);
@@ -244,32 +252,59 @@ static void monitor(struct Session *s, struct StepReport *report) {
 
 /* ---- before and after the steps -------------------------------------------------------------- */
 
-/* One supervised step on --warm-batch right answers, by the update that policy gradient uses: the
-   objective "ce" is cross entropy. */
-static void warm_step(struct Session *s) {
-    const struct Options *o = &s->options;
+/* One update on `count` right answers, by the path that policy gradient takes: the objective "ce"
+   is cross entropy. */
+static struct UpdateResult learn_answers(struct Session *s, int count, float rate,
+                                         struct ObjectiveStats *stats) {
     const struct Objective *ce = objective_find("ce");
     struct CollectOptions collect = session_collect_options(s);
     struct ObjectiveBatch batch = {.logp_dtype = "fp32"};
-    struct ObjectiveStats stats = {0};
-    double begin = seconds();
-    int n = (int)o->warm_batch, *pick = check_alloc((size_t)n, sizeof *pick, "a batch");
-
-    experience_demonstrate(&s->experience, &collect, n, &s->progress.demonstration_ordinal);
+    experience_demonstrate(&s->experience, &collect, count, &s->progress.demonstration_ordinal);
     struct TrainingSet set = experience_training_set(&s->experience);
+    int *pick = check_alloc((size_t)set.count + 1, sizeof *pick, "a batch");
     set.logp_old = NULL;
     for (int i = 0; i < set.count; i++) pick[i] = i;
     struct UpdateResult update = trainer_update(s->trainer, ce, &set, pick, set.count, &batch,
-                                                s->max_tokens, 1, (float)o->warm_lr, &stats);
-    s->progress.warm_step++;
+                                                s->max_tokens, 1, rate, stats);
     s->progress.num_tokens += update.tokens;
+    free(pick);
+    return update;
+}
+
+/* One supervised step on --warm-batch right answers. */
+static void warm_step(struct Session *s) {
+    const struct Options *o = &s->options;
+    struct ObjectiveStats stats = {0};
+    double begin = seconds();
+    struct UpdateResult update = learn_answers(s, (int)o->warm_batch, (float)o->warm_lr, &stats);
+    s->progress.warm_step++;
     count_skipped(s, &update, s->progress.warm_step);
     report_warm(&s->report, &(struct WarmReport){
         .step = s->progress.warm_step, .total_steps = o->warm_start, .loss = stats.loss,
         .entropy = stats.tokens > 0 ? stats.entropy / stats.tokens : NAN,
         .grad_norm = update.grad_norm,
         .learning_rate = o->warm_lr, .seconds = seconds() - begin});
-    free(pick);
+}
+
+/* One step of a run that is supervised (--objective ce --data): on --prompts lines of the file. */
+static void supervised_step(struct Session *s) {
+    const struct Options *o = &s->options;
+    struct ObjectiveStats stats = {0};
+    struct Evaluation evaluation;
+    double begin = seconds();
+    float rate = learning_rate(s);
+    struct UpdateResult update = learn_answers(s, (int)o->prompts, rate, &stats);
+    count_skipped(s, &update, s->progress.step + 1);
+    s->progress.step++;
+    struct WarmReport report = {
+        .step = s->progress.step, .total_steps = s->plan.steps, .loss = stats.loss,
+        .entropy = stats.tokens > 0 ? stats.entropy / stats.tokens : NAN,
+        .grad_norm = update.grad_norm, .learning_rate = rate, .seconds = seconds() - begin};
+    bool last = s->progress.step == s->plan.steps;
+    bool evaluates = due(s->progress.step, o->eval_every) || (o->eval_every && last);
+    if (evaluates) evaluation = session_evaluate(s, s->task);
+    report_supervised(&s->report, &report, s->task->name, s->progress.num_tokens,
+                      evaluates ? &evaluation : NULL);
 }
 
 /* Called before the first step on a task. Resets the optimizer's moments and the entropy
@@ -292,8 +327,9 @@ static void begin_phase(struct Session *s) {
     report_evaluation(&s->report, s->task->name, s->progress.step, "phase_start", phase,
                       &evaluation);
     report_describe_evaluation(&evaluation, text, sizeof text);
-    say("%s before RL: held-out %s", s->task->name, text);
-    if (phase == 0)
+    say("%s before %s: held-out %s", s->task->name,
+        s->plan.supervised ? "training" : "RL", text);
+    if (phase == 0 && !s->plan.supervised)
         say("(a policy gradient's loss is near 0 by construction: watch reward, entropy, pass@k)");
 }
 
@@ -355,6 +391,14 @@ static bool is_warm(const struct Session *s) {
 static bool is_at_border(const struct Session *s) {
     int64_t next = s->progress.phases_begun;
     return next < s->plan.num_phases && s->progress.step == s->plan.phases[next].begin;
+}
+
+/* --lr as its schedule has it at the step in hand. */
+static float learning_rate(const struct Session *s) {
+    const struct Options *o = &s->options;
+    struct Schedule schedule = {o->lr_schedule, (float)o->lr, o->lr_min_ratio, o->lr_warmup,
+                                s->plan.steps};
+    return schedule_rate(&schedule, s->progress.step);
 }
 
 /* True if a signal asks the program to stop, or the replayed file is at its end or is wrong. */

@@ -158,7 +158,7 @@ look_for_libraries() {
     esac
     need libopenblas-openmp-dev "OpenBLAS, OpenMP flavour: matrix products" probe_openblas
     need libcjson-dev "cJSON: options, checkpoints" probe_cjson
-    need libpcre2-dev "PCRE2: the patterns of tokenizers" probe_pcre2
+    need libpcre2-dev "PCRE2: the patterns of tokenizers and rewards" probe_pcre2
     need libutf8proc-dev "utf8proc: Unicode normal forms, for tokenizers" probe_utf8proc
     [ $tests = no ] && return
     need libcmocka-dev "cmocka: the tests" probe_cmocka

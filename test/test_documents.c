@@ -36,7 +36,7 @@ static void test_options_of_the_pages(void **state) {
     static const char *const pages[] = {"README.md", "CONTRIBUTING.md", "doc/tour.md",
                                         "doc/glossary.md", "doc/formats.md", "doc/objectives.md",
                                         "doc/entropy.md", "doc/head.md", "doc/benchmarks.md",
-                                        "doc/cuda.md", "doc/cudasim.md"};
+                                        "doc/cuda.md", "doc/cudasim.md", "doc/data.md"};
     int wrong = 0, seen = 0;
     for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) {
         char *page = read_page(pages[i]);
@@ -167,6 +167,9 @@ static void test_keys_of_the_files(void **state) {
     compare("## warm_start.jsonl", &others, "");
     others.count = 0;
     add_file(&others, "keys-1/checkpoints/step_000002/trainer_state.json");
+    RUN_OK("echo '{\"prompt\": \"1+1=\", \"answer\": 2}' > sum.jsonl; $T " SMALL
+           "--data sum.jsonl --warm-start 0 --steps 1 --run keys-data");
+    add_file(&others, "keys-data/checkpoints/step_000001/trainer_state.json");
     compare("### trainer_state.json", &others, "");
 }
 

@@ -67,7 +67,8 @@ static struct Evaluation expected_evaluation(const struct Tokenizer *tokenizer, 
     struct RolloutRequest request = {
         .num_prompts = num_prompts, .group = samples, .prompt_token = ordinals_token,
         .prompt_start = start, .ordinal = ordinal, .seed = 21, .purpose = RNG_EVAL_SAMPLE,
-        .temperature = 1, .max_tokens = MAX_TOKENS, .ends = {{tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)}, 1}};
+        .temperature = 1, .max_tokens = MAX_TOKENS,
+        .ends = {{tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT)}, 1}};
     struct Rollout rollout = generate(0, &request);
     for (int p = 0; p < num_prompts; p++) {
         char answer[16][3 * MAX_TOKENS + 1];   /* U+FFFD is of three bytes */

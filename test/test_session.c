@@ -238,7 +238,9 @@ static const char *another_value(const struct Option *o, char value[64]) {
         {"objective", "rloo"}, {"advantage", "mean"}, {"ratio", "sequence"},
         {"surrogate", "cispo"}, {"aggregation", "token_mean"}, {"overlong", "mask"}, {"kl", "k1"},
         {"entropy-control", "bonus"}, {"replay", "other.jsonl"}, {"dual-clip", "3"},
-        {"backend", "cpu"}, {"dtype", "fp32"},
+        {"backend", "cpu"}, {"dtype", "fp32"}, {"data", "other.jsonl"},
+        {"eval-data", "other.jsonl"}, {"prompt-template", "none.txt"}, {"system", "you"},
+        {"reward", "length"}, {"reward-regex", "x"},
     };
     for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++)
         if (strcmp(chosen[i].name, o->name) == 0) return chosen[i].value;

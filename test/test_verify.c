@@ -302,6 +302,21 @@ static void test_bounded_time(void **state) {
     free(bytes);
 }
 
+/* A pattern with exponentially many ways to fail gives up: 100 completions in 2 seconds at most. */
+static void test_match_limit(void **state) {
+    (void)state;
+    struct Verify *v = open_list("regex", "^(a|aa)+$", 10);
+    char text[64];
+    memset(text, 'a', sizeof text);
+    text[60] = 'b';
+    clock_t begin = clock();
+    for (int i = 0; i < 100; i++)
+        assert_true(judge_bytes(v, NULL, text, 61, true, 5).value == 0);
+    ASSERT_CLOSE("seconds", (double)(clock() - begin) / CLOCKS_PER_SEC, 2);
+    assert_true(judge_bytes(v, NULL, text, 60, true, 5).value == 1);
+    verify_close(v);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_numbers),      cmocka_unit_test(test_numbers_cut),
@@ -310,7 +325,7 @@ int main(void) {
         cmocka_unit_test(test_length),       cmocka_unit_test(test_weights),
         cmocka_unit_test(test_bad_lists),    cmocka_unit_test(test_for_answer),
         cmocka_unit_test(test_table),        cmocka_unit_test(test_fuzz),
-        cmocka_unit_test(test_bounded_time),
+        cmocka_unit_test(test_bounded_time), cmocka_unit_test(test_match_limit),
     };
     return cmocka_run_group_tests_name("verify", tests, NULL, NULL);
 }

@@ -26,6 +26,7 @@ enum RngPurpose {
     RNG_EVAL_SAMPLE,     /* sampled tokens of evaluations */
     RNG_COVARIANCE,      /* clip_cov: which tokens lose their gradient */
     RNG_ROUNDING,        /* stochastic rounding of low-precision weights */
+    RNG_DATA,            /* the order of a data file's lines; ordinal = epoch, block, stream */
     RNG_TEST = 100
 };
 

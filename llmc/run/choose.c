@@ -27,10 +27,36 @@ static _Noreturn void die_of_two_plans(const struct Options *o) {
     die_input("--tasks names the tasks and their steps; leave out --task and --steps");
 }
 
+/* The task of --data. Without it, what says how a file is read does nothing. */
+static struct Task *choose_data(const struct Options *o) {
+    static const char *const others[] = {"eval-data", "eval-share", "prompt-template", "chat",
+                                         "system", "reward", "reward-regex", "max-prompt",
+                                         "shuffle-buffer", "bad-lines"};
+    for (size_t i = 0; i < sizeof others / sizeof *others && !o->data[0]; i++)
+        if (options_on_line(o, others[i])) die_input("--%s is for --data FILE", others[i]);
+    if (!o->data[0] || o->score[0]) return NULL;
+    if (options_given(o, "task") || o->tasks[0])
+        die_input("--data names what to learn; leave out --task and --tasks");
+    if (o->eval_data[0] && options_on_line(o, "eval-share"))
+        die_input("--eval-data is what is held out; leave out --eval-share");
+    return data_open(&(struct DataOptions){
+        .path = o->data, .eval_path = o->eval_data, .template_path = o->prompt_template,
+        .chat = o->chat, .system = o->system, .reward = o->reward, .regex = o->reward_regex,
+        .eval_share = o->eval_share, .eval_prompts = o->eval_prompts,
+        .shuffle_buffer = o->shuffle_buffer, .max_prompt = o->max_prompt,
+        .max_tokens = o->max_tokens, .bad_lines = o->bad_lines,
+        .supervised = strcmp(o->objective, "ce") == 0});
+}
+
 /* --tasks NAME:STEPS,NAME:STEPS sets the phases and with them the steps; else there is one. */
 struct Plan choose_plan(const struct Options *o) {
-    struct Plan plan = {.steps = o->steps};
+    struct Plan plan = {.steps = o->steps, .data = choose_data(o)};
     char list[OPTION_TEXT], *rest = list, *item;
+    if (plan.data) {
+        plan.supervised = strcmp(o->objective, "ce") == 0;
+        plan.phases[plan.num_phases++] = (struct Phase){plan.data, 0, o->steps};
+        return plan;
+    }
     if (!o->tasks[0]) {
         plan.phases[plan.num_phases++] = (struct Phase){known_task("task", o->task), 0, o->steps};
         return plan;

@@ -8,6 +8,7 @@
 #include "../checkpoint.h"
 #include "../rl/entropy.h"
 #include "../rl/objectives.h"
+#include "../tasks/data.h"
 #include "../tasks/task.h"
 
 #define MAX_PHASES 8
@@ -22,6 +23,8 @@ struct Plan {
     struct Phase phases[MAX_PHASES];   /* one, or those of --tasks */
     int num_phases;
     int64_t steps;                     /* of all phases */
+    struct Task *data;                 /* the task of --data, then that of the one phase; or NULL */
+    bool supervised;                   /* its steps are supervised ones (--objective ce) */
 };
 
 struct Plan choose_plan(const struct Options *options);

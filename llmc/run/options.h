@@ -13,6 +13,13 @@
 struct Options {
     /* what to learn */
     char task[OPTION_TEXT], tasks[OPTION_TEXT], model[OPTION_TEXT];
+    /* prompts from a file */
+    char data[OPTION_TEXT], eval_data[OPTION_TEXT];
+    double eval_share;
+    char prompt_template[OPTION_TEXT], chat[OPTION_TEXT], system[OPTION_TEXT];
+    char reward[OPTION_TEXT], reward_regex[OPTION_TEXT];
+    int64_t max_prompt;                  /* 0 = chosen by the program */
+    int64_t shuffle_buffer, bad_lines;
     int64_t layers, channels, heads, context;   /* 0 = the named model's */
     bool untied;
     /* how */

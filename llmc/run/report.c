@@ -298,6 +298,36 @@ void report_warm(struct Report *r, const struct WarmReport *w) {
     console_progress("warm start", w->step, w->total_steps, left);
 }
 
+void report_supervised(struct Report *r, const struct WarmReport *w, const char *task,
+                       int64_t num_tokens, const struct Evaluation *evaluation) {
+    begin_line(r, w->step, task);
+    number(r, "loss", w->loss);
+    number(r, "entropy", w->entropy);
+    number(r, "grad_norm", w->grad_norm);
+    number(r, "learning_rate", w->learning_rate);
+    jsonl_integer(&r->metrics, "num_tokens", num_tokens);
+    if (evaluation) write_evaluation(r, task, evaluation);
+    number(r, "step_time", w->seconds);
+    end_line(r);
+    if (!r->supervised) r->first_loss = w->loss, r->first_entropy = w->entropy;
+    r->last_loss = w->loss, r->last_entropy = w->entropy;
+    r->supervised = true;
+    if (evaluation) {
+        if (!r->evaluated) r->first = *evaluation;
+        r->last = *evaluation, r->evaluated = true;
+    }
+    double weight = r->seconds_per_step > 0 ? 0.1 : 1;
+    r->seconds_per_step += weight * (w->seconds - r->seconds_per_step);
+    int64_t every = w->total_steps / 20 + 1;
+    char text[256] = "";
+    if (evaluation) report_describe_evaluation(evaluation, text, sizeof text);
+    if (evaluation || w->step % every == 0 || w->step == w->total_steps)
+        say("step %4lld/%lld   loss %.4f   entropy %.3f   |grad| %.3f   %s", (long long)w->step,
+            (long long)w->total_steps, w->loss, w->entropy, w->grad_norm, text);
+    console_progress("supervised", w->step, w->total_steps,
+                     (double)(w->total_steps - w->step) * r->seconds_per_step);
+}
+
 static void say_header(void) {
     say("\n%9s %7s %8s %6s %7s %8s %8s %6s %6s %7s %8s %7s %8s", "step", "reward", "entropy",
         "H/H0", "pass@1", "pass@64", "distinct", "len", "clip%", "|grad|", "tok/s", "left",
@@ -389,7 +419,8 @@ void report_summary(struct Report *r, int64_t steps_done) {
             console_time(seconds() - r->started), (long long)r->first_step + 1,
             (long long)steps_done);
         say("%-22s %9s %9s", "", "start", "end");
-        say("%-22s %9.3f %9.3f", "reward", r->first_reward, r->last_reward);
+        if (r->supervised) say("%-22s %9.4f %9.4f", "loss", r->first_loss, r->last_loss);
+        else say("%-22s %9.3f %9.3f", "reward", r->first_reward, r->last_reward);
         say("%-22s %9.3f %9.3f", "entropy (nats)", r->first_entropy, r->last_entropy);
     }
     if (r->evaluated) {

@@ -36,6 +36,7 @@ struct StepReport {
     const struct Evaluation *evaluation;   /* NULL: not evaluated at this step */
 };
 
+/* One supervised step: of the warm start, or of a run with the objective ce. */
 struct WarmReport {
     int64_t step, total_steps;
     double loss, entropy, grad_norm, learning_rate, seconds;
@@ -52,6 +53,8 @@ struct Report {
     struct Evaluation first, last;         /* for the summary */
     bool evaluated;
     double first_entropy, last_entropy, first_reward, last_reward;
+    bool supervised;                       /* then in place of the rewards: */
+    double first_loss, last_loss;
     double seconds_per_step;               /* smoothed, for the time left */
     double started;
     int64_t first_step, phase_step;        /* first of this process; of the phase in hand */
@@ -63,6 +66,9 @@ struct Report {
 void report_open(struct Report *report, const char *run, int64_t rollouts_every,
                  const struct Progress *state);
 void report_warm(struct Report *report, const struct WarmReport *warm);
+/* A step of a run that is supervised: into metrics.jsonl. evaluation NULL: there was none. */
+void report_supervised(struct Report *report, const struct WarmReport *supervised,
+                       const char *task, int64_t num_tokens, const struct Evaluation *evaluation);
 /* An evaluation outside a step: "phase_start", before the first step of phase number `phase`, or
    "after_all", at the end, of a task learnt earlier. */
 void report_evaluation(struct Report *report, const char *task, int64_t step, const char *when,

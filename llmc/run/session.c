@@ -220,7 +220,25 @@ static void warn_of_limits(const struct Session *s, int updates) {
         warn("--entropy-target %g cannot be reached: the entropy of %d words is at most %.3g",
              entropy->target, V, log(V));
     const char *inert = objective_check_updates(&s->objective, updates);
-    if (inert) warn("%s", inert);
+    if (inert && !s->plan.supervised) warn("%s", inert);
+}
+
+/* The batch arithmetic. */
+static void describe_batch(const struct Session *s) {
+    const struct Options *o = &s->options;
+    if (s->plan.supervised) {
+        say("batch     %lld lines a step, %lld steps; micro-batch %d tokens", (long long)o->prompts,
+            (long long)s->plan.steps, s->shape.N);
+        return;
+    }
+    int64_t completions = o->prompts * o->group, updates = o->minibatches * o->epochs;
+    say("batch     %lld prompts x %lld completions = %lld a step, in %lld minibatches x %lld "
+        "epochs = %lld updates of about %lld completions", (long long)o->prompts,
+        (long long)o->group, (long long)completions, (long long)o->minibatches,
+        (long long)o->epochs, (long long)updates, (long long)(completions / o->minibatches));
+    say("          %lld steps = %lld updates, %lld completions; micro-batch %d tokens, %d decode "
+        "rows", (long long)s->plan.steps, (long long)(s->plan.steps * updates),
+        (long long)(s->plan.steps * completions), s->shape.N, s->decode_rows);
 }
 
 static void describe(const struct Session *s) {
@@ -246,18 +264,11 @@ static void describe(const struct Session *s) {
     else
         say("machine   backend %s %s, %lld threads, OpenBLAS %s", s->ops->name, s->ops->dtype,
             (long long)s->progress.threads, launch_blas_name());
-    int64_t completions = o->prompts * o->group, updates = o->minibatches * o->epochs;
-    say("batch     %lld prompts x %lld completions = %lld a step, in %lld minibatches x %lld "
-        "epochs = %lld updates of about %lld completions", (long long)o->prompts,
-        (long long)o->group, (long long)completions, (long long)o->minibatches,
-        (long long)o->epochs, (long long)updates, (long long)(completions / o->minibatches));
-    say("          %lld steps = %lld updates, %lld completions; micro-batch %d tokens, %d decode "
-        "rows", (long long)s->plan.steps, (long long)(s->plan.steps * updates),
-        (long long)(s->plan.steps * completions), s->shape.N, s->decode_rows);
+    describe_batch(s);
     if (strcmp(o->lr_schedule, "constant") != 0)
         say("schedule  learning rate %g falls to %g (%s) over all %lld steps; more --steps stretch "
             "it", o->lr, o->lr * o->lr_min_ratio, o->lr_schedule, (long long)s->plan.steps);
-    warn_of_limits(s, (int)updates);
+    warn_of_limits(s, (int)(o->minibatches * o->epochs));
     if (!o->quiet) arena_print(&s->arena, stdout);
 }
 
@@ -372,10 +383,14 @@ static void load(struct Session *s) {
     struct OptimizerState optimizer = trainer_optimizer(s->trainer);
     struct EntropyState opened = s->entropy;
     struct Progress saved;
+    struct DataState data = {0};
     checkpoint_load_state(s->place.checkpoint, &saved,
                           (struct FieldSection[]){{&entropy_fields, &s->entropy},
-                                                  {&choices_fields, s}, {NULL, NULL}});
+                                                  {&choices_fields, s},
+                                                  {s->plan.data ? &data_fields : NULL, &data},
+                                                  {NULL, NULL}});
     s->saved = saved;
+    if (s->plan.data) data_resume(s->plan.data, &data);
     use_choices(s);
     if (strcmp(saved.dtype, s->ops->dtype) != 0)
         optimizer.master = NULL;   /* keeps what the weights' file gave: one rounding, not two */
@@ -392,6 +407,7 @@ static int64_t choose_warm_start(const struct Session *s) {
     bool loaded = s->place.checkpoint[0] && !s->place.resumed;
     bool given = options_given(&s->options, "warm-start");
     int64_t steps = loaded && !given ? 0 : s->options.warm_start;
+    if (s->plan.supervised) return 0;   /* all of its steps are such */
     if (steps == 0 || task_demonstrates(s->task)) return steps;
     if (given)
         die_input("--warm-start: task %s has no demonstrations to learn from; set --warm-start 0",
@@ -415,6 +431,7 @@ static int64_t choose_held_out(const struct Session *s) {
     struct Progress trained;
     char path[4096];
     if (!s->place.checkpoint[0] || s->place.resumed || o->score[0]) return o->seed;
+    if (s->plan.data) return o->seed;   /* there the text alone decides */
     check_path(path, sizeof path, "%s/trainer_state.json", s->place.checkpoint);
     if (!path_exists(path)) return o->seed;   /* not a run's */
     checkpoint_load_state(s->place.checkpoint, &trained, NULL);
@@ -438,6 +455,9 @@ static void resume(struct Session *s) {
         die_input("%s/trainer_state.json: \"control\" is \"%s\", and there is no such control",
                   s->place.checkpoint, quote(s->progress.control));
     options_check_resume(&s->options, &s->before, s->progress.phases_begun == 0);
+    if (s->plan.data && !s->before.data[0])
+        die_input("--data %s: the run that goes on was begun without a data file; --model RUN "
+                  "begins another from its weights", s->options.data);
     if (s->plan.steps < s->progress.step)
         die_input("--steps %lld: the run is at step %lld already", (long long)s->plan.steps,
                   (long long)s->progress.step);
@@ -462,6 +482,18 @@ static void choose(struct Session *s, int argc, char **argv) {
     if (!s->place.resumed && !o->score[0]) choose_warn(o, &s->objective);
 }
 
+/* --data: what follows from the model and its tokenizer. */
+static void prepare_data(struct Session *s) {
+    struct Options *o = &s->options;
+    data_prepare(s->plan.data, s->tokenizer, s->place.checkpoint, s->model->config.max_T,
+                 (uint64_t)o->seed);
+    data_add_ends(s->plan.data, &s->ends);
+    if (s->plan.data->num_held_out > 0) return;
+    if (o->eval_only)
+        die_input("--eval-only: no prompt is held out; give --eval-data FILE or --eval-share");
+    o->eval_every = 0;
+}
+
 /* True if a resumed run has no step left to do. Its config.json is then left as it is. */
 static bool is_over(const struct Session *s) {
     return s->place.resumed && s->progress.phases_begun == s->plan.num_phases &&
@@ -478,6 +510,7 @@ void session_open(struct Session *s, int argc, char **argv) {
     struct ModelConfig config = choose_model(s, &s->tokenizer);
     if (s->tokenizer) ends_add(&s->ends, tokenizer_role(s->tokenizer, TOKENIZER_ENDS_TEXT));
     s->model = model_build(&config, s->ops);
+    if (s->plan.data) prepare_data(s);
     s->options.warm_start = choose_warm_start(s);
     struct Sizes sizes = choose_sizes(s);
     s->shape = sizes.shape, s->decode_rows = sizes.decode_rows, s->max_tokens = sizes.max_tokens;
@@ -503,10 +536,12 @@ void session_open(struct Session *s, int argc, char **argv) {
 
 struct Evaluation session_evaluate(struct Session *s, const struct Task *task) {
     const struct Options *o = &s->options;
+    int prompts = (int)o->eval_prompts;
+    if (task->draw && prompts > task->num_held_out) prompts = task->num_held_out;
     sampler_load_weights(s->sampler, trainer_weights(s->trainer));
     struct Evaluation e =
         evaluate(s->sampler, trainer_weights(s->trainer), task, s->tokenizer, &s->ends,
-                 (uint64_t)o->seed, (int)o->eval_prompts, (int)o->eval_samples,
+                 (uint64_t)o->seed, prompts, (int)o->eval_samples,
                  (float)o->temperature, s->max_tokens, trainer_workspace(s->trainer));
     if (!isfinite(e.entropy))
         die_machine("step %lld: the policy's entropy on held-out prompts is not finite, so the "
@@ -534,10 +569,12 @@ static void save_to(struct Session *s, const char *directory, int keep) {
     snprintf(s->progress.control, sizeof s->progress.control, "%s",
              entropy_controls[s->objective.control].name);
     s->ops->matmul_choices_save(s->matmul_choices, sizeof s->matmul_choices);
+    struct DataState data = s->plan.data ? data_state(s->plan.data) : (struct DataState){0};
     checkpoint_save(directory, s->model, trainer_weights(s->trainer), &optimizer, s->tokenizer,
                     &s->progress,
-                    (struct FieldSection[]){{&entropy_fields, &s->entropy},
-                                            {&choices_fields, s}, {NULL, NULL}}, keep);
+                    (struct FieldSection[]){{&entropy_fields, &s->entropy}, {&choices_fields, s},
+                                            {s->plan.data ? &data_fields : NULL, &data},
+                                            {NULL, NULL}}, keep);
 }
 
 /* True if nothing was trained since the last save. Then nothing is written, because another program
@@ -570,7 +607,7 @@ _Noreturn void session_fail(struct Session *s, const char *tensor) {
     struct Jsonl log;
     char path[4096], bundle[4096];
     const struct Experience *e = &s->experience;
-    bool warming = s->progress.phases_begun == 0;
+    bool warming = s->progress.phases_begun == 0, demonstrated = warming || s->plan.supervised;
     check_path(path, sizeof path, "%s/failure.jsonl", s->place.run);
     unlink(path);
     jsonl_open(&log, path);
@@ -580,7 +617,7 @@ _Noreturn void session_fail(struct Session *s, const char *tensor) {
         else jsonl_integer(&log, "step", s->progress.step + 1);
         jsonl_string(&log, "bad_tensor", tensor, strlen(tensor));
         jsonl_integers(&log, "tokens", e->token + e->start[i], e->start[i + 1] - e->start[i]);
-        if (!warming) {   /* demonstrations have neither */
+        if (!demonstrated) {   /* demonstrations have neither */
             jsonl_number(&log, "reward", e->reward[i]);
             jsonl_numbers(&log, "logp", e->logp + e->loss_start[i], e->length[i]);
         }
@@ -600,6 +637,7 @@ void session_close(struct Session *s) {
     unreserve(s);
     experience_free(&s->experience);
     replay_close(s->replay);
+    data_close(s->plan.data);
     tokenizer_free(s->tokenizer);
     model_free(s->model);
 }
