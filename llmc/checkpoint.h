@@ -2,8 +2,9 @@
    training needs to go on (doc/formats.md):
 
        RUN/checkpoints/step_000100/
-           model.safetensors  config.json  vocab.json merges.txt tokenizer_config.json
-           optimizer.safetensors   exp_avg.NAME, exp_avg_sq.NAME (float32)
+           model.safetensors       or shards and their index
+           config.json  vocab.json merges.txt tokenizer_config.json, or the source's files
+           optimizer.safetensors   exp_avg.NAME, exp_avg_sq.NAME, master.NAME (float32)
            trainer_state.json      step, ordinals, controller, settings
            checksums               of all of these; what is loaded is compared with them
        RUN/checkpoints/latest      a text file with the directory's name, moved into place last
@@ -16,6 +17,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "base/fields.h"
+#include "checkpoint_export.h"
 #include "model.h"
 #include "io/tokenizer.h"
 
@@ -50,22 +52,28 @@ const char *checkpoint_config(const char *directory, struct ModelConfig *config)
    checksum or an element that is not finite, naming file, tensor, and what was expected. */
 void checkpoint_load_weights(const char *directory, const struct Model *model,
                              struct Weights *weights);
-/* Moments, and the master weights where both `optimizer` and the file have them (another dtype's
-   file has none: then master stays as it is); die_input likewise. */
+/* What training goes on with, of a run that computed in `dtype`: moments, and weights that are
+   rounded in model.safetensors, where the file has them. Those of a float32 run replace `weights`;
+   those of a 16-bit type are taken only where the backend computes in the same (master weights
+   where `optimizer` has such a buffer), else what checkpoint_load_weights gave stays. die_input
+   likewise. */
 void checkpoint_load_optimizer(const char *directory, const struct Model *model,
-                               const struct OptimizerState *optimizer);
+                               struct Weights *weights, const struct OptimizerState *optimizer,
+                               const char *dtype);
+/* Is there a trainer_state.json, and not that of transformers' Trainer, which has the same name? */
+bool checkpoint_has_state(const char *directory);
 /* trainer_state.json: the run's progress, and further structs with their tables (a list that ends
    with a table of NULL; NULL: none). die_input where a field is missing or out of its bounds. */
 void checkpoint_load_state(const char *directory, struct Progress *progress,
                            const struct FieldSection *sections);
 
 /* Writes one checkpoint; keep = how many to leave (0 = all). optimizer NULL: weights only; sections
-   as above. Returns with `latest` pointing at it. The run's directory must be there: a save never
-   makes it. */
+   as above; export NULL: as of a run that began from random weights. Returns with `latest` pointing
+   at it. The run's directory must be there: a save never makes it. */
 void checkpoint_save(const char *run_directory, const struct Model *model,
                      const struct Weights *weights, const struct OptimizerState *optimizer,
                      const struct Tokenizer *tokenizer, const struct Progress *progress,
-                     const struct FieldSection *sections, int keep);
+                     const struct FieldSection *sections, const struct Export *export, int keep);
 /* The directory `latest` names, complete; false: there is none. Only reads, so it may run beside a
    program that saves: what that one has put aside for an instant is found, or waited for. */
 bool checkpoint_latest(const char *run_directory, char *out, size_t capacity);

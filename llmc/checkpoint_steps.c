@@ -16,6 +16,7 @@
 #include "checkpoint.h"
 
 #define PATH_SIZE 4096
+#define WEIGHTS_INDEX "model.safetensors.index.json"
 
 /* ---- directories ---------------------------------------------------------------------------- */
 
@@ -212,8 +213,9 @@ static bool read_latest(const char *path, char name[64]) {
 
 /* NULL: all files that a checkpoint must have are there; else why one is not, and its path. */
 static const char *find_missing(const char *checkpoint, char missing[PATH_SIZE]) {
-    static const char *const required[] = {"model.safetensors", "config.json",
-                                           "trainer_state.json"};
+    const char *required[] = {"model.safetensors", "config.json", "trainer_state.json"};
+    check_path(missing, PATH_SIZE, "%s/" WEIGHTS_INDEX, checkpoint);
+    if (path_exists(missing)) required[0] = WEIGHTS_INDEX;   /* the weights are in several files */
     for (size_t i = 0; i < sizeof required / sizeof required[0]; i++) {
         check_path(missing, PATH_SIZE, "%s/%s", checkpoint, required[i]);
         const char *problem = file_problem(missing);

@@ -245,7 +245,14 @@ double model_flops_per_token(const struct Model *model, int T) {
 
 /* ---- weights -------------------------------------------------------------------------------- */
 
+/* Float32 elements need no conversion. */
+static bool are_floats(const struct Ops *ops) { return ops->element_size == sizeof(float); }
+
 void elements_upload(const struct Ops *ops, floatX *out, const float *host, size_t n) {
+    if (are_floats(ops)) {
+        ops->upload(out, host, n * sizeof *host);
+        return;
+    }
     float *slice = ops->alloc((n < SLICE ? n : SLICE) * sizeof *slice);
     for (size_t i = 0; i < n; i += SLICE) {
         size_t part = n - i < SLICE ? n - i : SLICE;
@@ -257,6 +264,10 @@ void elements_upload(const struct Ops *ops, floatX *out, const float *host, size
 }
 
 void elements_download(const struct Ops *ops, float *host, const floatX *in, size_t n) {
+    if (are_floats(ops)) {
+        ops->download(host, in, n * sizeof *host);
+        return;
+    }
     float *slice = ops->alloc((n < SLICE ? n : SLICE) * sizeof *slice);
     for (size_t i = 0; i < n; i += SLICE) {
         size_t part = n - i < SLICE ? n - i : SLICE;

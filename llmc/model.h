@@ -114,8 +114,8 @@ void model_free(struct Model *model);
 /* The table, one line per tensor. */
 void model_print(const struct Model *model, FILE *out);
 
-/* Converts n host floats to backend elements and back, in slices through a small backend buffer
-   that is allocated for the call. */
+/* Converts n host floats to backend elements and back: directly where those are float32, else in
+   slices through a small backend buffer that is allocated for the call. */
 void elements_upload(const struct Ops *ops, floatX *out, const float *host, size_t n);
 void elements_download(const struct Ops *ops, float *host, const floatX *in, size_t n);
 

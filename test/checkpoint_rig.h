@@ -7,6 +7,8 @@
 #include <float.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "child.h"
+#include "../llmc/base/check.h"
 #include "../llmc/base/json.h"
 #include "../llmc/checkpoint.h"
 #include "../llmc/kernels/backends.h"
@@ -105,6 +107,12 @@ static inline void run_close(struct Run *run) {
     model_free(run->model);
 }
 
+/* Of a run in the same type. */
+static inline void run_load_optimizer(struct Run *run, const char *directory) {
+    checkpoint_load_optimizer(directory, run->model, &run->weights, &run->optimizer,
+                              run->ops->dtype);
+}
+
 /* Random everywhere but in padding and gaps, which are zero. */
 static inline void run_fill(struct Run *run, uint64_t stream) {
     float *buffers[3] = {calloc(run->n, sizeof(float)), run->optimizer.m, run->optimizer.v};
@@ -168,19 +176,60 @@ static const struct FieldTable other_table = {other_fields, 6};
 static const struct Other awkward_other = {4.9e-324, 1.0 / 3, NAN, 0x1.fffffep-3f, -5,
                                            LINES LINES LINES LINES};
 
-static inline void save_into(struct Run *run, const char *directory, int64_t step, int keep) {
+/* export NULL: as of a run that began from random weights. */
+static inline void save_as(struct Run *run, const struct Export *export, const char *directory,
+                           int64_t step, int keep) {
     struct Progress state = awkward_state(step);
     struct Other other = awkward_other;
     struct Tokenizer *tokenizer = tokenizer_from_alphabet("0123456789+-*=:abcdefgh");
     checkpoint_save(directory, run->model, &run->weights, &run->optimizer, tokenizer, &state,
-                    (struct FieldSection[]){{&other_table, &other}, {NULL, NULL}}, keep);
+                    (struct FieldSection[]){{&other_table, &other}, {NULL, NULL}}, export,
+                    keep);
     tokenizer_free(tokenizer);
+}
+
+static inline void save_into(struct Run *run, const char *directory, int64_t step, int keep) {
+    save_as(run, NULL, directory, step, keep);
 }
 
 /* Into a directory that is made if it is not there. */
 static inline void save_step(struct Run *run, const char *directory, int64_t step, int keep) {
     mkdir(directory, 0777);
     save_into(run, directory, step, keep);
+}
+
+/* ---- what is refused ------------------------------------------------------------------------ */
+
+struct LoadCase {
+    const char *directory;
+    struct Run *run;
+    bool weights, optimizer, state, config, tokenizer;
+};
+
+static inline void load_body(void *argument) {
+    const struct LoadCase *c = argument;
+    struct Progress loaded;
+    struct ModelConfig config;
+    struct Tokenizer *tokenizer = NULL;
+    const char *problem = c->config ? checkpoint_config(c->directory, &config) : NULL;
+    if (problem) die_input("%s/config.json: %s", c->directory, problem);
+    problem = c->tokenizer ? tokenizer_load(&tokenizer, c->directory) : NULL;
+    if (problem) die_input("%s: %s", c->directory, problem);
+    if (c->weights) checkpoint_load_weights(c->directory, c->run->model, &c->run->weights);
+    if (c->optimizer) run_load_optimizer(c->run, c->directory);
+    if (c->state) checkpoint_load_state(c->directory, &loaded, NULL);
+    tokenizer_free(tokenizer);
+}
+
+/* The load ends with exit code 2 and one line that has every one of the words. */
+static inline void check_refused(const struct LoadCase *c, const char *const *words) {
+    char output[8192];
+    int code = run_in_child(load_body, (void *)c, output, sizeof output);
+    if (code != 2) fail_msg("exit code %d, output: %s", code, output);
+    const char *newline = strchr(output, '\n');
+    if (newline == NULL || newline[1] != '\0') fail_msg("not one line: %s", output);
+    for (; words && *words; words++)
+        if (strstr(output, *words) == NULL) fail_msg("\"%s\" is not in: %s", *words, output);
 }
 
 #endif

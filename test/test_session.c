@@ -240,7 +240,7 @@ static const char *another_value(const struct Option *o, char value[64]) {
         {"entropy-control", "bonus"}, {"replay", "other.jsonl"}, {"dual-clip", "3"},
         {"backend", "cpu"}, {"dtype", "fp32"}, {"data", "other.jsonl"},
         {"eval-data", "other.jsonl"}, {"prompt-template", "none.txt"}, {"system", "you"},
-        {"reward", "length"}, {"reward-regex", "x"},
+        {"reward", "length"}, {"reward-regex", "x"}, {"shard-size", "1GB"},
     };
     for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++)
         if (strcmp(chosen[i].name, o->name) == 0) return chosen[i].value;

@@ -9,29 +9,29 @@
 #include "check.h"
 #include "text.h"
 
-static void add_line(struct Checksums *sums, uint32_t checksum, size_t bytes, const char *name) {
-    size_t room = sizeof sums->text - sums->length;
-    int length = snprintf(sums->text + sums->length, room, "crc32c %08x %zu %s\n", checksum, bytes,
-                          name);
-    if (length < 0 || (size_t)length >= room)
-        die_machine("internal error: too many files for one list of checksums");
-    sums->length += (size_t)length;
+/* The longest list that is read: a thousand files or more. */
+#define MOST_LIST ((size_t)1 << 20)
+
+static void add_line(struct Text *list, uint32_t checksum, size_t bytes, const char *name) {
+    text_format(list, "crc32c %08x %zu %s\n", checksum, bytes, name);
 }
 
 void checksums_add(struct Checksums *sums, const struct AtomicFile *file) {
     if (!sums) return;
     const char *slash = strrchr(file->path, '/');
-    add_line(sums, file->checksum, file->bytes, slash ? slash + 1 : file->path);
+    add_line(&sums->text, file->checksum, file->bytes, slash ? slash + 1 : file->path);
 }
 
 void checksums_save(struct Checksums *sums, const char *directory) {
     char path[4096];
     struct AtomicFile file;
+    struct Text *list = &sums->text;
     check_path(path, sizeof path, "%s/" CHECKSUMS_NAME, directory);
-    add_line(sums, crc32c(0, sums->text, sums->length), sums->length, CHECKSUMS_NAME);
+    add_line(list, crc32c(0, list->bytes, list->length), list->length, CHECKSUMS_NAME);
     atomic_open(&file, path);
-    atomic_write(&file, sums->text, sums->length);
+    atomic_write(&file, list->bytes, list->length);
     atomic_commit(&file);
+    text_free(list);
 }
 
 /* ---- verifying ------------------------------------------------------------------------------- */
@@ -54,26 +54,28 @@ static void sum_file(const char *path, uint32_t *checksum, size_t *bytes) {
     close(descriptor);
 }
 
-/* Reads the list of a directory as terminated text. False: the directory has none. Ends the program
-   if the last line is not the checksum of the lines above it. */
-static bool read_list(const char *path, char *text, size_t capacity) {
-    if (!path_exists(path)) return false;
+/* The list of a directory as terminated text, owned by the caller. NULL: the directory has none.
+   Ends the program if the last line is not the checksum of the lines above it. */
+static char *read_list(const char *path) {
+    if (!path_exists(path)) return NULL;
     const char *problem = file_problem(path);
     if (problem) die_input("%s: %s", path, problem);
     FILE *stream = fopen(path, "rb");
     if (!stream) die_errno("read", path);
-    size_t length = fread(text, 1, capacity - 1, stream);
+    char *text = check_alloc(MOST_LIST, 1, "a list of checksums");
+    size_t length = fread(text, 1, MOST_LIST - 1, stream);
     if (ferror(stream)) die_errno("read", path);
     fclose(stream);
     text[length] = '\0';
-    struct Checksums own = {0};   /* what the last line must be */
+    struct Text own = {0};   /* what the last line must be */
     const char *last = length > 1 ? memrchr(text, '\n', length - 1) : NULL;
     size_t before = last ? (size_t)(last + 1 - text) : 0;
     add_line(&own, crc32c(0, text, before), before, CHECKSUMS_NAME);
-    if (length != before + own.length || memcmp(text + before, own.text, own.length) != 0)
+    if (length != before + own.length || memcmp(text + before, own.bytes, own.length) != 0)
         die_input("%s is damaged: its last line is not the checksum of those before; take another "
                   "checkpoint, or remove this file to load unchecked", path);
-    return true;
+    text_free(&own);
+    return text;
 }
 
 static void verify(const char *directory, const char *name, uint32_t wanted, size_t wanted_bytes) {
@@ -92,11 +94,18 @@ static void verify(const char *directory, const char *name, uint32_t wanted, siz
                   CHECKSUMS_NAME " beside it", path, bytes, checksum, wanted_bytes, wanted);
 }
 
+/* *.safetensors: those are verified when they are read. */
+static bool holds_tensors(const char *name) {
+    const char *end = ".safetensors";
+    size_t length = strlen(name), tail = strlen(end);
+    return length >= tail && strcmp(name + length - tail, end) == 0;
+}
+
 void checksums_verify(const char *directory, const char *name) {
-    char path[4096], text[sizeof ((struct Checksums *)0)->text], *rest = text, *line;
+    char path[4096], *line;
     check_path(path, sizeof path, "%s/" CHECKSUMS_NAME, directory);
-    if (!read_list(path, text, sizeof text)) return;
-    while ((line = strsep(&rest, "\n")) != NULL && rest && *rest) {   /* all but the last line */
+    char *text = read_list(path), *rest = text;
+    while (rest && (line = strsep(&rest, "\n")) != NULL && rest && *rest) {   /* all but the last */
         char listed[256];
         unsigned checksum;
         size_t bytes;
@@ -104,7 +113,8 @@ void checksums_verify(const char *directory, const char *name) {
             strchr(listed, '/'))
             die_input("%s: \"%s\" is not a checksum, a number of bytes and a name", path,
                       quote(line));
-        bool wanted = name ? strcmp(name, listed) == 0 : !strstr(listed, ".safetensors");
+        bool wanted = name ? strcmp(name, listed) == 0 : !holds_tensors(listed);
         if (wanted) verify(directory, listed, checksum, bytes);
     }
+    free(text);
 }

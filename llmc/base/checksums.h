@@ -11,15 +11,15 @@
 
 #include <stddef.h>
 #include "files.h"
+#include "text.h"
 
 #define CHECKSUMS_NAME "checksums"
 
-/* The list while it is made. Begin with zeros, add each file when it is complete, save it last.
-   checksums_add does nothing where sums is NULL. checksums_save ends the program if it cannot
-   write. */
+/* The list while it is made. Begin with zeros, add each file when it is complete, save it last,
+   which frees. checksums_add does nothing where sums is NULL. checksums_save ends the program if it
+   cannot write. */
 struct Checksums {
-    char text[4096];
-    size_t length;
+    struct Text text;
 };
 void checksums_add(struct Checksums *sums, const struct AtomicFile *file);
 void checksums_save(struct Checksums *sums, const char *directory);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -159,6 +160,60 @@ void json_write(cJSON *json, const char *path, struct Checksums *sums) {
     checksums_add(sums, &file);
     cJSON_free(text);
     cJSON_Delete(json);
+}
+
+/* ---- one value in a text --------------------------------------------------------------------- */
+
+static const char *skip_spaces(const char *p) { return p + strspn(p, " \t\r\n"); }
+
+/* p: at a string's first quotation mark. Returns what follows its last. */
+static const char *skip_string(const char *p) {
+    for (p++; *p != '\0' && *p != '"'; p++)
+        if (*p == '\\' && p[1] != '\0') p++;
+    return *p ? p + 1 : p;
+}
+
+/* What follows a value. */
+static const char *skip_value(const char *p) {
+    int depth = 0;
+    do {
+        if (*p == '"') {
+            p = skip_string(p);
+            continue;
+        }
+        if (*p == '{' || *p == '[') depth++;
+        if (*p == '}' || *p == ']') depth--;
+        p++;
+    } while (*p != '\0' && (depth > 0 || strchr(",}] \t\r\n", *p) == NULL));
+    return p;
+}
+
+void json_set(struct Text *out, const char *text, const char *key, const char *value) {
+    bool marked = strncmp(text, "\xEF\xBB\xBF", 3) == 0;   /* as UTF-8, by some editors */
+    const char *start = marked ? text + 3 : text;
+    const char *from = text, *p = skip_spaces(start) + 1, *end = p;
+    size_t length = strlen(key);
+    bool found = false;
+    for (p = skip_spaces(p); *p == '"'; p = skip_spaces(p)) {
+        const char *name = p + 1, *colon = skip_spaces(skip_string(p));
+        const char *begin = skip_spaces(colon + 1);
+        end = skip_value(begin);
+        if (strncmp(name, key, length) == 0 && name[length] == '"') {
+            text_append(out, from, (size_t)(begin - from));
+            text_append(out, value, strlen(value));
+            from = end;
+            found = true;
+        }
+        p = skip_spaces(end);
+        if (*p == ',') p++;
+    }
+    if (!found) {
+        text_append(out, from, (size_t)(end - from));
+        text_format(out, "%s\n  \"%s\": %s%s", end[-1] == '{' ? "" : ",", key, value,
+                    *end == '}' ? "\n" : "");
+        from = end;
+    }
+    text_append(out, from, strlen(from));
 }
 
 /* ---- fields ---------------------------------------------------------------------------------- */

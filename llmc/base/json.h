@@ -32,6 +32,12 @@ void json_append_string(struct Text *out, const char *string, const char zero[4]
    program if it cannot. */
 void json_write(cJSON *json, const char *path, struct Checksums *sums);
 
+/* Appends to out the JSON object `text`, in which `key` of the outermost object has the value
+   `value` (JSON): in its place where it is there, else as the last. All else stays byte for byte,
+   which reading and printing would not leave so (1e-05, 10000.0). `text` was read without a
+   problem. */
+void json_set(struct Text *out, const char *text, const char *key, const char *value);
+
 /* A struct by its table. json_get_fields returns NULL, or the row of the first field that is
    missing or out of its bounds. */
 void json_add_fields(cJSON *json, const struct FieldTable *table, const void *object);

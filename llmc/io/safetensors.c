@@ -3,6 +3,7 @@
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -26,6 +27,12 @@ static const struct { const char *name; enum SafetensorsType type; size_t size; 
     {"F8_E5M2", ST_OTHER, 1}, {"F8_E8M0", ST_OTHER, 1},
 };
 enum { NUM_TYPES = sizeof types / sizeof *types };
+
+size_t safetensors_size(enum SafetensorsType type) {
+    int row = 0;
+    while (types[row].type != type) row++;
+    return types[row].size;
+}
 
 /* ---- reading: the header --------------------------------------------------------------------- */
 
@@ -145,15 +152,31 @@ static const char *read_header(struct Safetensors *file, const cJSON *root) {
     return check_layout(file, data_bytes);
 }
 
-/* Bytes [begin, begin + bytes) of the file, or the program ends. */
-static void read_at(const struct Safetensors *file, void *out, size_t begin, size_t bytes) {
+/* What try_read found: errno's value where the machine said no, or one of these. */
+enum { READ_WELL = 0, READ_SHORT = -1 };
+
+/* Bytes [begin, begin + bytes) of the file. */
+static int try_read(const struct Safetensors *file, void *out, size_t begin, size_t bytes) {
     for (size_t done = 0; done < bytes;) {
         ssize_t n = pread(file->descriptor, (char *)out + done, bytes - done,
                           (off_t)(begin + done));
         if (n > 0) done += (size_t)n;
-        else if (n == 0) die_input("%s: became shorter while it was read", file->path);
-        else if (errno != EINTR) die_errno("read", file->path);
+        else if (n == 0) return READ_SHORT;
+        else if (errno != EINTR) return errno;
     }
+    return READ_WELL;
+}
+
+/* Ends the program unless all was read. */
+static void check_read(const struct Safetensors *file, int found) {
+    if (found == READ_WELL) return;
+    if (found == READ_SHORT) die_input("%s: became shorter while it was read", file->path);
+    errno = found;
+    die_errno("read", file->path);
+}
+
+static void read_at(const struct Safetensors *file, void *out, size_t begin, size_t bytes) {
+    check_read(file, try_read(file, out, begin, bytes));
 }
 
 /* Finds the header, parses and checks it. */
@@ -236,37 +259,115 @@ static float float_of_fp16(uint16_t half) {
 }
 
 static void convert(float *out, const unsigned char *bytes, enum SafetensorsType type, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        double wide;
-        uint16_t half;
-        if (type == ST_F64) {
-            memcpy(&wide, bytes + 8 * i, 8);
-            out[i] = (float)wide;
-        } else {
-            memcpy(&half, bytes + 2 * i, 2);
-            out[i] = type == ST_F16 ? float_of_fp16(half) : float_of_bf16(half);
-        }
+    const uint16_t *half = (const uint16_t *)(const void *)bytes;
+    double wide;
+    if (type == ST_BF16)
+        for (size_t i = 0; i < n; i++) out[i] = float_of_bf16(half[i]);
+    if (type == ST_F16)
+        for (size_t i = 0; i < n; i++) out[i] = float_of_fp16(half[i]);
+    for (size_t i = 0; i < n && type == ST_F64; i++) {
+        memcpy(&wide, bytes + 8 * i, 8);
+        out[i] = (float)wide;
     }
 }
 
-void safetensors_read(const struct Safetensors *file, const struct SafetensorsEntry *entry,
-                      float *out, size_t first, size_t n) {
-    enum { PIECE = 1 << 16 };
-    unsigned char piece[PIECE];
-    size_t size = entry->type == ST_F64 ? 8 : entry->type == ST_F32 ? 4 : 2;
+/* The first of x [n] that is not finite, or n. Most have none: those are only added up, which the
+   compiler makes vectors of; 0 * x is NaN where x is not finite, and 0 elsewhere. */
+static size_t first_not_finite(const float *x, size_t n) {
+    float sum[16] = {0}, all = 0;
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int k = 0; k < 16; k++) sum[k] += 0 * x[i + (size_t)k];
+    for (; i < n; i++) all += 0 * x[i];
+    for (int k = 0; k < 16; k++) all += sum[k];
+    if (all == 0) return n;
+    for (i = 0; i < n; i++)
+        if (!isfinite(x[i])) break;
+    return i;
+}
+
+/* Elements of one turn of the loop over threads: what is read stays in a core's cache until it is
+   converted and checked. */
+#define TURN ((size_t)1 << 16)
+
+static int read_turn(const struct Safetensors *file, const struct SafetensorsEntry *entry,
+                     float *out, size_t first, size_t n) {
+    _Alignas(8) unsigned char piece[1 << 16];
+    size_t size = safetensors_size(entry->type), most = sizeof piece / size;
     size_t begin = file->data_begin + entry->begin + size * first;
+    if (entry->type == ST_F32) return try_read(file, out, begin, size * n);
+    for (size_t done = 0; done < n; done += most) {
+        size_t part = n - done < most ? n - done : most;
+        int found = try_read(file, piece, begin + size * done, size * part);
+        if (found != READ_WELL) return found;
+        convert(out + done, piece, entry->type, part);
+    }
+    return READ_WELL;
+}
+
+size_t safetensors_read(const struct Safetensors *file, const struct SafetensorsEntry *entry,
+                        float *out, size_t first, size_t n) {
+    int found = READ_WELL;
+    size_t finite = n;
     if (entry->type > ST_F64)
         die_input("%s: tensor %s does not hold floats", file->path, quote(entry->name));
-    if (entry->type == ST_F32) read_at(file, out, begin, size * n);
-    for (size_t done = 0; done < n && entry->type != ST_F32;) {
-        size_t part = n - done < PIECE / size ? n - done : PIECE / size;
-        read_at(file, piece, begin + size * done, size * part);
-        convert(out + done, piece, entry->type, part);
-        done += part;
+    #pragma omp parallel for schedule(dynamic) if (n > TURN) reduction(min : finite)
+    for (size_t begin = 0; begin < n; begin += TURN) {
+        size_t part = n - begin < TURN ? n - begin : TURN;
+        int turn = read_turn(file, entry, out + begin, first + begin, part);
+        if (turn != READ_WELL) {
+            #pragma omp atomic write
+            found = turn;
+            continue;
+        }
+        size_t good = first_not_finite(out + begin, part);
+        if (good < part && begin + good < finite) finite = begin + good;
     }
+    check_read(file, found);   /* here: a thread of the loop must not end the program */
+    return finite;
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */
+
+static uint32_t bits_of_float(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* Drops the lower `drop` bits, to nearest, ties to even. */
+static uint32_t round_bits(uint32_t bits, int drop) {
+    uint32_t half = (uint32_t)1 << (drop - 1);
+    return (bits + half - 1 + (bits >> drop & 1)) >> drop;
+}
+
+static uint16_t bf16_of_float(float x) {
+    uint32_t bits = bits_of_float(x);
+    if (isnan(x)) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)round_bits(bits, 16);
+}
+
+static uint16_t fp16_of_float(float x) {
+    uint32_t bits = bits_of_float(x), sign = bits >> 16 & 0x8000;
+    float size = fabsf(x);
+    if (isnan(x)) return (uint16_t)(sign | 0x7E00);
+    if (size >= 65520) return (uint16_t)(sign | 0x7C00);
+    /* Subnormal: the sum's last bit is worth 2^-24, so the addition rounds as is wanted. */
+    if (size < 0x1p-14f) return (uint16_t)(sign | (bits_of_float(size + 0.5f) - 0x3F000000));
+    return (uint16_t)(sign | round_bits((bits & 0x7FFFFFFF) - (112u << 23), 13));
+}
+
+size_t safetensors_narrow(uint16_t *out, const float *x, enum SafetensorsType type, size_t n) {
+    uint16_t infinity = type == ST_F16 ? 0x7C00 : 0x7F80;
+    size_t beyond = 0;
+    for (size_t i = 0; i < n; i++) {
+        out[i] = type == ST_F16 ? fp16_of_float(x[i]) : bf16_of_float(x[i]);
+        if ((out[i] & 0x7FFF) != infinity || !isfinite(x[i])) continue;
+        out[i]--;   /* the number before infinity is the largest */
+        beyond++;
+    }
+    return beyond;
+}
 
 struct SafetensorsWriter {
     struct AtomicFile file;

@@ -34,13 +34,20 @@ struct Safetensors {
    storage) in which case nothing is left open. */
 const char *safetensors_open(struct Safetensors *file, const char *path);
 const struct SafetensorsEntry *safetensors_find(const struct Safetensors *file, const char *name);
-/* Elements [first, first + n) converted to float32; entry must be F32, F16, BF16 or F64. */
-void safetensors_read(const struct Safetensors *file, const struct SafetensorsEntry *entry,
-                      float *out, size_t first, size_t n);
+/* Elements [first, first + n) converted to float32, by all threads; entry must be F32, F16, BF16 or
+   F64. Returns n, or which of them (from 0) is the first that is not finite. */
+size_t safetensors_read(const struct Safetensors *file, const struct SafetensorsEntry *entry,
+                        float *out, size_t first, size_t n);
 void safetensors_close(struct Safetensors *file);
 
+/* Bytes of an element. */
+size_t safetensors_size(enum SafetensorsType type);
+/* out [n] = x [n] in a type of 16 bits (ST_F16, ST_BF16), rounded to nearest even. A finite number
+   beyond the type's largest becomes that largest, with its sign; returns how many there were. */
+size_t safetensors_narrow(uint16_t *out, const float *x, enum SafetensorsType type, size_t n);
+
 /* Writing: describe all tensors, then give their data in the same order, then commit.
-   Uses AtomicFile; ends the program as that does. Only float32 and bf16/fp16 raw bytes. */
+   Uses AtomicFile; ends the program as that does. */
 struct SafetensorsWriter;
 struct SafetensorsWriter *safetensors_create(const char *path);
 void safetensors_describe(struct SafetensorsWriter *writer, const char *name,

@@ -156,6 +156,15 @@ struct EntropyOptions choose_entropy(const struct Options *o, enum EntropyContro
     return options;
 }
 
+/* ---- checkpoints ----------------------------------------------------------------------------- */
+
+size_t choose_shard_bytes(const struct Options *o) {
+    size_t bytes = export_shard_bytes(o->shard_size);
+    if (!bytes)
+        die_input("--shard-size %s: must be a number and KB, MB or GB, like 5GB", o->shard_size);
+    return bytes;
+}
+
 /* ---- what was set and does nothing ----------------------------------------------------------- */
 
 void choose_warn(const struct Options *o, const struct Objective *objective) {

@@ -36,6 +36,8 @@ struct Objective choose_objective(const struct Options *options);
 /* "tiny" or "llm": whose values the entropy options start from. */
 const char *choose_scale(const struct Options *options);
 struct EntropyOptions choose_entropy(const struct Options *options, enum EntropyControl control);
+/* --shard-size in bytes. */
+size_t choose_shard_bytes(const struct Options *options);
 /* Warns of options that were set and do nothing: what reads them was not chosen. */
 void choose_warn(const struct Options *options, const struct Objective *objective);
 

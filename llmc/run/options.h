@@ -54,6 +54,7 @@ struct Options {
     bool overwrite;
     char resume[OPTION_TEXT];
     int64_t save_every, keep;
+    char save_dtype[OPTION_TEXT], shard_size[OPTION_TEXT];
     int64_t rollouts_every;
     char replay[OPTION_TEXT];
     /* the machine */

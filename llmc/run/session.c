@@ -75,6 +75,16 @@ static struct ModelConfig choose_model(const struct Session *s, struct Tokenizer
     return config;
 }
 
+/* What a completion ends with: the tokenizer's end of text, and all that the directory names. */
+static struct Ends choose_ends(const struct Session *s, int V) {
+    struct Ends ends = {.count = 0};
+    if (s->tokenizer) ends_add(&ends, tokenizer_role(s->tokenizer, TOKENIZER_ENDS_TEXT));
+    if (!s->place.checkpoint[0] || s->options.score[0]) return ends;
+    const char *problem = checkpoint_ends(s->place.checkpoint, V, &ends);
+    if (problem) die_input("%s/%s", s->place.checkpoint, problem);
+    return ends;
+}
+
 /* ---- sizes and memory ------------------------------------------------------------------------ */
 
 static int smaller(int64_t a, int64_t b) { return (int)(a < b ? a : b); }
@@ -375,6 +385,7 @@ static void load(struct Session *s) {
     else model_initialise(s->model, weights, (uint64_t)s->options.seed);
     entropy_open(&s->entropy, &s->entropy_options);
     if (!learn) return;
+    export_open(&s->export, s->place.checkpoint, s->model, s->options.save_dtype, s->shard_bytes);
     trainer_reset_optimizer(s->trainer);
     if (!s->place.resumed) {
         use_choices(s);
@@ -392,9 +403,7 @@ static void load(struct Session *s) {
     s->saved = saved;
     if (s->plan.data) data_resume(s->plan.data, &data);
     use_choices(s);
-    if (strcmp(saved.dtype, s->ops->dtype) != 0)
-        optimizer.master = NULL;   /* keeps what the weights' file gave: one rounding, not two */
-    checkpoint_load_optimizer(s->place.checkpoint, s->model, &optimizer);
+    checkpoint_load_optimizer(s->place.checkpoint, s->model, weights, &optimizer, saved.dtype);
     progress_from_state(s);
     resume_entropy(s, &opened);
     char stands[128];
@@ -429,11 +438,9 @@ static struct Replay *choose_replay(const struct Session *s) {
 static int64_t choose_held_out(const struct Session *s) {
     const struct Options *o = &s->options;
     struct Progress trained;
-    char path[4096];
     if (!s->place.checkpoint[0] || s->place.resumed || o->score[0]) return o->seed;
     if (s->plan.data) return o->seed;   /* there the text alone decides */
-    check_path(path, sizeof path, "%s/trainer_state.json", s->place.checkpoint);
-    if (!path_exists(path)) return o->seed;   /* not a run's */
+    if (!checkpoint_has_state(s->place.checkpoint)) return o->seed;   /* not a run's */
     checkpoint_load_state(s->place.checkpoint, &trained, NULL);
     bool differs = trained.seed != o->seed;
     bool named = options_given(o, "seed") || o->seed != s->before.seed;
@@ -475,6 +482,7 @@ static void choose(struct Session *s, int argc, char **argv) {
     s->plan = choose_plan(o);
     s->objective = choose_objective(o);
     s->entropy_options = choose_entropy(o, s->objective.control);
+    s->shard_bytes = choose_shard_bytes(o);
     s->place = directory_find(o, s->plan.phases[0].task->name);
     if (s->place.resumed) resume(s);
     o->seed = choose_held_out(s);
@@ -508,7 +516,7 @@ void session_open(struct Session *s, int argc, char **argv) {
                         ? strcmp(s->ops->dtype, "fp32") != 0
                         : strcmp(s->options.old_logp, "scored") == 0;
     struct ModelConfig config = choose_model(s, &s->tokenizer);
-    if (s->tokenizer) ends_add(&s->ends, tokenizer_role(s->tokenizer, TOKENIZER_ENDS_TEXT));
+    s->ends = choose_ends(s, config.V);
     s->model = model_build(&config, s->ops);
     if (s->plan.data) prepare_data(s);
     s->options.warm_start = choose_warm_start(s);
@@ -574,7 +582,8 @@ static void save_to(struct Session *s, const char *directory, int keep) {
                     &s->progress,
                     (struct FieldSection[]){{&entropy_fields, &s->entropy}, {&choices_fields, s},
                                             {s->plan.data ? &data_fields : NULL, &data},
-                                            {NULL, NULL}}, keep);
+                                            {NULL, NULL}},
+                    &s->export, keep);
 }
 
 /* True if nothing was trained since the last save. Then nothing is written, because another program
@@ -595,12 +604,15 @@ void session_save(struct Session *s) {
 
 void session_freeze_reference(struct Session *s) {
     char base[4096];
+    struct Export exact = s->export;   /* a resumed run needs the weights as they are */
+    exact.types = NULL, exact.retyped = true;
     if (!s->reference.data) return;
     s->ops->copy(s->reference.data, trainer_weights(s->trainer)->data,
                  s->model->num_parameters * s->ops->element_size);
     check_path(base, sizeof base, "%s/reference", s->place.run);
     make_directory_in(s->place.run, "reference");
-    checkpoint_save(base, s->model, &s->reference, NULL, s->tokenizer, &s->progress, NULL, 1);
+    checkpoint_save(base, s->model, &s->reference, NULL, s->tokenizer, &s->progress, NULL, &exact,
+                    1);
 }
 
 _Noreturn void session_fail(struct Session *s, const char *tensor) {
@@ -639,5 +651,6 @@ void session_close(struct Session *s) {
     replay_close(s->replay);
     data_close(s->plan.data);
     tokenizer_free(s->tokenizer);
+    export_close(&s->export);
     model_free(s->model);
 }

@@ -43,6 +43,8 @@ struct Session {
     struct Experience experience;
     struct Replay *replay;           /* NULL: completions are sampled */
     struct Report report;
+    struct Export export;            /* how checkpoints look to other programs */
+    size_t shard_bytes;              /* of --shard-size */
     struct Place place;              /* where it writes, and what it starts from */
 };
 
