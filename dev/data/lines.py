@@ -1,7 +1,7 @@
 """JSON in and JSON lines out, for the converters beside this file.
 
 A converter names what it leaves out on stderr and goes on; what it cannot read ends it with exit
-code 2, a full disk with 1. Its output gets its name when it is whole.
+code 2, a disk that is full with 1. Its output gets its name when it is whole.
 """
 import json
 import os
@@ -82,7 +82,8 @@ def write_objects(path, objects):
             out.close()
             os.replace(writing, path)
     except OSError as error:
-        die(f"{path}: {error.strerror}", code=1)
+        wrong = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+        die(f"{path}: {error.strerror}", code=2 if isinstance(error, wrong) else 1)
     finally:
         if path != "-" and os.path.exists(writing):
             os.remove(writing)

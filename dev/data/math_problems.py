@@ -31,7 +31,7 @@ def boxed(solution):
     for at in re.finditer(r"\\.|[{}]", solution[start:], re.DOTALL):   # \{ and \} do not count
         depth += {"{": 1, "}": -1}.get(at.group(), 0)
         if depth == 0:
-            return solution[start + 1:start + at.start()].strip() or None
+            return solution[start + 1:start + at.start()].strip(" \n$") or None
     return None
 
 

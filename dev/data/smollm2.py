@@ -18,6 +18,7 @@ Two things in a GGUF differ from the hub. Linear layers are stored in blocks of 
 rotates neighbours (0, 1), (2, 3), ...; the hub rotates halves (0, HS/2), (1, HS/2 + 1), ... .
 
 --gguf FILE reads another file of that kind: architecture llama, tokenizer of SmolLM's kind.
+Exit codes: 0 done, 1 the machine failed, 2 the input is wrong.
 """
 import argparse
 import importlib.util
@@ -48,9 +49,9 @@ OTHER_TENSORS = {
 CONTROL = 3  # llama.cpp's type of a special token
 
 
-def die(text):
+def die(text, code=2):
     print(f"smollm2.py: {text}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def packaged_file():
@@ -272,8 +273,8 @@ def main():
         write_directory(writing, source, arguments.dtype)
         os.rename(writing, out)
     except OSError as error:
-        print(f"smollm2.py: {out}: {error}", file=sys.stderr)
-        sys.exit(1)
+        wrong = (FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError)
+        die(f"{out}: {error.strerror}", code=2 if isinstance(error, wrong) else 1)
     finally:
         shutil.rmtree(writing, ignore_errors=True)
     print(f"wrote {out}")
