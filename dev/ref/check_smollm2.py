@@ -134,8 +134,9 @@ def check_weights(folder, tensors, narrow):
 
 def check_texts(folder):
     config = json.load(open(f"{folder}/config.json", encoding="utf-8"))
-    for key, value in (("hidden_size", C), ("num_key_value_heads", KV_HEADS), ("rms_norm_eps", 1e-5),
-                       ("rope_theta", 10000.0), ("tie_word_embeddings", True), ("eos_token_id", 2)):
+    for key, value in (("hidden_size", C), ("num_key_value_heads", KV_HEADS),
+                       ("rms_norm_eps", 1e-5), ("rope_theta", 10000.0),
+                       ("tie_word_embeddings", True), ("eos_token_id", 2)):
         assert config[key] == value, key
     assert config["rope_parameters"]["rope_theta"] == config["rope_theta"]
     if importlib.util.find_spec("tokenizers"):

@@ -8,8 +8,9 @@
 One optimizer step of float32: 4 prompts, 8 completions each, of at most 64 tokens, every one with
 a reward of its own so that no group is without a gradient; AdamW, no reference model, gradient
 checkpointing off (TRL's default is on: --checkpointing). Prints a JSON line per step with its
-seconds, TRL's own parts of them, and the most memory that the process has had (GB = 1e9 bytes). The
-first step also pays for what is done once: --steps says how many are done.
+seconds, those of the processor (where the machine is shared, they say more), and the most memory
+that the process has had (GB = 1e9 bytes). The first step also pays for what is done once: --steps
+says how many are done.
 """
 import argparse
 import json
@@ -39,17 +40,18 @@ class Clock(transformers.TrainerCallback):
     """Says what each step took."""
 
     def __init__(self):
-        self.began = 0.0
+        self.began = self.began_cpu = 0.0
         self.seconds = []
 
     def on_step_begin(self, *_, **__):
-        self.began = time.monotonic()
+        self.began, self.began_cpu = time.monotonic(), time.process_time()
 
     def on_step_end(self, *_, **__):
         self.seconds.append(time.monotonic() - self.began)
+        cpu = time.process_time() - self.began_cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print(json.dumps({"step": len(self.seconds), "seconds": round(self.seconds[-1], 2),
-                          "peak_gb": round(peak, 2)}), flush=True)
+                          "cpu_seconds": round(cpu, 2), "peak_gb": round(peak, 2)}), flush=True)
 
     def on_log(self, _, __, ___, logs=None, **____):
         shown = ("completions/mean_length", "completions/clipped_ratio", "entropy", "reward",
