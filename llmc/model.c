@@ -106,6 +106,8 @@ static int dimension_size(enum Dimension dimension, const struct ModelConfig *co
         case DIM_C: return config->C;
         case DIM_QKV: return (config->NH + 2 * config->NKV) * config->HS;
         case DIM_HEADS: return config->NH * config->HS;
+        case DIM_KV: return config->NKV * config->HS;
+        case DIM_HS: return config->HS;
         case DIM_F: return config->F;
         case DIM_T: return config->max_T;
         case DIM_VP: return config->Vp;
@@ -135,15 +137,35 @@ static void model_add_tensor(struct Model *model, const struct TensorRow *row, i
         tensor->init_std = model->family->init_std / sqrtf(2.0f * (float)config->L);
 
     size_t columns = tensor->shape[1] ? (size_t)tensor->shape[1] : 1;
+    if (row->flags & JOINED) model->num_parameters = tensor[-1].offset + tensor[-1].count;
     tensor->offset = model->num_parameters;
     tensor->count = (size_t)tensor->shape[0] * columns;
     tensor->saved = (size_t)tensor->rows_saved * columns;
     model->num_parameters += (tensor->count + TENSOR_ALIGN - 1) / TENSOR_ALIGN * TENSOR_ALIGN;
     model->num_real_parameters += tensor->saved;
 
+    if (row->flags & JOINED) return;
     void *offsets = &model->globals;
     if (row->flags & PER_LAYER) offsets = &model->layers[layer];
     *(size_t *)((char *)offsets + row->field) = tensor->offset;
+}
+
+/* Has a model of this config the optional tensors that the row is one of? */
+static bool row_exists(const struct TensorRow *row, const struct ModelConfig *config) {
+    int biases = row->flags & (QKV_BIAS | PROJ_BIAS | MLP_BIAS);
+    return (biases & ~config->biases) == 0 && !(row->flags & UNTIED && config->tied);
+}
+
+/* The frequencies go to the backend once. */
+static void model_upload_frequencies(struct Model *model) {
+    const struct ModelConfig *config = &model->config;
+    size_t half = (size_t)config->HS / 2;
+    if (model->family->inv_freq == NULL) return;
+    float *host = check_alloc(half, sizeof *host, "the rotation's frequencies");
+    model->family->inv_freq(host, config);
+    model->inv_freq = model->ops->alloc(half * sizeof *host);
+    model->ops->upload(model->inv_freq, host, half * sizeof *host);
+    free(host);
 }
 
 /* Sets every offset to NO_TENSOR, the value for a tensor that the family does not have. */
@@ -175,7 +197,7 @@ struct Model *model_build_as(const struct Family *family, const struct ModelConf
     for (int i = 0; i < family->num_rows;) {
         const struct TensorRow *row = &family->rows[i];
         if (!(row->flags & PER_LAYER)) {
-            if (!(row->flags & UNTIED) || !config->tied) model_add_tensor(model, row, 0);
+            if (row_exists(row, config)) model_add_tensor(model, row, 0);
             i++;
             continue;
         }
@@ -184,15 +206,19 @@ struct Model *model_build_as(const struct Family *family, const struct ModelConf
         int end = i;
         while (end < family->num_rows && family->rows[end].flags & PER_LAYER) end++;
         for (int l = 0; l < config->L; l++)
-            for (int j = i; j < end; j++) model_add_tensor(model, &family->rows[j], l);
+            for (int j = i; j < end; j++)
+                if (row_exists(&family->rows[j], config))
+                    model_add_tensor(model, &family->rows[j], l);
         i = end;
     }
     if (config->tied) model->globals.head = model->globals.wte;
+    if (ops != NULL) model_upload_frequencies(model);
     return model;
 }
 
 void model_free(struct Model *model) {
     if (model == NULL) return;
+    if (model->inv_freq) model->ops->free(model->inv_freq);
     free(model->tensors);
     free(model->layers);
     free(model);
@@ -237,7 +263,8 @@ double model_flops_per_token(const struct Model *model, int T) {
     const struct ModelConfig *config = &model->config;
     double C = config->C, heads = (double)config->NH * config->HS;
     double qkv = (config->NH + 2.0 * config->NKV) * config->HS;
-    double products = config->L * (C * qkv + heads * C + 2 * C * config->F) + C * config->V;
+    double mlp = C * config->F * (1 + activation_inputs(config->activation));
+    double products = config->L * (C * qkv + heads * C + mlp) + C * config->V;
     /* Attention: two products (scores, weighted values), T/2 keys each, 2 operations per key and
        channel, 3 passes (forward, and backward twice): 2 * T/2 * 2 * 3 = 6 T. */
     return 6 * products + 6.0 * config->L * heads * T;

@@ -48,6 +48,7 @@ struct Model {
     int num_tensors;
     size_t num_parameters;   /* elements of a flat buffer, with gaps and padding rows */
     size_t num_real_parameters;   /* elements that a file has */
+    float *inv_freq;         /* [HS/2] the rotation's frequencies, backend memory; NULL: none */
     const struct Ops *ops;
 };
 
@@ -134,9 +135,9 @@ void model_initialise(const struct Model *model, struct Weights *weights, uint64
 struct AdamwRange *model_adamw_ranges(const struct Model *model, float weight_decay, int *count);
 
 /* What backward computes again instead of keeping it from the forward pass (1604.06174). Elements
-   kept per token and layer, for F = 4 C and as many key-value heads as heads:
+   kept per token and layer of GPT-2, with F = 4 C and as many key-value heads as heads:
        NONE   16 C: everything
-       MLP    12 C: all but the output of GELU, which is computed again from GELU's input
+       MLP    12 C: all but the activation's output, which is computed again from its input
        LAYER   1 C: the layer's input only, from which the whole layer is computed again: about a
                third more arithmetic in all
    The gradients are the same, bit for bit. */

@@ -33,8 +33,8 @@
                   in two processes if neither times products, or if one loads the choices that the
                   other saved (matmul_choices_load)
 
-   Sources: GPT-2 (Radford et al. 2019), layer norm 1607.06450, AdamW 1711.05101,
-   online softmax 1805.02867, FlashAttention 2205.14135, Cut Cross-Entropy 2411.09009. */
+   Sources: GPT-2 (Radford et al. 2019), layer norm 1607.06450, RMS norm 1910.07467, rotary
+   position 2104.09864, SwiGLU 2002.05202, AdamW 1711.05101, online softmax 1805.02867, FlashAttention 2205.14135, Cut Cross-Entropy 2411.09009. */
 #ifndef LLMC_OPS_H
 #define LLMC_OPS_H
 
@@ -80,30 +80,65 @@ struct Rows {
     int blocks;
 };
 
-/* out [C] = (x - mean) * rstd * weight + bias, rstd = 1 / sqrt(variance + epsilon), over the C
-   channels of a token (1607.06450). */
-enum NormKind { NORM_LAYER };
+/* Over the C channels of a token, out [C] =
+       NORM_LAYER   (x - mean) * rstd * weight + bias, rstd = 1 / sqrt(variance + epsilon)
+       NORM_RMS     x * rstd * weight,                 rstd = 1 / sqrt(<x^2> + epsilon)         */
+enum NormKind { NORM_LAYER, NORM_RMS };
 struct Norm {
     enum NormKind kind;
     float epsilon;
-    const floatX *weight, *bias; /* [C] */
+    const floatX *weight, *bias; /* [C]; bias NULL: none, as always with NORM_RMS */
 };
 
 /* What a norm's forward pass keeps for its backward pass. */
 struct NormStats {
-    float *mean, *rstd; /* [N] */
+    float *mean, *rstd; /* [N]; mean NULL with NORM_RMS */
 };
 
-/* The feed-forward block: pre = x w1^T + b1, act = gelu(pre), out = act w2^T + b2, with GPT-2's
-   tanh form of GELU (1606.08415). */
+/* What stands between the two linear layers of a feed-forward block: act [F] of pre
+       GELU_TANH   pre [F]    act = gelu(pre), GPT-2's tanh form (1606.08415)
+       SWIGLU      pre [2F]   act = silu(gate) * up, gate the first F and up the others, with
+                              silu(x) = x / (1 + e^-x)                                         */
+enum Activation { GELU_TANH, SWIGLU };
+
+/* Numbers of pre for each number of act. */
+static inline int activation_inputs(enum Activation activation) {
+    return activation == SWIGLU ? 2 : 1;
+}
+
+/* The feed-forward block: pre = x w1^T + b1, act = activation(pre), out = act w2^T + b2. P is F
+   times activation_inputs. */
 struct Mlp {
-    const floatX *w1, *b1; /* [F,C], [F] */
-    const floatX *w2, *b2; /* [C,F], [C] */
+    enum Activation activation;
+    const floatX *w1, *b1; /* [P,C], [P] */
+    const floatX *w2, *b2; /* [C,F], [C]; a bias is NULL where there is none */
     int C, F;
 };
 
 struct MlpGradients {
-    float *dw1, *db1, *dw2, *db2; /* shapes of w1, b1, w2, b2 */
+    float *dw1, *db1, *dw2, *db2; /* shapes of w1, b1, w2, b2; NULL likewise */
+};
+
+/* What is done to the query and key heads x [HS] of a token before attention, both or either:
+       norm       x * rstd * weight, rstd = 1 / sqrt(<x^2> + epsilon), the weight one for all query
+                  heads and one for all key heads
+       rotation   of the pairs (x_i, x_(i+HS/2)), i < HS/2, by the angle a = position * inv_freq_i,
+                  that product rounded to float32: x_i cos a - x_(i+HS/2) sin a and
+                  x_(i+HS/2) cos a + x_i sin a                                                 */
+struct Position {
+    float epsilon;
+    const floatX *q_weight, *k_weight; /* [HS], or both NULL: no norm */
+    const float *inv_freq;             /* [HS/2], or NULL: no rotation; HS is even if there is */
+};
+
+/* What the norm's backward pass needs; each NULL where there is no norm, or no backward pass. */
+struct PositionSaved {
+    floatX *x;     /* [N,NH+NKV,HS] query and key heads as they were */
+    float *rstd;   /* [N,NH+NKV] */
+};
+
+struct PositionGradients {
+    float *dq_weight, *dk_weight;   /* [HS], or both NULL: no norm */
 };
 
 /* The head: logits z [n,V] = E W^T * inv_temperature, from hidden states E [N,C] and the first V
@@ -246,11 +281,12 @@ struct Ops {
     /* ---- the transformer, on packed rows --------------------------------------------------- */
 
     /* x[n] = wte[token[n]] + wpe[position[n]], or 0 where position[n] < 0
-       x [N,C] = ; token, position [N]; wte [Vp,C]; wpe [max_T,C] */
+       x [N,C] = ; token, position [N]; wte [Vp,C]; wpe [max_T,C] or NULL: nothing is added */
     void (*embedding_forward)(floatX *x, const int *token, const int *position, const floatX *wte,
                               const floatX *wpe, int N, int C);
-    /* dwte [Vp,C] +=, dwpe [max_T,C] +=; dx [N,C]. Where a token occurs more than once, its
-       gradients are added in the order of n, so that the sum has the same bits every time. */
+    /* dwte [Vp,C] +=, dwpe [max_T,C] += (NULL: no wpe); dx [N,C]. Where a token occurs more than
+       once, its gradients are added in the order of n, so that the sum has the same bits every
+       time. */
     void (*embedding_backward)(float *dwte, float *dwpe, const floatX *dx, const int *token,
                                const int *position, int N, int C, void *workspace);
 
@@ -262,8 +298,8 @@ struct Ops {
     void (*norm_residual_forward)(floatX *sum, floatX *out, const struct NormStats *stats,
                                   const floatX *x, const floatX *delta, const struct Norm *norm,
                                   int N, int C);
-    /* dx [N,C] += ; dweight, dbias [C] +=; dout, x [N,C]. dx accumulates because the residual
-       stream goes on beside the norm. */
+    /* dx [N,C] += ; dweight, dbias [C] += (dbias NULL: no bias); dout, x [N,C]. dx accumulates
+       because the residual stream goes on beside the norm. */
     void (*norm_backward)(floatX *dx, float *dweight, float *dbias, const floatX *dout,
                           const floatX *x, const struct Norm *norm, const struct NormStats *stats,
                           int N, int C, void *workspace);
@@ -292,16 +328,30 @@ struct Ops {
        compute the same bits. Without effect if nothing has been chosen yet. */
     void (*matmul_choices_freeze)(void);
 
-    /* out [N,C] =; pre, act [N,F] =; x [N,C]. pre has the same bits as matmul_forward gives, and
-       act as gelu_forward, because recomputation uses those. */
+    /* out [N,C] =; pre [N,P], act [N,F] =; x [N,C]. pre has the same bits as matmul_forward gives,
+       and act as activation_forward, because recomputation uses those. */
     void (*mlp_forward)(floatX *out, floatX *pre, floatX *act, const floatX *x,
                         const struct Mlp *mlp, int N);
-    /* act [n] = gelu(pre [n]). Used in backward where the forward pass did not keep act. */
-    void (*gelu_forward)(floatX *act, const floatX *pre, size_t n);
-    /* dx [N,C] =; gradients +=; dpre [N,F] is scratch. mlp's biases are not read. */
+    /* act [N,F] = activation(pre [N,P]). Used in backward where the forward pass did not keep
+       act. */
+    void (*activation_forward)(floatX *act, const floatX *pre, int N, int F,
+                               enum Activation activation);
+    /* dx [N,C] =; gradients +=; dpre [N,P] is scratch. mlp's biases are not read. */
     void (*mlp_backward)(floatX *dx, const struct MlpGradients *gradients, floatX *dpre,
                          const floatX *dout, const floatX *x, const floatX *pre, const floatX *act,
                          const struct Mlp *mlp, int N, void *workspace);
+
+    /* Query and key heads of qkv [N,QKV] (as attention takes it) change in place; values stay. A
+       token with position < 0 is left as it is. saved =; position [N]. With neither norm nor
+       rotation nothing happens. */
+    void (*position_forward)(floatX *qkv, const struct PositionSaved *saved, const int *position,
+                             const struct Position *how, const struct Heads *heads, int N);
+    /* dqkv [N,QKV], the gradient after position_forward, becomes the one before it; gradients +=.
+       saved: what forward left there. */
+    void (*position_backward)(floatX *dqkv, const struct PositionGradients *gradients,
+                              const struct PositionSaved *saved, const int *position,
+                              const struct Position *how, const struct Heads *heads, int N,
+                              void *workspace);
 
     /* Causal softmax attention inside each row, scale 1/sqrt(HS). qkv [N,QKV] holds, per token, the
        NH query heads, then the NKV key heads, then the NKV value heads.
@@ -339,9 +389,14 @@ struct Ops {
        matmul_pack converts w, once after every update of the weights. */
     size_t (*matmul_packed_size)(int C, int OC);
     void (*matmul_pack)(void *packed, const floatX *w, int C, int OC);
-    /* out [R,OC] = x w^T + bias, then GELU if gelu is not 0; x [R,C]; bias [OC] or NULL */
+    /* out [R,OC] = x w^T + bias; x [R,C]; bias [OC] or NULL */
     void (*matmul_decode)(floatX *out, const floatX *x, const void *packed, const floatX *bias,
-                          int R, int C, int OC, int gelu);
+                          int R, int C, int OC);
+    /* The feed-forward block; w1 and w2 through matmul_pack(C, P) and matmul_pack(F, C), mlp's own
+       are not read. out [R,C] =; pre [R,P] (where P > F, else not used) and act [R,F] are scratch;
+       x [R,C] */
+    void (*mlp_decode)(floatX *out, floatX *pre, floatX *act, const floatX *x,
+                       const void *packed_w1, const void *packed_w2, const struct Mlp *mlp, int R);
     /* Writes each row's key and value into its segment of layer `layer`, then attends.
        out [R,NH*HS] =; qkv [R,QKV] */
     void (*attention_decode)(floatX *out, const floatX *qkv, const struct KvCache *cache,

@@ -1,7 +1,7 @@
 /* The passes of the transformer: forward, backward (the same operations in reverse order), decode.
 
        x_0 = wte[token] + wpe[position]
-       for each layer:   mid   = x   + proj(attention(qkv(norm_1(x))))
+       for each layer:   mid   = x   + proj(attention(position(qkv(norm_1(x)))))
                          x_l+1 = mid + mlp(norm_2(mid))
        E = norm_f(x_L)
 
@@ -64,12 +64,29 @@ static int model_qkv(const struct ModelConfig *config) {
 /* ---- a layer's weights as the slots take them ----------------------------------------------- */
 
 static struct Norm model_norm(const struct Model *model, const floatX *weight, const floatX *bias) {
-    return (struct Norm){NORM_LAYER, (float)model->config.norm_epsilon, weight, bias};
+    return (struct Norm){model->config.norm, (float)model->config.norm_epsilon, weight, bias};
 }
 
 static struct Mlp layer_mlp(const struct Model *model, const struct LayerWeights *w) {
-    return (struct Mlp){w->fc_weight,      w->fc_bias,      w->fc_proj_weight,
-                        w->fc_proj_bias,   model->config.C, model->config.F};
+    const struct ModelConfig *config = &model->config;
+    return (struct Mlp){config->activation, w->fc_weight, w->fc_bias,
+                        w->fc_proj_weight,  w->fc_proj_bias, config->C, config->F};
+}
+
+/* Rows of fc_weight, and columns of what it gives. */
+static int model_fc_rows(const struct ModelConfig *config) {
+    return config->F * activation_inputs(config->activation);
+}
+
+static struct Position layer_position(const struct Model *model, const struct LayerWeights *w) {
+    return (struct Position){(float)model->config.norm_epsilon, w->q_norm_weight, w->k_norm_weight,
+                             model->inv_freq};
+}
+
+/* Query and key heads of a token whose norm the backward pass needs; 0: they have none. */
+static int model_normed_heads(const struct Model *model) {
+    if (model->layers[0].q_norm_weight == NO_TENSOR) return 0;
+    return model->config.NH + model->config.NKV;
 }
 
 /* ---- activations ---------------------------------------------------------------------------- */
@@ -85,15 +102,17 @@ struct Activations {
     floatX *mid;                     /* [L,N,C] residual stream after attention */
     floatX *norm_1, *norm_2;         /* [L,N,C] */
     struct NormStats stats_1, stats_2;   /* [L,N] each */
-    floatX *qkv;                     /* [L,N,QKV] */
+    floatX *qkv;                     /* [L,N,QKV] as attention takes it */
+    struct PositionSaved heads;      /* [L,N,NH+NKV,HS], [L,N,NH+NKV]; NULL where they have no
+                                        norm */
     floatX *attention;               /* [L,N,NH*HS] */
     float *lse;                      /* [L,NH,N] */
-    floatX *pre, *act;               /* [L,N,F] */
+    floatX *pre, *act;               /* [L,N,P], [L,N,F] */
     floatX *hidden;                  /* [N,C] E */
     struct NormStats stats_f;        /* [N] each */
     floatX *delta;                   /* [N,C] forward: what is added to the residual stream next;
                                         backward: gradient of an operation's input */
-    floatX *wide;                    /* [N,max(F,QKV)] backward: dpre, dqkv */
+    floatX *wide;                    /* [N,max(P,QKV)] backward: dpre, dqkv */
     floatX *dx;                      /* [N,C] gradient of the residual stream */
     floatX *dhidden;                 /* [N,C] dE */
 };
@@ -102,8 +121,21 @@ struct Activations {
 struct LayerActivations {
     floatX *x, *x_next, *mid, *norm_1, *norm_2, *qkv, *attention, *pre, *act;
     struct NormStats stats_1, stats_2;
+    struct PositionSaved heads;
     float *lse;
 };
+
+static struct NormStats stats_at(const struct NormStats *stats, size_t row) {
+    return (struct NormStats){stats->mean ? stats->mean + row : NULL, stats->rstd + row};
+}
+
+static struct PositionSaved heads_at(const struct Model *model, const struct PositionSaved *saved,
+                                     size_t row) {
+    if (saved->x == NULL) return *saved;
+    size_t head = row * (size_t)model_normed_heads(model);
+    return (struct PositionSaved){ops_at(model->ops, saved->x, head * (size_t)model->config.HS),
+                                  saved->rstd + head};
+}
 
 static struct LayerActivations layer_activations(const struct Model *model,
                                                  const struct Activations *a, int l) {
@@ -120,10 +152,11 @@ static struct LayerActivations layer_activations(const struct Model *model,
         .norm_2 = ops_at(ops, a->norm_2, rows * C),
         .qkv = ops_at(ops, a->qkv, rows * (size_t)model_qkv(config)),
         .attention = ops_at(ops, a->attention, rows * (size_t)(config->NH * config->HS)),
-        .pre = ops_at(ops, a->pre, rows * F),
+        .pre = ops_at(ops, a->pre, rows * (size_t)model_fc_rows(config)),
         .act = ops_at(ops, a->act, act_rows * F),
-        .stats_1 = {a->stats_1.mean + rows, a->stats_1.rstd + rows},
-        .stats_2 = {a->stats_2.mean + rows, a->stats_2.rstd + rows},
+        .stats_1 = stats_at(&a->stats_1, rows),
+        .stats_2 = stats_at(&a->stats_2, rows),
+        .heads = heads_at(model, &a->heads, rows),
         .lse = a->lse + rows * (size_t)config->NH,
     };
 }
@@ -140,10 +173,21 @@ static void reserve(struct Arena *arena, void *pointer_address, const char *grou
         arena_reserve(arena, pointer_address, bytes, group, "%s [%d, %d]", name, rows, width);
 }
 
+/* The statistics of a norm of N tokens in each of L layers. */
+static void reserve_stats(struct Arena *arena, struct NormStats *stats,
+                          const struct ModelConfig *config, const char *group, const char *name,
+                          int L, int N) {
+    size_t bytes = (size_t)L * (size_t)N * sizeof(float);
+    if (config->norm == NORM_LAYER)
+        arena_reserve(arena, &stats->mean, bytes, group, "%s mean [%d, %d]", name, L, N);
+    arena_reserve(arena, &stats->rstd, bytes, group, "%s rstd [%d, %d]", name, L, N);
+}
+
 struct Activations *activations_reserve(const struct Model *model, struct Arena *arena, int N,
                                         int B, int max_T, enum Recompute recompute) {
     const struct ModelConfig *config = &model->config;
-    int C = config->C, F = config->F, QKV = model_qkv(config);
+    int C = config->C, F = config->F, P = model_fc_rows(config), QKV = model_qkv(config);
+    int normed = model_normed_heads(model);
     int L = recompute == RECOMPUTE_LAYER ? 1 : config->L;
     int L_act = recompute == RECOMPUTE_NONE ? config->L : 1;
     size_t size = model->ops->element_size;
@@ -154,20 +198,21 @@ struct Activations *activations_reserve(const struct Model *model, struct Arena 
     reserve(arena, &a->mid, saved, "residual after attention", size, L, N, C);
     reserve(arena, &a->norm_1, saved, "norm 1", size, L, N, C);
     reserve(arena, &a->norm_2, saved, "norm 2", size, L, N, C);
-    reserve(arena, &a->stats_1.mean, saved, "norm 1 mean", sizeof(float), 0, L, N);
-    reserve(arena, &a->stats_1.rstd, saved, "norm 1 rstd", sizeof(float), 0, L, N);
-    reserve(arena, &a->stats_2.mean, saved, "norm 2 mean", sizeof(float), 0, L, N);
-    reserve(arena, &a->stats_2.rstd, saved, "norm 2 rstd", sizeof(float), 0, L, N);
+    reserve_stats(arena, &a->stats_1, config, saved, "norm 1", L, N);
+    reserve_stats(arena, &a->stats_2, config, saved, "norm 2", L, N);
     reserve(arena, &a->qkv, saved, "qkv", size, L, N, QKV);
+    if (normed) {
+        reserve(arena, &a->heads.x, saved, "qk before norm", size, L, N, normed * config->HS);
+        reserve(arena, &a->heads.rstd, saved, "qk norm rstd", sizeof(float), L, N, normed);
+    }
     reserve(arena, &a->attention, saved, "attention", size, L, N, config->NH * config->HS);
     reserve(arena, &a->lse, saved, "attention lse", sizeof(float), L, config->NH, N);
-    reserve(arena, &a->pre, saved, "mlp before gelu", size, L, N, F);
-    reserve(arena, &a->act, saved, "mlp after gelu", size, L_act, N, F);
+    reserve(arena, &a->pre, saved, "mlp before activation", size, L, N, P);
+    reserve(arena, &a->act, saved, "mlp after activation", size, L_act, N, F);
     reserve(arena, &a->hidden, saved, "hidden states E", size, 0, N, C);
-    reserve(arena, &a->stats_f.mean, saved, "final norm mean", sizeof(float), 0, 1, N);
-    reserve(arena, &a->stats_f.rstd, saved, "final norm rstd", sizeof(float), 0, 1, N);
+    reserve_stats(arena, &a->stats_f, config, saved, "final norm", 1, N);
     reserve(arena, &a->delta, scratch, "delta", size, 0, N, C);
-    reserve(arena, &a->wide, scratch, "dqkv or dpre", size, 0, N, QKV > F ? QKV : F);
+    reserve(arena, &a->wide, scratch, "dqkv or dpre", size, 0, N, QKV > P ? QKV : P);
     reserve(arena, &a->dx, scratch, "residual gradient", size, 0, N, C);
     reserve(arena, &a->dhidden, scratch, "dE", size, 0, N, C);
     return a;
@@ -189,8 +234,10 @@ static void attention_block(const struct Model *model, const struct LayerWeights
     const struct Ops *ops = model->ops;
     const struct Heads heads = model_heads(config);
     const struct Norm norm_2 = model_norm(model, w->ln_2_weight, w->ln_2_bias);
+    const struct Position position = layer_position(model, w);
     int N = batch->rows.N, C = config->C, width = config->NH * config->HS;
     ops->matmul_forward(s->qkv, s->norm_1, w->qkv_weight, w->qkv_bias, N, C, model_qkv(config));
+    ops->position_forward(s->qkv, &s->heads, batch->position, &position, &heads, N);
     ops->attention_forward(s->attention, s->lse, entropy, s->qkv, &batch->rows, &heads, workspace);
     ops->matmul_forward(a->delta, s->attention, w->proj_weight, w->proj_bias, N, width, C);
     ops->norm_residual_forward(s->mid, s->norm_2, &s->stats_2, s->x, a->delta, &norm_2, N, C);
@@ -227,14 +274,15 @@ static void layer_recompute(const struct Model *model, const struct LayerWeights
     const struct ModelConfig *config = &model->config;
     const struct Ops *ops = model->ops;
     const struct Norm norm_1 = model_norm(model, w->ln_1_weight, w->ln_1_bias);
-    int N = batch->rows.N, C = config->C, F = config->F;
+    int N = batch->rows.N, C = config->C;
     if (a->recompute == RECOMPUTE_NONE || l == config->L - 1) return;
     if (a->recompute == RECOMPUTE_LAYER) {
         ops->norm_forward(s->norm_1, &s->stats_1, s->x, &norm_1, N, C);
         attention_block(model, w, s, a, batch, NULL, workspace);
-        ops->matmul_forward(s->pre, s->norm_2, w->fc_weight, w->fc_bias, N, C, F);
+        ops->matmul_forward(s->pre, s->norm_2, w->fc_weight, w->fc_bias, N, C,
+                            model_fc_rows(config));
     }
-    ops->gelu_forward(s->act, s->pre, (size_t)N * (size_t)F);
+    ops->activation_forward(s->act, s->pre, N, config->F, config->activation);
 }
 
 floatX *model_forward(const struct Model *model, const struct Weights *weights,
@@ -277,6 +325,8 @@ static void layer_backward(const struct Model *model, const struct Weights *weig
     const struct Norm norm_2 = model_norm(model, w.ln_2_weight, w.ln_2_bias);
     const struct Mlp mlp = layer_mlp(model, &w);
     const struct MlpGradients dmlp = {d.fc_weight, d.fc_bias, d.fc_proj_weight, d.fc_proj_bias};
+    const struct Position position = layer_position(model, &w);
+    const struct PositionGradients dposition = {d.q_norm_weight, d.k_norm_weight};
     const struct Heads heads = model_heads(config);
     int N = batch->rows.N, C = config->C, width = config->NH * config->HS;
 
@@ -288,6 +338,8 @@ static void layer_backward(const struct Model *model, const struct Weights *weig
                          width, C, workspace);
     ops->attention_backward(a->wide, a->delta, s.attention, s.qkv, s.lse, &batch->rows, &heads,
                             workspace);
+    ops->position_backward(a->wide, &dposition, &s.heads, batch->position, &position, &heads, N,
+                           workspace);
     ops->matmul_backward(a->delta, d.qkv_weight, d.qkv_bias, a->wide, s.norm_1, w.qkv_weight, N, C,
                          model_qkv(config), workspace);
     ops->norm_backward(a->dx, d.ln_1_weight, d.ln_1_bias, a->delta, s.x, &norm_1, &s.stats_1, N, C,
@@ -327,8 +379,8 @@ struct DecodeState {
     struct PackedMatrix qkv, proj, fc, fc_proj, head;
     const void *head_weight; /* the head's weight for head_sample; set by decode_load_weights */
     struct KvCache cache;
-    floatX *x, *norm, *qkv_out, *attention, *act, *delta;   /* [R, ...] */
-    struct NormStats stats;                                 /* [R] each */
+    floatX *x, *norm, *qkv_out, *attention, *pre, *act, *delta;   /* [R, ...] */
+    struct NormStats stats;                                       /* [R] each */
 };
 
 static void packed_reserve(struct PackedMatrix *matrix, struct Arena *arena, const struct Ops *ops,
@@ -354,8 +406,8 @@ static const void *packed_at(const struct PackedMatrix *matrix, const floatX *w,
 
 static void packed_multiply(floatX *out, const floatX *x, const struct PackedMatrix *matrix,
                             const floatX *w, const floatX *bias, const struct Ops *ops, int l,
-                            int R, int gelu) {
-    ops->matmul_decode(out, x, packed_at(matrix, w, l), bias, R, matrix->C, matrix->OC, gelu);
+                            int R) {
+    ops->matmul_decode(out, x, packed_at(matrix, w, l), bias, R, matrix->C, matrix->OC);
 }
 
 /* Reserves cache->prompt or cache->tail. */
@@ -374,14 +426,14 @@ struct DecodeState *decode_reserve(const struct Model *model, struct Arena *aren
     const struct ModelConfig *config = &model->config;
     const struct Ops *ops = model->ops;
     int L = config->L, C = config->C, F = config->F, QKV = model_qkv(config);
-    int heads = config->NH * config->HS;
+    int heads = config->NH * config->HS, P = model_fc_rows(config);
     size_t size = ops->element_size;
     const char *group = "decode scratch";
     struct DecodeState *state = check_alloc(1, sizeof *state, "the decode state");
     state->R = R;
     packed_reserve(&state->qkv, arena, ops, "qkv", L, C, QKV);
     packed_reserve(&state->proj, arena, ops, "proj", L, heads, C);
-    packed_reserve(&state->fc, arena, ops, "fc", L, C, F);
+    packed_reserve(&state->fc, arena, ops, "fc", L, C, P);
     packed_reserve(&state->fc_proj, arena, ops, "fc_proj", L, F, C);
     packed_reserve(&state->head, arena, ops, "head", 1, C, config->Vp);
 
@@ -396,11 +448,11 @@ struct DecodeState *decode_reserve(const struct Model *model, struct Arena *aren
 
     reserve(arena, &state->x, group, "residual", size, 0, R, C);
     reserve(arena, &state->norm, group, "norm", size, 0, R, C);
-    reserve(arena, &state->stats.mean, group, "norm mean", sizeof(float), 0, 1, R);
-    reserve(arena, &state->stats.rstd, group, "norm rstd", sizeof(float), 0, 1, R);
+    reserve_stats(arena, &state->stats, config, group, "norm", 1, R);
     reserve(arena, &state->qkv_out, group, "qkv", size, 0, R, QKV);
     reserve(arena, &state->attention, group, "attention", size, 0, R, heads);
-    reserve(arena, &state->act, group, "mlp", size, 0, R, F);
+    if (P > F) reserve(arena, &state->pre, group, "mlp before activation", size, 0, R, P);
+    reserve(arena, &state->act, group, "mlp after activation", size, 0, R, F);
     reserve(arena, &state->delta, group, "delta", size, 0, R, C);
     return state;
 }
@@ -431,16 +483,20 @@ static void layer_decode(const struct Model *model, const struct Weights *weight
     const struct LayerWeights w = model_layer_weights(model, weights, l);
     const struct Norm norm_1 = model_norm(model, w.ln_1_weight, w.ln_1_bias);
     const struct Norm norm_2 = model_norm(model, w.ln_2_weight, w.ln_2_bias);
+    const struct Mlp mlp = layer_mlp(model, &w);
+    const struct Position position = layer_position(model, &w);
+    const struct PositionSaved none = {NULL, NULL};
     int C = model->config.C;
 
     if (l == 0) ops->norm_forward(s->norm, &s->stats, s->x, &norm_1, R, C);
     else ops->norm_residual_forward(s->x, s->norm, &s->stats, s->x, s->delta, &norm_1, R, C);
-    packed_multiply(s->qkv_out, s->norm, &s->qkv, w.qkv_weight, w.qkv_bias, ops, l, R, 0);
+    packed_multiply(s->qkv_out, s->norm, &s->qkv, w.qkv_weight, w.qkv_bias, ops, l, R);
+    ops->position_forward(s->qkv_out, &none, rows->position, &position, &s->cache.heads, R);
     ops->attention_decode(s->attention, s->qkv_out, &s->cache, rows, l, R, workspace);
-    packed_multiply(s->delta, s->attention, &s->proj, w.proj_weight, w.proj_bias, ops, l, R, 0);
+    packed_multiply(s->delta, s->attention, &s->proj, w.proj_weight, w.proj_bias, ops, l, R);
     ops->norm_residual_forward(s->x, s->norm, &s->stats, s->x, s->delta, &norm_2, R, C);
-    packed_multiply(s->act, s->norm, &s->fc, w.fc_weight, w.fc_bias, ops, l, R, 1);
-    packed_multiply(s->delta, s->act, &s->fc_proj, w.fc_proj_weight, w.fc_proj_bias, ops, l, R, 0);
+    ops->mlp_decode(s->delta, s->pre, s->act, s->norm, packed_at(&s->fc, w.fc_weight, l),
+                    packed_at(&s->fc_proj, w.fc_proj_weight, l), &mlp, R);
 }
 
 floatX *model_decode(const struct Model *model, const struct Weights *weights,

@@ -466,7 +466,7 @@ static void check_mlp(int N, int C, int F, int shift) {
                       g + 2 * cf + F, new_doubles(nf)};
     struct OpsShape shape = {.N = N, .C = C, .F = F, .NH = 1, .NKV = 1, .HS = C, .V = 1, .Vp = 1,
                              .max_T = N, .R = 1, .max_length = N};
-    const struct Mlp block = {w1, b1, w2, b2, C, F};
+    const struct Mlp block = {GELU_TANH, w1, b1, w2, b2, C, F};
     const struct MlpGradients gradients = {dw1, db1, dw2, db2};
     ops->mlp_forward(out, pre, act, x, &block, N);
     ops->mlp_backward(dx, &gradients, dpre, dout, x, pre, act, &block, N,
@@ -475,7 +475,7 @@ static void check_mlp(int N, int C, int F, int shift) {
     mlp_backward(&d);
     /* what the contract says of recomputing: pre and act have the bits of the slots for them */
     ops->matmul_forward(linear_out, x, w1, b1, N, C, F);
-    ops->gelu_forward(again, pre, nf);
+    ops->activation_forward(again, pre, N, F, GELU_TANH);
     check_same(pre, linear_out, nf);
     check_same(act, again, nf);
     check_x("pre", pre, d.pre, nf, bound_of(1));
@@ -516,7 +516,7 @@ static void test_gelu_forward(void **state) {
     for (int i = 0; i < n - 3; i++) x0[i] = (float)(i - n / 2) * 0.0045f;
     x0[n - 3] = -6e4f, x0[n - 2] = 6e4f, x0[n - 1] = NAN;
     floatX *x = put_x(x0, n), *y = new_x(n);
-    ops->gelu_forward(y, x, n);
+    ops->activation_forward(y, x, 1, n, GELU_TANH);
     float *got = get_x(y, n);
     double least = strcmp(ops->dtype, "fp16") == 0 ? 0x1p-25 : 1e-37;
     for (int i = 0; i < n - 1; i++) {
@@ -527,7 +527,7 @@ static void test_gelu_forward(void **state) {
         ASSERT_CLOSE("gelu", fabs(got[i] - exact), bound);
     }
     assert_true(isnan(got[n - 1]));
-    ops->gelu_forward(x, y, 0); /* nothing */
+    ops->activation_forward(x, y, 0, n, GELU_TANH); /* nothing */
     free(x0), free(got);
     release_all();
 }

@@ -7,8 +7,20 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include "../ops.h"
 
 struct cJSON;
+
+/* How the rotation's frequencies follow from theta (rotary.c). Scaling stretches a model that was
+   trained on original_max_T positions to longer texts. */
+enum RopeKind { ROPE_PLAIN, ROPE_LINEAR, ROPE_LLAMA3 };
+struct Rope {
+    enum RopeKind kind;
+    double theta;                    /* 0: the model has no rotation */
+    double factor;                   /* LINEAR, LLAMA3 */
+    double low_freq_factor, high_freq_factor;   /* LLAMA3 */
+    int original_max_T;              /* LLAMA3 */
+};
 
 struct ModelConfig {
     char family[16];   /* a name of the list: "gpt2" */
@@ -20,7 +32,11 @@ struct ModelConfig {
                           trained */
     int Vp;            /* rows of an embedding in memory: V_saved, rounded up for the backend */
     bool tied;         /* the head is wte */
+    int biases;        /* of QKV_BIAS, PROJ_BIAS, MLP_BIAS (below): the optional ones it has */
+    enum NormKind norm;
     double norm_epsilon;
+    enum Activation activation;
+    struct Rope rope;
 };
 
 /* For messages: formats a sentence into static storage, valid until the next call. */
@@ -33,7 +49,8 @@ const char *family_read_int(int *out, const struct cJSON *json, const char *key,
    layer and for the whole model: offsets in elements of the flat buffers (below), pointers to
    weights, and pointers to gradients (model.h). */
 #define LAYER_TENSORS(X)                                                                      \
-    X(ln_1_weight) X(ln_1_bias) X(qkv_weight) X(qkv_bias) X(proj_weight) X(proj_bias)         \
+    X(ln_1_weight) X(ln_1_bias) X(qkv_weight) X(qkv_bias) X(q_norm_weight) X(k_norm_weight)   \
+    X(proj_weight) X(proj_bias)                                                               \
     X(ln_2_weight) X(ln_2_bias) X(fc_weight) X(fc_bias) X(fc_proj_weight) X(fc_proj_bias)
 #define GLOBAL_TENSORS(X) X(wte) X(wpe) X(ln_f_weight) X(ln_f_bias) X(head)
 
@@ -43,13 +60,18 @@ struct GlobalOffsets { GLOBAL_TENSORS(X) };   /* if tied, head has the offset of
 #undef X
 
 /* What a row of the tensor table says of its tensor: sizes, initial values, properties. */
-enum Dimension { DIM_NONE, DIM_C, DIM_QKV, DIM_HEADS, DIM_F, DIM_T, DIM_VP };
+enum Dimension {
+    DIM_NONE, DIM_C, DIM_QKV, DIM_HEADS, DIM_KV, DIM_HS, DIM_F, DIM_T, DIM_VP
+};
 enum Initialiser { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_RESIDUAL };
 enum TensorFlags {
     DECAY = 1,     /* weight decay applies: matrices and embeddings, as in nanoGPT */
     CONV1D = 2,    /* the file holds the transpose */
     UNTIED = 4,    /* exists only in models whose head is not tied to wte */
     PER_LAYER = 8, /* exists once per layer */
+    JOINED = 16,   /* follows the tensor of the row before without a gap, and both are one matrix to
+                      the kernels: the row before, of the same field, has its offset */
+    QKV_BIAS = 32, PROJ_BIAS = 64, MLP_BIAS = 128,   /* exists only where config->biases says so */
 };
 
 struct TensorRow {
@@ -76,6 +98,8 @@ struct Family {
     const struct TensorRow *rows;   /* in the order of the flat buffers */
     int num_rows;
     float init_std;
+    /* The rotation's frequencies [HS/2], in turns of 2 pi per position; NULL: no rotation. */
+    void (*inv_freq)(float *out, const struct ModelConfig *config);
     /* How files may differ: some leave out this prefix of all names; some hold tensors that are not
        weights and are ignored, known by the ends of their names (a list that ends with NULL). */
     const char *prefix;

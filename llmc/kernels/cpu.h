@@ -58,6 +58,20 @@ static inline void split_thread(int *begin, int *end, int n, int unit) {
     split_range(begin, end, n, unit, omp_get_thread_num(), omp_get_num_threads());
 }
 
+/* Tokens are cut into at most this many parts, each with its own sums of a weight's gradient, which
+   are added in order: so neither order nor bits depend on the number of threads. */
+enum { MOST_PARTS = 64, TOKENS_PER_PART = 16 };
+
+static inline int part_count(int N) {
+    return min_int(MOST_PARTS, (N + TOKENS_PER_PART - 1) / TOKENS_PER_PART);
+}
+
+/* act [F] = silu(gate) * up of one token's pre [2F], gate first. */
+static inline void swiglu_row(floatX *act, const floatX *pre, int F) {
+    #pragma omp simd
+    for (int f = 0; f < F; f++) act[f] = vm_silu(pre[f]) * pre[F + f];
+}
+
 /* A rectangle of a result [M,N]. */
 struct Tile {
     int row, rows, column, columns;

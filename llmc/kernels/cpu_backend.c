@@ -4,7 +4,7 @@
 #include "backends.h"
 
 extern const struct KernelFile cpu_memory, cpu_comm, cpu_embedding, cpu_norm, cpu_matmul, cpu_mlp,
-    cpu_attention, cpu_head, cpu_matmul_decode, cpu_sample, cpu_adamw;
+    cpu_position, cpu_attention, cpu_head, cpu_matmul_decode, cpu_sample, cpu_adamw;
 
 /* THE LIST. A file has to be here to fill its slots and to have its workspace counted. */
 static const struct KernelFile *const files[] = {
@@ -14,6 +14,7 @@ static const struct KernelFile *const files[] = {
     &cpu_norm,
     &cpu_matmul,
     &cpu_mlp,
+    &cpu_position,
     &cpu_attention,
     &cpu_head,
     &cpu_matmul_decode,

@@ -54,7 +54,7 @@ bool PER_TYPE(cuda_has_code)(void) {
 }
 
 extern const struct KernelFile PER_TYPE(cuda_embedding), PER_TYPE(cuda_norm),
-    PER_TYPE(cuda_matmul), PER_TYPE(cuda_mlp), PER_TYPE(cuda_attention),
+    PER_TYPE(cuda_matmul), PER_TYPE(cuda_mlp), PER_TYPE(cuda_position), PER_TYPE(cuda_attention),
     PER_TYPE(cuda_attention_decode), PER_TYPE(cuda_head), PER_TYPE(cuda_head_forward),
     PER_TYPE(cuda_matmul_decode), PER_TYPE(cuda_sample), PER_TYPE(cuda_adamw);
 
@@ -67,6 +67,7 @@ static const struct KernelFile *const files[] = {
     &PER_TYPE(cuda_norm),
     &PER_TYPE(cuda_matmul),
     &PER_TYPE(cuda_mlp),
+    &PER_TYPE(cuda_position),
     &PER_TYPE(cuda_attention),
     &PER_TYPE(cuda_attention_decode),
     &PER_TYPE(cuda_head),

@@ -15,7 +15,12 @@ static void embedding_forward(floatX *x, const int *token, const int *position, 
             memset(out, 0, (size_t)C * sizeof *out);
             continue;
         }
-        const floatX *a = wte + (size_t)token[n] * C, *b = wpe + (size_t)position[n] * C;
+        const floatX *a = wte + (size_t)token[n] * C;
+        if (wpe == NULL) {
+            memcpy(out, a, (size_t)C * sizeof *out);
+            continue;
+        }
+        const floatX *b = wpe + (size_t)position[n] * C;
         for (int c = 0; c < C; c++) out[c] = a[c] + b[c];
     }
 }
@@ -33,11 +38,10 @@ static void embedding_backward(float *dwte, float *dwpe, const floatX *dx, const
             if (position[n] < 0) continue;
             const floatX *in = dx + (size_t)n * C;
             float *by_token = dwte + (size_t)token[n] * C;
+            for (int c = begin; c < end; c++) by_token[c] += in[c];
+            if (dwpe == NULL) continue;
             float *by_position = dwpe + (size_t)position[n] * C;
-            for (int c = begin; c < end; c++) {
-                by_token[c] += in[c];
-                by_position[c] += in[c];
-            }
+            for (int c = begin; c < end; c++) by_position[c] += in[c];
         }
     }
 }

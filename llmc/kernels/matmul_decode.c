@@ -74,7 +74,7 @@ static void matmul_pack(void *packed, const floatX *w, int C, int OC) {
 }
 
 /* Bias and activation of one row's block while it is in the first cache. */
-static void finish_row(float *out, float *sum, const float *bias, int columns, int gelu) {
+static void finish_row(float *out, float *sum, const float *bias, int columns, bool gelu) {
     if (bias)
         for (int j = 0; j < columns; j++) sum[j] += bias[j];
     if (gelu)
@@ -82,8 +82,8 @@ static void finish_row(float *out, float *sum, const float *bias, int columns, i
     memcpy(out, sum, columns * sizeof *out);
 }
 
-static void matmul_decode(floatX *out, const floatX *x, const void *packed, const floatX *bias,
-                          int R, int C, int OC, int gelu) {
+static void multiply(floatX *out, const floatX *x, const void *packed, const floatX *bias, int R,
+                     int C, int OC, bool gelu) {
     int blocks = (OC + PACKED_COLUMNS - 1) / PACKED_COLUMNS, parts = packed_row_parts(R);
     /* Static and column-major: a thread reads one contiguous piece of the weight, and all rows pass
        a block while it is in the second cache. */
@@ -102,10 +102,29 @@ static void matmul_decode(floatX *out, const floatX *x, const void *packed, cons
     }
 }
 
+static void matmul_decode(floatX *out, const floatX *x, const void *packed, const floatX *bias,
+                          int R, int C, int OC) {
+    multiply(out, x, packed, bias, R, C, OC, false);
+}
+
+static void mlp_decode(floatX *out, floatX *pre, floatX *act, const floatX *x,
+                       const void *packed_w1, const void *packed_w2, const struct Mlp *mlp, int R) {
+    int C = mlp->C, F = mlp->F;
+    if (mlp->activation == SWIGLU) {
+        multiply(pre, x, packed_w1, mlp->b1, R, C, 2 * F, false);
+        #pragma omp parallel for schedule(static)
+        for (int r = 0; r < R; r++) swiglu_row(act + (size_t)r * F, pre + (size_t)r * 2 * F, F);
+    } else {
+        multiply(act, x, packed_w1, mlp->b1, R, C, F, true);
+    }
+    multiply(out, act, packed_w2, mlp->b2, R, F, C, false);
+}
+
 static void fill(struct Ops *ops) {
     ops->matmul_packed_size = matmul_packed_size;
     ops->matmul_pack = matmul_pack;
     ops->matmul_decode = matmul_decode;
+    ops->mlp_decode = mlp_decode;
 }
 
 const struct KernelFile cpu_matmul_decode = {"matmul_decode", fill, no_workspace};

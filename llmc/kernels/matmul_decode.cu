@@ -139,8 +139,8 @@ static void launch(const Epilogue &e, const TileRows &x, const TileRows &w, int 
 }
 
 /* The widest tile that still gives every multiprocessor a block. */
-static void matmul_decode(floatX *out, const floatX *x, const void *packed, const floatX *bias,
-                          int R, int C, int OC, int gelu) {
+static void multiply(floatX *out, const floatX *x, const void *packed, const floatX *bias, int R,
+                     int C, int OC, int gelu) {
     if (R == 0) return;
     Epilogue e = {out, bias, R, OC, gelu, rows_aligned(out, (size_t)OC, sizeof(floatX)),
                   rows_aligned(bias, 0, sizeof(floatX))};
@@ -152,10 +152,24 @@ static void matmul_decode(floatX *out, const floatX *x, const void *packed, cons
     else launch<Wide>(e, rows, weight, C);
 }
 
+static void matmul_decode(floatX *out, const floatX *x, const void *packed, const floatX *bias,
+                          int R, int C, int OC) {
+    multiply(out, x, packed, bias, R, C, OC, 0);
+}
+
+static void mlp_decode(floatX *out, floatX *pre, floatX *act, const floatX *x,
+                       const void *packed_w1, const void *packed_w2, const struct Mlp *mlp, int R) {
+    (void)pre;
+    if (mlp->activation != GELU_TANH) die_machine("SWIGLU is not there yet"); /* TODO famcuda */
+    multiply(act, x, packed_w1, mlp->b1, R, mlp->C, mlp->F, 1);
+    multiply(out, act, packed_w2, mlp->b2, R, mlp->F, mlp->C, 0);
+}
+
 static void fill(struct Ops *ops) {
     ops->matmul_packed_size = matmul_packed_size;
     ops->matmul_pack = matmul_pack;
     ops->matmul_decode = matmul_decode;
+    ops->mlp_decode = mlp_decode;
 }
 
 extern const struct KernelFile PER_TYPE(cuda_matmul_decode) = {"matmul_decode", fill, no_workspace};

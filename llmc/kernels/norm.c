@@ -1,23 +1,32 @@
-/* Layer norm (1607.06450) of each row over its C channels.
+/* Layer norm (1607.06450) and RMS norm (1910.07467) of each row over its C channels.
 
        mean = 1/C sum x,  rstd = 1 / sqrt(1/C sum (x - mean)^2 + epsilon)
        h = (x - mean) rstd,  out = h weight + bias
+   RMS norm is the same without mean and bias.
 
    Backward, with g = dout weight (elementwise) and averages over the row:
-       dx += rstd (g - <g> - h <g h>),  dweight += sum_n dout h,  dbias += sum_n dout             */
+       dx += rstd (g - <g> - h <g h>),  dweight += sum_n dout h,  dbias += sum_n dout
+   where RMS norm has no <g>. */
 #include "cpu.h"
 
-/* One row, which stays in the first cache level for its four passes. The sums have a fixed order:
+/* Row n, which stays in the first cache level for its four passes. The sums have a fixed order:
    decoding uses this slot too, where a row's bits must not depend on the other rows. */
-static void normalise_row(floatX *out, float *mean, float *rstd, const floatX *x,
-                          const struct Norm *norm, int C) {
+static void normalise_row(floatX *out, const struct NormStats *stats, const floatX *x,
+                          const struct Norm *norm, int n, int C) {
     const floatX *weight = norm->weight, *bias = norm->bias;
-    float m = vm_sum(x, C) / (float)C;
-    for (int c = 0; c < C; c++) out[c] = x[c] - m;
-    float r = 1.0f / sqrtf(vm_dot(out, out, C) / (float)C + norm->epsilon);
-    for (int c = 0; c < C; c++) out[c] = out[c] * r * weight[c] + bias[c];
-    *mean = m;
-    *rstd = r;
+    const floatX *centred = x;
+    if (norm->kind == NORM_LAYER) {
+        float m = vm_sum(x, C) / (float)C;
+        for (int c = 0; c < C; c++) out[c] = x[c] - m;
+        stats->mean[n] = m;
+        centred = out;
+    }
+    float r = 1.0f / sqrtf(vm_dot(centred, centred, C) / (float)C + norm->epsilon);
+    if (bias != NULL)
+        for (int c = 0; c < C; c++) out[c] = centred[c] * r * weight[c] + bias[c];
+    else
+        for (int c = 0; c < C; c++) out[c] = centred[c] * r * weight[c];
+    stats->rstd[n] = r;
 }
 
 static void norm_forward(floatX *out, const struct NormStats *stats, const floatX *x,
@@ -25,7 +34,7 @@ static void norm_forward(floatX *out, const struct NormStats *stats, const float
     #pragma omp parallel for schedule(static)
     for (int n = 0; n < N; n++) {
         size_t row = (size_t)n * C;
-        normalise_row(out + row, &stats->mean[n], &stats->rstd[n], x + row, norm, C);
+        normalise_row(out + row, stats, x + row, norm, n, C);
     }
 }
 
@@ -36,20 +45,14 @@ static void norm_residual_forward(floatX *sum, floatX *out, const struct NormSta
     for (int n = 0; n < N; n++) {
         size_t row = (size_t)n * C;
         for (int c = 0; c < C; c++) sum[row + c] = x[row + c] + delta[row + c];
-        normalise_row(out + row, &stats->mean[n], &stats->rstd[n], sum + row, norm, C);
+        normalise_row(out + row, stats, sum + row, norm, n, C);
     }
 }
 
-/* Rows are cut into at most this many parts, each with its own sums of dweight and dbias, added in
-   order: so neither order nor bits depend on the number of threads. */
-#define PARTS 64
-#define ROWS_PER_PART 16
-
-static int part_count(int N) { return min_int(PARTS, (N + ROWS_PER_PART - 1) / ROWS_PER_PART); }
-
 /* dx of one row, and its addition to the sums of its part. */
 static void backward_row(floatX *dx, float *dweight, float *dbias, const floatX *dout,
-                         const floatX *x, const floatX *weight, float mean, float rstd, int C) {
+                         const floatX *x, const struct Norm *norm, float mean, float rstd, int C) {
+    const floatX *weight = norm->weight;
     float sum_g = 0, sum_gh = 0;
     #pragma omp simd reduction(+ : sum_g, sum_gh)
     for (int c = 0; c < C; c++) {
@@ -59,7 +62,7 @@ static void backward_row(floatX *dx, float *dweight, float *dbias, const floatX 
         dweight[c] += dout[c] * h;
         dbias[c] += dout[c];
     }
-    float mean_g = sum_g / (float)C, mean_gh = sum_gh / (float)C;
+    float mean_g = norm->kind == NORM_LAYER ? sum_g / (float)C : 0, mean_gh = sum_gh / (float)C;
     #pragma omp simd
     for (int c = 0; c < C; c++) {
         float h = (x[c] - mean) * rstd, g = dout[c] * weight[c];
@@ -82,18 +85,17 @@ static void norm_backward(floatX *dx, float *dweight, float *dbias, const floatX
             memset(sum, 0, 2 * (size_t)C * sizeof *sum);
             for (int n = begin; n < end; n++) {
                 size_t row = (size_t)n * C;
-                backward_row(dx + row, sum, sum + C, dout + row, x + row, norm->weight,
-                             stats->mean[n], stats->rstd[n], C);
+                float mean = norm->kind == NORM_LAYER ? stats->mean[n] : 0;
+                backward_row(dx + row, sum, sum + C, dout + row, x + row, norm, mean,
+                             stats->rstd[n], C);
             }
         }
         int begin, end;
         split_thread(&begin, &end, C, 16);
         for (int part = 0; part < parts; part++) {
             const float *sum = sums + (size_t)part * 2 * C;
-            for (int c = begin; c < end; c++) {
-                dweight[c] += sum[c];
-                dbias[c] += sum[C + c];
-            }
+            for (int c = begin; c < end; c++) dweight[c] += sum[c];
+            for (int c = begin; c < end && dbias; c++) dbias[c] += sum[C + c];
         }
     }
 }

@@ -1,0 +1,20 @@
+/* TODO famcuda: position.c on a GPU. */
+#include "cuda_common.cuh"
+
+static void position_forward(floatX *, const struct PositionSaved *, const int *,
+                             const struct Position *how, const struct Heads *, int) {
+    if (how->q_weight || how->inv_freq) die_machine("position is not there yet");
+}
+
+static void position_backward(floatX *, const struct PositionGradients *,
+                              const struct PositionSaved *, const int *,
+                              const struct Position *how, const struct Heads *, int, void *) {
+    if (how->q_weight || how->inv_freq) die_machine("position is not there yet");
+}
+
+static void fill(struct Ops *ops) {
+    ops->position_forward = position_forward;
+    ops->position_backward = position_backward;
+}
+
+extern const struct KernelFile PER_TYPE(cuda_position) = {"position", fill, no_workspace};
