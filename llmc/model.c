@@ -25,6 +25,7 @@
 
 bool model_config_named(struct ModelConfig *config, const char *name) {
     const struct Family *family;
+    memset(config, 0, sizeof *config);
     for (int i = 0; (family = family_at(i)) != NULL; i++) {
         if (!family->named_size(config, name)) continue;
         snprintf(config->family, sizeof config->family, "%s", family->name);
@@ -150,10 +151,9 @@ static void model_add_tensor(struct Model *model, const struct TensorRow *row, i
     *(size_t *)((char *)offsets + row->field) = tensor->offset;
 }
 
-/* Has a model of this config the optional tensors that the row is one of? */
 static bool row_exists(const struct TensorRow *row, const struct ModelConfig *config) {
-    int biases = row->flags & (QKV_BIAS | PROJ_BIAS | MLP_BIAS);
-    return (biases & ~config->biases) == 0 && !(row->flags & UNTIED && config->tied);
+    int missing = row->flags & OPTIONAL & ~config->optional;
+    return missing == 0 && !(row->flags & UNTIED && config->tied);
 }
 
 /* The frequencies go to the backend once. */

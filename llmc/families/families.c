@@ -6,11 +6,15 @@
 #include <stdio.h>
 #include <string.h>
 
-extern const struct Family family_gpt2;
+extern const struct Family family_gpt2, family_llama, family_mistral, family_qwen2, family_qwen3;
 
 /* Every family has its line here. */
 static const struct Family *const families[] = {
     &family_gpt2,
+    &family_llama,
+    &family_mistral,
+    &family_qwen2,
+    &family_qwen3,
 };
 enum { NUM_FAMILIES = sizeof families / sizeof *families };
 

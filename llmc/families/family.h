@@ -32,7 +32,7 @@ struct ModelConfig {
                           trained */
     int Vp;            /* rows of an embedding in memory: V_saved, rounded up for the backend */
     bool tied;         /* the head is wte */
-    int biases;        /* of QKV_BIAS, PROJ_BIAS, MLP_BIAS (below): the optional ones it has */
+    int optional;      /* which of the optional tensors it has: QKV_BIAS, ... (TensorFlags) */
     enum NormKind norm;
     double norm_epsilon;
     enum Activation activation;
@@ -71,7 +71,9 @@ enum TensorFlags {
     PER_LAYER = 8, /* exists once per layer */
     JOINED = 16,   /* follows the tensor of the row before without a gap, and both are one matrix to
                       the kernels: the row before, of the same field, has its offset */
-    QKV_BIAS = 32, PROJ_BIAS = 64, MLP_BIAS = 128,   /* exists only where config->biases says so */
+    /* exists only where config->optional has the flag */
+    QKV_BIAS = 32, PROJ_BIAS = 64, MLP_BIAS = 128, QK_NORM = 256,
+    OPTIONAL = QKV_BIAS | PROJ_BIAS | MLP_BIAS | QK_NORM,
 };
 
 struct TensorRow {

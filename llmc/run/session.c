@@ -22,7 +22,7 @@ static void shape_from_options(struct ModelConfig *c, const struct Options *o) {
     if (o->heads) c->NH = c->NKV = (int)o->heads;
     if (o->context) c->max_T = (int)o->context;
     if (o->untied) c->tied = false;
-    if (c->NH > 0) c->HS = c->C / c->NH;
+    if ((o->channels || o->heads) && c->NH > 0) c->HS = c->C / c->NH;
 }
 
 static void refuse_shape_options(const struct Session *s) {
