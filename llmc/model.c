@@ -25,9 +25,10 @@
 
 bool model_config_named(struct ModelConfig *config, const char *name) {
     const struct Family *family;
-    memset(config, 0, sizeof *config);
     for (int i = 0; (family = family_at(i)) != NULL; i++) {
-        if (!family->named_size(config, name)) continue;
+        struct ModelConfig named = {.V = config->V, .V_saved = config->V_saved, .Vp = config->Vp};
+        if (!family->named_size(&named, name)) continue;
+        *config = named;
         snprintf(config->family, sizeof config->family, "%s", family->name);
         return true;
     }

@@ -110,8 +110,8 @@ struct Activations {
     floatX *pre, *act;               /* [L,N,P], [L,N,F] */
     floatX *hidden;                  /* [N,C] E */
     struct NormStats stats_f;        /* [N] each */
-    floatX *delta;                   /* [N,C] forward: what is added to the residual stream next;
-                                        backward: gradient of an operation's input */
+    floatX *delta;                   /* [N,max(C,NH*HS)] forward: what is added to the residual
+                                        stream next; backward: gradient of an operation's input */
     floatX *wide;                    /* [N,max(P,QKV)] backward: dpre, dqkv */
     floatX *dx;                      /* [N,C] gradient of the residual stream */
     floatX *dhidden;                 /* [N,C] dE */
@@ -187,7 +187,7 @@ struct Activations *activations_reserve(const struct Model *model, struct Arena 
                                         int B, int max_T, enum Recompute recompute) {
     const struct ModelConfig *config = &model->config;
     int C = config->C, F = config->F, P = model_fc_rows(config), QKV = model_qkv(config);
-    int normed = model_normed_heads(model);
+    int width = config->NH * config->HS, normed = model_normed_heads(model);
     int L = recompute == RECOMPUTE_LAYER ? 1 : config->L;
     int L_act = recompute == RECOMPUTE_NONE ? config->L : 1;
     size_t size = model->ops->element_size;
@@ -205,13 +205,13 @@ struct Activations *activations_reserve(const struct Model *model, struct Arena 
         reserve(arena, &a->heads.x, saved, "qk before norm", size, L, N, normed * config->HS);
         reserve(arena, &a->heads.rstd, saved, "qk norm rstd", sizeof(float), L, N, normed);
     }
-    reserve(arena, &a->attention, saved, "attention", size, L, N, config->NH * config->HS);
+    reserve(arena, &a->attention, saved, "attention", size, L, N, width);
     reserve(arena, &a->lse, saved, "attention lse", sizeof(float), L, config->NH, N);
     reserve(arena, &a->pre, saved, "mlp before activation", size, L, N, P);
     reserve(arena, &a->act, saved, "mlp after activation", size, L_act, N, F);
     reserve(arena, &a->hidden, saved, "hidden states E", size, 0, N, C);
     reserve_stats(arena, &a->stats_f, config, saved, "final norm", 1, N);
-    reserve(arena, &a->delta, scratch, "delta", size, 0, N, C);
+    reserve(arena, &a->delta, scratch, "delta", size, 0, N, width > C ? width : C);
     reserve(arena, &a->wide, scratch, "dqkv or dpre", size, 0, N, QKV > P ? QKV : P);
     reserve(arena, &a->dx, scratch, "residual gradient", size, 0, N, C);
     reserve(arena, &a->dhidden, scratch, "dE", size, 0, N, C);

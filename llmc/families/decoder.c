@@ -48,11 +48,12 @@ const char *const decoder_ignored[] = {".rotary_emb.inv_freq", NULL};
 /* ---- sizes ---------------------------------------------------------------------------------- */
 
 void decoder_tiny(struct ModelConfig *config) {
-    *config = (struct ModelConfig){
-        .L = 3, .NH = 4, .NKV = 2, .C = 64, .HS = 16, .F = 176, .max_T = 256, .tied = true,
-        .norm = NORM_RMS, .norm_epsilon = 1e-6, .activation = SWIGLU,
-        .rope = {.kind = ROPE_PLAIN, .theta = 10000},
-    };
+    config->L = 3, config->NH = 4, config->NKV = 2, config->C = 64, config->HS = 16;
+    config->F = 176, config->max_T = 256;
+    config->tied = true;
+    config->norm = NORM_RMS, config->norm_epsilon = 1e-6;
+    config->activation = SWIGLU;
+    config->rope = (struct Rope){.kind = ROPE_PLAIN, .theta = 10000};
 }
 
 const char *decoder_problem(const struct ModelConfig *config) {

@@ -45,7 +45,7 @@ static _Noreturn void die_no_model(const struct Options *o, const char *checkpoi
 /* The model's configuration, from a checkpoint or by the options, and with it its tokenizer. */
 static struct ModelConfig choose_model(const struct Session *s, struct Tokenizer **tokenizer) {
     const struct Options *o = &s->options;
-    struct ModelConfig config;
+    struct ModelConfig config = {0};
     const char *problem;
     const char *checkpoint = s->place.checkpoint;
     if (checkpoint[0]) {
