@@ -91,9 +91,9 @@ struct Activations;      /* forward's memory for N tokens; opaque, in transforme
 struct DecodeState;      /* decode's memory for R rows and its cache; opaque, in transformer.c */
 struct cJSON;
 
-/* Sizes by name: "tiny" (L3 C64 NH4 T16), "gpt2" (124M), "gpt2-medium" (355M), "gpt2-large" (774M),
-   "gpt2-xl" (1558M). Returns false for an unknown name. The vocabulary (V, V_saved, Vp) is left to
-   the caller. */
+/* Sizes by name: "tiny" (L3 C64 NH4 T16), "gpt2" (124M), "gpt2-medium" (355M), "gpt2-large"
+   (774M), "gpt2-xl" (1558M); "tiny-llama" and the like, one of each family. Returns false for an
+   unknown name. The vocabulary (V, V_saved, Vp) is left to the caller. */
 bool model_config_named(struct ModelConfig *config, const char *name);
 /* Space-separated names, for messages. */
 const char *model_config_names(void);

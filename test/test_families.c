@@ -1,6 +1,7 @@
 /* Families: named sizes, configs that are refused, the table of tensors, and absent tensors. */
 #include "test.h"
 #include "../llmc/kernels/backends.h"
+#include <cjson/cJSON.h>
 #include "../llmc/model.h"
 
 static struct ModelConfig config_of(int L, int NH, int HS, int F, int V, int Vp, int max_T,
@@ -50,7 +51,7 @@ static void test_bad_configs_are_refused(void **state) {
     bad[0].L = 0, bad[1].NH = 5, bad[2].C = -24, bad[3].HS = 7, bad[4].F = 0, bad[5].V = 0;
     bad[6].Vp = 60, bad[7].max_T = 0, bad[8].NKV = 1;
     bad[9].V = bad[9].V_saved = bad[9].Vp = 1 << 30;
-    snprintf(bad[10].family, sizeof bad[10].family, "llama");
+    snprintf(bad[10].family, sizeof bad[10].family, "mamba");
     bad[11].L = 100000;
     bad[12].V_saved = 60, bad[13].V_saved = 65, bad[14].NKV = 0, bad[15].norm_epsilon = 0;
     for (int i = 0; i < 16; i++)
@@ -170,10 +171,198 @@ static void test_every_family_is_whole(void **state) {
                 const struct TensorRow *a = &family->rows[i], *b = &family->rows[j];
                 assert_string_not_equal(a->name, b->name);
                 bool same_struct = (a->flags & PER_LAYER) == (b->flags & PER_LAYER);
-                assert_false(same_struct && a->field == b->field);
+                bool same_field = same_struct && a->field == b->field;
+                /* of a field of several tensors, all but the first are joined to the one before */
+                if (j == i - 1) assert_int_equal(same_field, (a->flags & JOINED) != 0);
+                assert_true(!same_field || a->flags & JOINED);
             }
     }
     assert_null(family_find("no such family"));
+}
+
+/* ---- config.json ----------------------------------------------------------------------------- */
+
+/* NULL, or the sentence that says what is wrong. */
+static const char *read_text(struct ModelConfig *config, const char *text) {
+    cJSON *json = cJSON_Parse(text);
+    if (json == NULL) fail_msg("not JSON: %s", text);
+    const char *problem = model_config_read(config, json);
+    cJSON_Delete(json);
+    return problem;
+}
+
+#define LLAMA32                                                                                   \
+    "\"model_type\":\"llama\",\"hidden_act\":\"silu\",\"hidden_size\":2048,"                      \
+    "\"num_hidden_layers\":16,\"num_attention_heads\":32,\"num_key_value_heads\":8,"              \
+    "\"head_dim\":64,\"intermediate_size\":8192,\"vocab_size\":128256,"                           \
+    "\"max_position_embeddings\":131072,\"rms_norm_eps\":1e-05,"                                  \
+    "\"tie_word_embeddings\":true,\"attention_bias\":false,\"mlp_bias\":false,"                   \
+    "\"pretraining_tp\":1,\"attention_dropout\":0.0,"
+#define QWEN3                                                                                     \
+    "{\"model_type\":\"qwen3\",\"hidden_size\":1024,\"num_hidden_layers\":28,"                    \
+    "\"num_attention_heads\":16,\"num_key_value_heads\":8,\"head_dim\":128,"                      \
+    "\"intermediate_size\":3072,\"vocab_size\":151936,\"max_position_embeddings\":40960,"         \
+    "\"rope_theta\":1000000,\"tie_word_embeddings\":true,\"sliding_window\":null,"                \
+    "\"use_sliding_window\":false,\"max_window_layers\":28,\"rope_scaling\":null"
+
+/* The shapes of published models, and their numbers of parameters as published. */
+static void test_published_models(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        size_t parameters;
+        double theta;
+    } rows[] = {
+        {"{\"model_type\":\"llama\",\"hidden_size\":576,\"num_hidden_layers\":30,"
+         "\"num_attention_heads\":9,\"num_key_value_heads\":3,\"intermediate_size\":1536,"
+         "\"vocab_size\":49152,\"max_position_embeddings\":8192,\"rope_theta\":100000,"
+         "\"rope_interleaved\":false,\"tie_word_embeddings\":true}", 134515008, 100000},
+        {"{\"model_type\":\"llama\",\"hidden_size\":4096,\"num_hidden_layers\":32,"
+         "\"num_attention_heads\":32,\"intermediate_size\":11008,\"vocab_size\":32000,"
+         "\"max_position_embeddings\":4096}", 6738415616, 10000},
+        {"{" LLAMA32 "\"rope_theta\":500000.0,\"rope_scaling\":{\"factor\":32.0,"
+         "\"high_freq_factor\":4.0,\"low_freq_factor\":1.0,\"rope_type\":\"llama3\","
+         "\"original_max_position_embeddings\":8192}}", 1235814400, 500000},
+        {"{\"model_type\":\"mistral\",\"hidden_size\":4096,\"num_hidden_layers\":32,"
+         "\"num_attention_heads\":32,\"num_key_value_heads\":8,\"intermediate_size\":14336,"
+         "\"vocab_size\":32768,\"max_position_embeddings\":32768,\"sliding_window\":null,"
+         "\"rope_theta\":1000000.0}", 7248023552, 1000000},
+        {"{\"model_type\":\"qwen2\",\"hidden_size\":896,\"num_hidden_layers\":24,"
+         "\"num_attention_heads\":14,\"num_key_value_heads\":2,\"intermediate_size\":4864,"
+         "\"vocab_size\":151936,\"max_position_embeddings\":32768,\"sliding_window\":32768,"
+         "\"use_sliding_window\":false,\"max_window_layers\":21,\"rope_theta\":1000000.0,"
+         "\"tie_word_embeddings\":true}", 494032768, 1000000},
+        {QWEN3 "}", 596049920, 1000000},
+        {"{\"model_type\":\"qwen3\",\"hidden_size\":4096,\"num_hidden_layers\":36,"
+         "\"num_attention_heads\":32,\"num_key_value_heads\":8,\"intermediate_size\":12288,"
+         "\"vocab_size\":151936,\"max_position_embeddings\":40960,\"rope_parameters\":"
+         "{\"rope_theta\":1000000,\"rope_type\":\"default\"}}", 8190735360, 1000000},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct ModelConfig config;
+        const char *problem = read_text(&config, rows[i].text);
+        if (problem) fail_msg("model %zu: %s", i, problem);
+        struct Model *model = model_build(&config, NULL);
+        assert_int_equal(model->num_real_parameters, rows[i].parameters);
+        assert_true(config.rope.theta == rows[i].theta);
+        model_free(model);
+    }
+}
+
+/* Both spellings give one config, and what is written is read back as it was. */
+static void test_configs_of_both_transformers(void **state) {
+    (void)state;
+    static const char scaling[] = "\"factor\":32.0,\"high_freq_factor\":4.0,"
+                                  "\"low_freq_factor\":1.0,"
+                                  "\"original_max_position_embeddings\":8192";
+    char old[1024], new[1024];
+    snprintf(old, sizeof old, "{%s\"rope_theta\":5e5,\"rope_scaling\":{%s,\"type\":\"llama3\"}}",
+             LLAMA32, scaling);
+    snprintf(new, sizeof new,
+             "{%s\"rope_parameters\":{%s,\"rope_theta\":5e5,\"rope_type\":\"llama3\"}}", LLAMA32,
+             scaling);
+    struct ModelConfig a, b;
+    assert_null(read_text(&a, old));
+    assert_null(read_text(&b, new));
+    assert_memory_equal(&a, &b, sizeof a);
+    const struct Family *family;
+    for (int i = 0; (family = family_at(i)) != NULL; i++) {
+        if (family->inv_freq == NULL) continue;
+        struct ModelConfig config = {.V = 61, .V_saved = 61, .Vp = 61};
+        assert_true(model_config_named(&config, family->size_names));
+        config.rope = a.rope;
+        config.tied = i % 2;
+        cJSON *json = cJSON_CreateObject();
+        model_config_write(json, &config, 60);
+        assert_null(model_config_read(&b, json));
+        assert_memory_equal(&config, &b, sizeof b);
+        cJSON_Delete(json);
+    }
+}
+
+/* What cannot be run exactly is named. */
+static void test_variants_are_refused(void **state) {
+    (void)state;
+    static const struct {
+        const char *more, *named;   /* NULL: it is run */
+    } rows[] = {
+        {"", NULL},
+        {",\"hidden_act\":\"gelu\"", "hidden_act"},
+        {",\"hidden_act\":\"silu\"", NULL},
+        {",\"use_sliding_window\":true,\"sliding_window\":128,\"max_window_layers\":3", "sliding"},
+        {",\"sliding_window\":128", NULL},
+        {",\"use_sliding_window\":true,\"sliding_window\":128,\"max_window_layers\":4", NULL},
+        {",\"use_sliding_window\":true,\"sliding_window\":512", NULL},
+        {",\"layer_types\":[\"full_attention\",\"sliding_attention\"],\"sliding_window\":128",
+         "sliding"},
+        {",\"layer_types\":[\"full_attention\",\"linear_attention\"]", "linear_attention"},
+        {",\"layer_types\":[\"full_attention\",7]", "layer_types"},
+        {",\"partial_rotary_factor\":0.5", "partial_rotary_factor"},
+        {",\"partial_rotary_factor\":1.0", NULL},
+        {",\"rope_parameters\":{\"partial_rotary_factor\":0.25}", "partial_rotary_factor"},
+        {",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0}", "yarn"},
+        {",\"rope_scaling\":{\"rope_type\":\"dynamic\",\"factor\":4.0}", "dynamic"},
+        {",\"rope_scaling\":{\"rope_type\":\"longrope\",\"short_factor\":[1]}", "longrope"},
+        {",\"rope_scaling\":{\"rope_type\":7}", "type"},
+        {",\"rope_scaling\":7", "rope_scaling"},
+        {",\"rope_scaling\":{}", NULL},
+        {",\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":4.0}", NULL},
+        {",\"rope_scaling\":{\"rope_type\":\"linear\"}", "factor"},
+        {",\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":0.0}", "factor"},
+        {",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,"
+         "\"high_freq_factor\":4}", "high_freq_factor"},
+        {",\"rope_parameters\":{\"full_attention\":{\"rope_theta\":1e4}}", "full_attention"},
+        {",\"rope_parameters\":{\"rope_theta\":1e4},\"rope_scaling\":{\"factor\":2}", "differ"},
+        {",\"rope_theta\":-1", "rope_theta"},
+        {",\"rope_theta\":\"1e4\"", "rope_theta"},
+        {",\"num_experts\":8", "num_experts"},
+        {",\"num_local_experts\":8", "mixture of experts"},
+        {",\"quantization_config\":{\"quant_method\":\"gptq\"}", "quantization_config"},
+        {",\"quantization_config\":null", NULL},
+        {",\"attention_bias\":1", "attention_bias"},
+        {",\"tie_word_embeddings\":\"no\"", "tie_word_embeddings"},
+        {",\"rms_norm_eps\":0", "rms_norm_eps"},
+        {",\"rms_norm_eps\":2", "rms_norm_eps"},
+        {",\"head_dim\":7", "7 channels"},
+        {",\"head_dim\":0", "head_dim"},
+        {",\"num_key_value_heads\":3", "key-value"},
+        {",\"attention_dropout\":0.1,\"pretraining_tp\":4,\"torch_dtype\":\"bfloat16\"", NULL},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char text[1024];
+        snprintf(text, sizeof text,
+                 "{\"model_type\":\"llama\",\"hidden_size\":64,\"num_hidden_layers\":4,"
+                 "\"num_attention_heads\":4,\"intermediate_size\":96,\"vocab_size\":61,"
+                 "\"max_position_embeddings\":512%s}", rows[i].more);
+        struct ModelConfig config;
+        const char *problem = read_text(&config, text);
+        if (rows[i].named == NULL && problem) fail_msg("%s: %s", rows[i].more, problem);
+        if (rows[i].named && (problem == NULL || strstr(problem, rows[i].named) == NULL))
+            fail_msg("%s: %s", rows[i].more, problem ? problem : "was accepted");
+    }
+    struct ModelConfig config;
+    assert_non_null(strstr(read_text(&config, "{\"model_type\":\"qwen3_moe\"}"), "qwen3_moe"));
+    assert_non_null(strstr(read_text(&config, "{\"model_type\":\"mistral\",\"hidden_size\":64,"
+                                     "\"num_hidden_layers\":4,\"num_attention_heads\":4,"
+                                     "\"num_key_value_heads\":4,\"intermediate_size\":96,"
+                                     "\"vocab_size\":61,\"max_position_embeddings\":32768}"),
+                           "sliding"));
+}
+
+/* The frequencies of Llama 3.1 8B's rotation by the published formula in double. */
+static void test_llama3_frequencies(void **state) {
+    (void)state;
+    struct ModelConfig config = {.HS = 128, .rope = {ROPE_LLAMA3, 500000, 8, 1, 4, 8192}};
+    float found[64];
+    family_find("llama")->inv_freq(found, &config);
+    for (int i = 0; i < 64; i++) {
+        double f = pow(500000, -i / 64.0), length = 2 * M_PI / f;
+        double smooth = (8192 / length - 1) / (4 - 1);
+        double expected = length < 8192 / 4.0   ? f
+                          : length > 8192 / 1.0 ? f / 8
+                                                : (1 - smooth) * f / 8 + smooth * f;
+        ASSERT_CLOSE("frequency", fabs(found[i] / expected - 1), 1e-6);
+    }
 }
 
 int main(void) {
@@ -183,6 +372,10 @@ int main(void) {
         cmocka_unit_test(test_table_covers_the_buffer),
         cmocka_unit_test(test_absent_tensors_are_null),
         cmocka_unit_test(test_every_family_is_whole),
+        cmocka_unit_test(test_published_models),
+        cmocka_unit_test(test_configs_of_both_transformers),
+        cmocka_unit_test(test_variants_are_refused),
+        cmocka_unit_test(test_llama3_frequencies),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

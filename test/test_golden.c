@@ -185,7 +185,7 @@ static void check_greedy(const struct Rig *rig, const struct Case *c) {
     struct RolloutRequest request = {
         .num_prompts = PROMPTS, .group = 1, .prompt_token = prompt, .prompt_start = start,
         .ordinal = (uint32_t[]){0, 1, 2}, .purpose = RNG_SAMPLE, .max_tokens = NEW_TOKENS,
-        .end_of_text = -1};
+    };
     struct Rollout rollout = {0};
     sampler_generate(g.sampler, &rig->weights, &request, &rollout, g.workspace);
     for (int p = 0; p < PROMPTS; p++)

@@ -1,5 +1,5 @@
-/* Mistral (2310.06825), as Hugging Face's MistralForCausalLM has it: Llama without biases. The first
-   versions attend through a sliding window and are refused; later ones have none. */
+/* Mistral (2310.06825), as Hugging Face's MistralForCausalLM has it: Llama without biases. The
+   first versions attend through a sliding window and are refused; later ones have none. */
 #include "decoder.h"
 #include <cjson/cJSON.h>
 #include <string.h>

@@ -160,7 +160,7 @@ static void matmul_decode(floatX *out, const floatX *x, const void *packed, cons
 static void mlp_decode(floatX *out, floatX *pre, floatX *act, const floatX *x,
                        const void *packed_w1, const void *packed_w2, const struct Mlp *mlp, int R) {
     (void)pre;
-    if (mlp->activation != GELU_TANH) die_machine("SWIGLU is not there yet"); /* TODO famcuda */
+    if (mlp->activation != GELU_TANH) die_machine("the CUDA backend has no SwiGLU");
     multiply(act, x, packed_w1, mlp->b1, R, mlp->C, mlp->F, 1);
     multiply(out, act, packed_w2, mlp->b2, R, mlp->F, mlp->C, 0);
 }

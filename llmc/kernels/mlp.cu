@@ -81,11 +81,11 @@ static bool both_aligned(const void *a, const void *b) {
     return rows_aligned(a, 16, 1) && rows_aligned(b, 16, 1);
 }
 
-/* TODO famcuda: SWIGLU here, in mlp_forward and in mlp_backward */
+/* session.c keeps models with SWIGLU off this backend. */
 static void activation_forward(floatX *act, const floatX *pre, int N, int F,
                                enum Activation activation) {
     size_t n = (size_t)N * F;
-    if (activation != GELU_TANH) die_machine("SWIGLU is not there yet");
+    if (activation != GELU_TANH) die_machine("the CUDA backend has no SwiGLU");
     if (n == 0) return;
     gelu_kernel<<<blocks_for(n), THREADS, 0, cuda.stream>>>(act, pre, n, both_aligned(act, pre));
     CUDA_CHECK_LAUNCH();

@@ -1,15 +1,16 @@
-/* TODO famcuda: position.c on a GPU. */
+/* Query and key heads before attention. Models that norm or rotate them are kept off this backend
+   (session.c), so nothing is to be done. */
 #include "cuda_common.cuh"
 
 static void position_forward(floatX *, const struct PositionSaved *, const int *,
                              const struct Position *how, const struct Heads *, int) {
-    if (how->q_weight || how->inv_freq) die_machine("position is not there yet");
+    if (how->q_weight || how->inv_freq) die_machine("the CUDA backend has no rotation");
 }
 
 static void position_backward(floatX *, const struct PositionGradients *,
                               const struct PositionSaved *, const int *,
                               const struct Position *how, const struct Heads *, int, void *) {
-    if (how->q_weight || how->inv_freq) die_machine("position is not there yet");
+    if (how->q_weight || how->inv_freq) die_machine("the CUDA backend has no rotation");
 }
 
 static void fill(struct Ops *ops) {

@@ -1,5 +1,6 @@
-/* exp, log, GELU and SiLU in float32 as straight-line code without branches, so that a loop that calls
-   them becomes vector code in gcc and clang (the C library's are scalar calls: 1.4 times a head).
+/* exp, log, GELU and SiLU in float32 as straight-line code without branches, so that a loop that
+   calls them becomes vector code in gcc and clang (the C library's are scalar calls: 1.4 times a
+   head).
    Errors against double (test/test_ops_basics.c): exp and log below 1.1 ulp on the whole range.
 
    And sums whose order is written down here rather than chosen by the compiler: their bits depend
