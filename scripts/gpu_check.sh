@@ -58,7 +58,8 @@ else
     plugin="-f test/cudasim/backend.mk build/backend_$backend.so"
 fi
 # On the simulator whole rollouts and programs take minutes: make sim has its share of them.
-kernel_tests="test_ops_basics test_ops_dense test_attention test_head test_decode_ops test_adamw"
+kernel_tests="test_ops_basics test_ops_dense test_ops_variants test_attention test_head \
+    test_decode_ops test_adamw"
 kernel_tests="$kernel_tests test_contract test_matmul_choices"
 [ "$backend" = cuda ] && kernel_tests="$kernel_tests test_sampler"
 programs=""

@@ -3,9 +3,10 @@
        x_n = wte[token_n] + wpe[position_n]
        dwte[v] += sum over n with token_n = v of dx_n,     dwpe[t] likewise by position
 
-   A token whose position is negative is padding: its x is 0, and it adds to no gradient.
+   A token whose position is negative is padding: its x is 0, and it adds to no gradient. Without
+   wpe (NULL: positions are told otherwise) the second term and its gradient are left out.
 
-   Forward: a thread makes 16 bytes of x. 3 N C elements move.
+   Forward: a thread makes 16 bytes of x. 3 N C elements move, without wpe 2.
 
    Backward needs, for each token, the list of its n. No float atomics: the order of every sum is
    fixed by the arguments. The pairs (token + 1, n), and likewise (position + 1, n), are sorted by
@@ -24,8 +25,8 @@
 
    Cost: each list is sorted by one block, 8 bits of the key at a time, in two passes over 8 N bytes
    (four above 65534): linear in N, by calculation 0.1 ms for 64k tokens, whose training step is 49
-   TFLOP in GPT-2 124M. The sums read dx twice, 2 N C elements in all, every piece in parallel. At
-   worst, one token everywhere, N / 32 partial sums are added one after another. */
+   TFLOP in GPT-2 124M. The sums read dx once per list, 2 N C elements in all, every piece in
+   parallel. At worst, one token everywhere, N / 32 partial sums are added one after another. */
 #include "cuda_common.cuh"
 
 enum {
@@ -52,7 +53,7 @@ static __global__ void forward_kernel(floatX *x, const int *token, const int *po
     float a[VEC] = {0}, b[VEC] = {0};
     if (position[n] >= 0) {
         load_some(a, wte + (size_t)token[n] * C + c, C - c, whole);
-        load_some(b, wpe + (size_t)position[n] * C + c, C - c, whole);
+        if (wpe) load_some(b, wpe + (size_t)position[n] * C + c, C - c, whole);
 #pragma unroll
         for (int i = 0; i < VEC; i++) a[i] += b[i];
     }
@@ -296,8 +297,9 @@ static void embedding_backward(float *dwte, float *dwpe, const floatX *dx, const
                                parts + 3 * sums};
     struct Lists l = {{by_token, by_position}, {dwte, dwpe}, token, position, dx, N, C,
                       pieces, whole};
-    dim3 grid(pieces, ceil_div(chunks_of(C), THREADS), 2);
-    sort_kernel<<<2, SORTERS, 0, cuda.stream>>>(l);
+    const int lists = dwpe ? 2 : 1;
+    dim3 grid(pieces, ceil_div(chunks_of(C), THREADS), lists);
+    sort_kernel<<<lists, SORTERS, 0, cuda.stream>>>(l);
     CUDA_CHECK_LAUNCH();
     if (whole) sum_kernel<true><<<grid, THREADS, 0, cuda.stream>>>(l);
     else sum_kernel<false><<<grid, THREADS, 0, cuda.stream>>>(l);

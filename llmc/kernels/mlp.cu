@@ -3,6 +3,9 @@
        pre = x w1^T + b1,   act = gelu(pre),   out = act w2^T + b2
        dpre = (dout w2) gelu'(pre),   and the two linear layers' gradients (linear.cuh)
 
+   or, with pre = gate and up side by side,
+       act = silu(gate) up,   dgate = (dout w2) up silu'(gate),   dup = (dout w2) silu(gate)
+
    forward    [x w1^T + b1] -> pre -> [gelu] -> act -> [act w2^T + b2] -> out
    backward   [dout w2, * gelu'(pre)] -> dpre -> [dpre w1] -> dx;  [dout^T act], [dpre^T x] -> dw
 
@@ -15,18 +18,17 @@
 
    In backward no bits have to be reproduced, and the epilogue saves a rounding of dout w2 and 2 N F
    elements written and read, so it is used where it exists and is exact enough: in the narrow
-   types, with rows aligned to 16 bytes. Otherwise a kernel multiplies dpre in place. */
+   types, with rows aligned to 16 bytes. Otherwise a kernel multiplies dpre in place.
+
+   SwiGLU has no epilogue in the library, because it needs two columns of a product for one. Forward
+   its kernel reads 2 N F elements of pre and writes N F of act. Backward, dout w2 is formed in the
+   half of dpre where dup belongs; a kernel reads it and pre, 3 N F, and writes both halves, 2 N F.
+   For 8192 x 8960 in bf16 (Qwen2.5 1.5B) that is 0.44 and 0.73 GB, 0.15 and 0.25 ms at 3.0 TB/s,
+   beside 0.86 ms forward and 1.7 ms backward for the three products at 790 TFLOP/s. */
 #include "linear.cuh"
+#include "swiglu.cuh"
 
-enum { THREADS = 256 };
-
-/* e^x and a / b, as exact as the element type needs. */
-static __device__ __forceinline__ float exp_x(float x) {
-    return sizeof(floatX) < sizeof(float) ? __expf(x) : expf(x);
-}
-static __device__ __forceinline__ float divide_x(float a, float b) {
-    return sizeof(floatX) < sizeof(float) ? __fdividef(a, b) : a / b;
-}
+enum { THREADS = ACTIVATION_THREADS };
 
 /* GPT-2's GELU, x/2 (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3), written x sigmoid(2u): the
    same number, without the cancellation of 1 + tanh for negative x. */
@@ -46,7 +48,8 @@ static __device__ __forceinline__ float gelu_gradient(float x) {
     return s + c * slope * (e * s) * s;
 }
 
-/* A thread has 16 bytes' worth of elements. */
+/* ---- kernels: a thread has 16 bytes' worth of elements -------------------------------------- */
+
 static __global__ void __launch_bounds__(THREADS)
 gelu_kernel(floatX *act, const floatX *pre, size_t n, bool whole) {
     size_t i = ((size_t)blockIdx.x * THREADS + threadIdx.x) * VEC;
@@ -73,56 +76,96 @@ gelu_backward_kernel(floatX *dpre, const floatX *pre, size_t n, bool whole) {
     store_some(dpre + i, slope, count, whole);
 }
 
-static unsigned blocks_for(size_t n) {
-    return (unsigned)((n + (size_t)THREADS * VEC - 1) / ((size_t)THREADS * VEC));
+/* dpre [N,2F]: its second half is the gradient of act, and both become those of pre. */
+static __global__ void __launch_bounds__(THREADS)
+swiglu_backward_kernel(floatX *dpre, const floatX *pre, int N, int F, bool whole) {
+    const int chunks = ceil_div(F, VEC);
+    size_t index = (size_t)blockIdx.x * THREADS + threadIdx.x, n = index / chunks;
+    if (n >= (size_t)N) return;
+    int f = (int)(index % chunks) * VEC, left = F - f;
+    const floatX *gate = pre + n * 2 * F + f;
+    floatX *dgate = dpre + n * 2 * F + f;
+    float x[VEC], up[VEC], dact[VEC];
+    load_some(x, gate, left, whole);
+    load_some(up, gate + F, left, whole);
+    load_some(dact, dgate + F, left, whole);
+#pragma unroll
+    for (int j = 0; j < VEC; j++) {
+        up[j] *= dact[j] * silu_gradient(x[j]);
+        dact[j] *= silu(x[j]);
+    }
+    store_some(dgate, up, left, whole);
+    store_some(dgate + F, dact, left, whole);
 }
 
-static bool both_aligned(const void *a, const void *b) {
-    return rows_aligned(a, 16, 1) && rows_aligned(b, 16, 1);
-}
+/* ---- their launches ------------------------------------------------------------------------- */
 
-/* session.c keeps models with SWIGLU off this backend. */
 static void activation_forward(floatX *act, const floatX *pre, int N, int F,
                                enum Activation activation) {
     size_t n = (size_t)N * F;
-    if (activation != GELU_TANH) die_machine("the CUDA backend has no SwiGLU");
     if (n == 0) return;
-    gelu_kernel<<<blocks_for(n), THREADS, 0, cuda.stream>>>(act, pre, n, both_aligned(act, pre));
+    if (activation == SWIGLU) {
+        swiglu_forward(act, pre, N, F);
+        return;
+    }
+    gelu_kernel<<<blocks_for(1, n), THREADS, 0, cuda.stream>>>(act, pre, n,
+                                                               both_aligned(act, pre, 0));
     CUDA_CHECK_LAUNCH();
 }
 
 static void gelu_backward(floatX *dpre, const floatX *pre, size_t n) {
     if (n == 0) return;
-    gelu_backward_kernel<<<blocks_for(n), THREADS, 0, cuda.stream>>>(dpre, pre, n,
-                                                                     both_aligned(dpre, pre));
+    gelu_backward_kernel<<<blocks_for(1, n), THREADS, 0, cuda.stream>>>(
+        dpre, pre, n, both_aligned(dpre, pre, 0));
     CUDA_CHECK_LAUNCH();
 }
+
+static void swiglu_backward(floatX *dpre, const floatX *pre, int N, int F) {
+    if (N == 0 || F == 0) return;
+    swiglu_backward_kernel<<<blocks_for(N, F), THREADS, 0, cuda.stream>>>(
+        dpre, pre, N, F, both_aligned(dpre, pre, F));
+    CUDA_CHECK_LAUNCH();
+}
+
+/* ---- the slots ------------------------------------------------------------------------------ */
 
 static void mlp_forward(floatX *out, floatX *pre, floatX *act, const floatX *x,
                         const struct Mlp *mlp, int N) {
     int C = mlp->C, F = mlp->F;
-    linear_forward(pre, x, mlp->w1, mlp->b1, N, C, F);
+    linear_forward(pre, x, mlp->w1, mlp->b1, N, C, F * activation_inputs(mlp->activation));
     activation_forward(act, pre, N, F, mlp->activation);
     linear_forward(out, act, mlp->w2, mlp->b2, N, F, C);
+}
+
+/* dpre [N,P] of dout. */
+static void activation_backward(floatX *dpre, const floatX *dout, const floatX *pre,
+                                const struct Mlp *mlp, int N) {
+    int C = mlp->C, F = mlp->F;
+    struct Matrix a = matrix(dout, C), b = matrix(mlp->w2, F);
+    bool narrow = sizeof(floatX) < sizeof(float);
+    if (mlp->activation == SWIGLU) {
+        gemm(GEMM_NN, matrix(dpre + F, 2 * (size_t)F), a, b, N, F, C, 1.0f, 0.0f);
+        swiglu_backward(dpre, pre, N, F);
+    } else if (!narrow ||
+               !gemm_with(GEMM_DGELU, pre, GEMM_NN, matrix(dpre, F), a, b, N, F, C)) {
+        gemm(GEMM_NN, matrix(dpre, F), a, b, N, F, C, 1.0f, 0.0f);
+        gelu_backward(dpre, pre, (size_t)N * F);
+    }
 }
 
 static void mlp_backward(floatX *dx, const struct MlpGradients *gradients, floatX *dpre,
                          const floatX *dout, const floatX *x, const floatX *pre, const floatX *act,
                          const struct Mlp *mlp, int N, void *workspace) {
     const struct MlpGradients d = *gradients;
-    int C = mlp->C, F = mlp->F;
-    struct Matrix to = matrix(dpre, F), a = matrix(dout, C), b = matrix(mlp->w2, F);
-    bool narrow = sizeof(floatX) < sizeof(float);
-    if (!narrow || !gemm_with(GEMM_DGELU, pre, GEMM_NN, to, a, b, N, F, C)) {
-        gemm(GEMM_NN, to, a, b, N, F, C, 1.0f, 0.0f);
-        gelu_backward(dpre, pre, (size_t)N * F);
-    }
+    int C = mlp->C, F = mlp->F, P = F * activation_inputs(mlp->activation);
+    activation_backward(dpre, dout, pre, mlp, N);
     linear_backward(NULL, d.dw2, d.db2, dout, act, mlp->w2, N, F, C, workspace);
-    linear_backward(dx, d.dw1, d.db1, dpre, x, mlp->w1, N, C, F, workspace);
+    linear_backward(dx, d.dw1, d.db1, dpre, x, mlp->w1, N, C, P, workspace);
 }
 
+/* The shape does not say which activation it is: room for SwiGLU's 2 F columns. */
 static size_t workspace_bytes(const struct OpsShape *shape) {
-    return linear_workspace(shape->N, max_int(shape->C, shape->F));
+    return linear_workspace(shape->N, max_int(shape->C, 2 * shape->F));
 }
 
 static void fill(struct Ops *ops) {

@@ -1,10 +1,13 @@
-/* Layer norm (1607.06450) of each row over its C channels: norm.c in CUDA.
+/* Layer norm (1607.06450) and RMS norm (1910.07467) of each row over its C channels: norm.c in
+   CUDA.
 
        mean = 1/C sum x,  rstd = 1 / sqrt(1/C sum (x - mean)^2 + epsilon)
        h = (x - mean) rstd,  out = h weight + bias
+   RMS norm is the same without mean and bias. LAYER chooses when the kernels are compiled.
 
    Backward, with g = dout weight (elementwise) and averages over the row:
        dx += rstd (g - <g> - h <g h>),  dweight += sum_n dout h,  dbias += sum_n dout
+   where RMS norm has no <g>, and no dbias.
 
    Forward: a warp per row, VEC columns (16 bytes) per lane and load. The row is read once and
    stays in registers for the mean, then the squares, then the output:
@@ -20,14 +23,16 @@
        row 0    [   ]   [   ]   [   ]      -> <g>, <g h> of row 0
        row 1    [   ]   [   ]   [   ]      -> <g>, <g h> of row 1
                   |       |       |
-       partial  [   ]   [   ]   [   ]      workspace [slices][2][C], added in order by fold_kernel
+       partial  [   ]   [   ]   [   ]      workspace [slices][2][C] (RMS norm: [slices][1][C]),
+                                           added in order by fold_kernel
 
    Rows that do not fit (C > 2048 forward, C > 512 VEC backward) take the long kernels, which read
    them again for each pass.
 
    There are about ten operations to an element, so only bytes count. Per element of 2 bytes the
    forward pass reads 2 and writes 2, with the residual sum 4 and 4; backward reads 6 and writes 2.
-   The partial sums are 8 bytes per column and slice, written and read: 4 MB, in the L2 cache. */
+   The partial sums are 8 bytes per column and slice (RMS norm: 4), written and read: 4 MB, in the
+   L2 cache. */
 #include "cuda_common.cuh"
 
 enum {
@@ -70,8 +75,8 @@ static bool is_whole(const floatX *row, int C) { return rows_aligned(row, C, siz
 
 struct Forward {
     floatX *sum, *out;
-    float *mean, *rstd;
-    const floatX *x, *delta, *weight, *bias; /* sum, delta: with RESIDUAL only */
+    float *mean, *rstd; /* mean: with LAYER only */
+    const floatX *x, *delta, *weight, *bias; /* sum, delta: with RESIDUAL only; bias may be NULL */
     float epsilon;
     int N, C;
 };
@@ -90,23 +95,25 @@ static __device__ __forceinline__ void add_delta(float *row, const float *delta,
 /* out = centred rstd weight + bias for `left` columns from c; `at` is where they lie in the row.
    fmaf is written out, here and in the squares: the compiler then has no choice that could differ
    between two instances of one formula. */
-template <bool WHOLE>
+template <bool LAYER, bool WHOLE>
 static __device__ __forceinline__ void store_row(const struct Forward &a, const float *centred,
                                                  float rstd, size_t at, int c, int left) {
-    float weight[VEC], bias[VEC], out[VEC];
+    float weight[VEC], bias[VEC] = {0}, out[VEC];
     load_columns<WHOLE>(weight, a.weight + c, left);
-    load_columns<WHOLE>(bias, a.bias + c, left);
+    if (LAYER && a.bias) load_columns<WHOLE>(bias, a.bias + c, left);
 #pragma unroll
     for (int j = 0; j < VEC; j++) out[j] = fmaf(centred[j] * rstd, weight[j], bias[j]);
     store_columns<WHOLE>(a.out + at, out, left);
 }
 
-/* row -= mean in `left` columns; returns the sum of their squares. Beyond them row stays 0. */
+/* With LAYER, row -= mean in `left` columns. Returns the sum of their squares. Beyond them row
+   stays 0. */
+template <bool LAYER>
 static __device__ __forceinline__ float centre(float *row, float mean, int left) {
     float squares = 0;
 #pragma unroll
     for (int j = 0; j < VEC; j++) {
-        row[j] = j < left ? row[j] - mean : 0.0f;
+        if (LAYER) row[j] = j < left ? row[j] - mean : 0.0f;
         squares = fmaf(row[j], row[j], squares);
     }
     return squares;
@@ -120,7 +127,7 @@ static __device__ __forceinline__ float sum_of(const float *row) {
 }
 
 /* HELD: floats of the row in each lane's registers, C <= 32 HELD. */
-template <int HELD, bool RESIDUAL, bool WHOLE>
+template <int HELD, bool LAYER, bool RESIDUAL, bool WHOLE>
 static __global__ void __launch_bounds__(ROWS * WARP) forward_kernel(struct Forward a) {
     enum { VECTORS = HELD / VEC };
     int n = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -137,66 +144,82 @@ static __global__ void __launch_bounds__(ROWS * WARP) forward_kernel(struct Forw
     for (int v = 0; v < VECTORS; v++) { /* after all loads: `sum` may be x */
         int c = (v * WARP + lane) * VEC;
         if (RESIDUAL) add_delta<WHOLE>(held[v], delta[v], a.sum + row + c, a.C - c);
-        sum += sum_of(held[v]);
+        if (LAYER) sum += sum_of(held[v]);
     }
-    float mean = warp_sum(sum) / (float)a.C;
+    float mean = LAYER ? warp_sum(sum) / (float)a.C : 0.0f;
 #pragma unroll
     for (int v = 0; v < VECTORS; v++)
-        squares += centre(held[v], mean, a.C - (v * WARP + lane) * VEC);
+        squares += centre<LAYER>(held[v], mean, a.C - (v * WARP + lane) * VEC);
     float rstd = 1.0f / sqrtf(warp_sum(squares) / (float)a.C + a.epsilon);
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         int c = (v * WARP + lane) * VEC;
-        store_row<WHOLE>(a, held[v], rstd, row + c, c, a.C - c);
+        store_row<LAYER, WHOLE>(a, held[v], rstd, row + c, c, a.C - c);
     }
-    if (lane == 0) a.mean[n] = mean, a.rstd[n] = rstd;
+    if (lane > 0) return;
+    if (LAYER) a.mean[n] = mean;
+    a.rstd[n] = rstd;
 }
 
 /* A block per row, which each thread reads once per pass (of `sum` it reads what it wrote). */
-template <bool RESIDUAL, bool WHOLE>
+template <bool LAYER, bool RESIDUAL, bool WHOLE>
 static __global__ void __launch_bounds__(LONG_THREADS) long_forward_kernel(struct Forward a) {
     __shared__ float scratch[LONG_THREADS / WARP];
     enum { STRIDE = LONG_THREADS * VEC };
     int n = blockIdx.x, first = threadIdx.x * VEC;
     size_t row = (size_t)n * a.C;
-    float held[VEC], delta[VEC], sum = 0, squares = 0;
+    float held[VEC], delta[VEC], sum = 0, squares = 0, mean = 0;
     for (int c = first; c < a.C; c += STRIDE) {
         load_columns<WHOLE>(held, a.x + row + c, a.C - c);
         if (RESIDUAL) load_columns<WHOLE>(delta, a.delta + row + c, a.C - c);
         if (RESIDUAL) add_delta<WHOLE>(held, delta, a.sum + row + c, a.C - c);
-        sum += sum_of(held);
+        if (LAYER) sum += sum_of(held);
+        else squares += centre<LAYER>(held, 0, a.C - c);
     }
     const floatX *x = RESIDUAL ? a.sum : a.x;
-    float mean = block_sum<LONG_THREADS>(sum, scratch) / (float)a.C;
-    for (int c = first; c < a.C; c += STRIDE) {
+    if (LAYER) mean = block_sum<LONG_THREADS>(sum, scratch) / (float)a.C;
+    for (int c = first; LAYER && c < a.C; c += STRIDE) {
         load_columns<WHOLE>(held, x + row + c, a.C - c);
-        squares += centre(held, mean, a.C - c);
+        squares += centre<LAYER>(held, mean, a.C - c);
     }
     float variance = block_sum<LONG_THREADS>(squares, scratch) / (float)a.C;
     float rstd = 1.0f / sqrtf(variance + a.epsilon);
     for (int c = first; c < a.C; c += STRIDE) {
         load_columns<WHOLE>(held, x + row + c, a.C - c);
-        centre(held, mean, a.C - c);
-        store_row<WHOLE>(a, held, rstd, row + c, c, a.C - c);
+        centre<LAYER>(held, mean, a.C - c);
+        store_row<LAYER, WHOLE>(a, held, rstd, row + c, c, a.C - c);
     }
-    if (threadIdx.x == 0) a.mean[n] = mean, a.rstd[n] = rstd;
+    if (threadIdx.x > 0) return;
+    if (LAYER) a.mean[n] = mean;
+    a.rstd[n] = rstd;
 }
 
 /* The kernel is chosen by C alone (WHOLE changes no sum's order): a row's bits do
    not depend on the number of rows nor on the row's address. */
-template <bool RESIDUAL, bool WHOLE> static void launch_forward(const struct Forward &a) {
+template <bool LAYER, bool RESIDUAL, bool WHOLE>
+static void launch_forward(const struct Forward &a) {
     enum { THREADS = ROWS * WARP };
     int blocks = ceil_div(a.N, ROWS);
     if (a.C <= 8 * WARP)
-        forward_kernel<8, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
+        forward_kernel<8, LAYER, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
     else if (a.C <= 16 * WARP)
-        forward_kernel<16, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
+        forward_kernel<16, LAYER, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
     else if (a.C <= 32 * WARP)
-        forward_kernel<32, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
+        forward_kernel<32, LAYER, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
     else if (a.C <= 64 * WARP)
-        forward_kernel<64, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
-    else long_forward_kernel<RESIDUAL, WHOLE><<<a.N, LONG_THREADS, 0, cuda.stream>>>(a);
+        forward_kernel<64, LAYER, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
+    else
+        long_forward_kernel<LAYER, RESIDUAL, WHOLE><<<a.N, LONG_THREADS, 0, cuda.stream>>>(a);
     CUDA_CHECK_LAUNCH();
+}
+
+template <bool RESIDUAL>
+static void forward(const struct Forward &a, enum NormKind kind, bool whole) {
+    if (a.N == 0) return;
+    if (kind == NORM_LAYER && whole) launch_forward<true, RESIDUAL, true>(a);
+    else if (kind == NORM_LAYER) launch_forward<true, RESIDUAL, false>(a);
+    else if (whole) launch_forward<false, RESIDUAL, true>(a);
+    else launch_forward<false, RESIDUAL, false>(a);
 }
 
 static bool is_whole(const struct Norm *norm, int C) {
@@ -205,24 +228,18 @@ static bool is_whole(const struct Norm *norm, int C) {
 
 static void norm_forward(floatX *out, const struct NormStats *stats, const floatX *x,
                          const struct Norm *norm, int N, int C) {
-    if (N == 0) return;
     struct Forward a = {NULL, out, stats->mean, stats->rstd, x, NULL, norm->weight, norm->bias,
                         norm->epsilon, N, C};
-    if (is_whole(out, C) && is_whole(x, C) && is_whole(norm, C))
-        launch_forward<false, true>(a);
-    else launch_forward<false, false>(a);
+    forward<false>(a, norm->kind, is_whole(out, C) && is_whole(x, C) && is_whole(norm, C));
 }
 
 static void norm_residual_forward(floatX *sum, floatX *out, const struct NormStats *stats,
                                   const floatX *x, const floatX *delta, const struct Norm *norm,
                                   int N, int C) {
-    if (N == 0) return;
     struct Forward a = {sum, out, stats->mean, stats->rstd, x, delta, norm->weight, norm->bias,
                         norm->epsilon, N, C};
-    if (is_whole(sum, C) && is_whole(out, C) && is_whole(x, C) && is_whole(delta, C) &&
-        is_whole(norm, C))
-        launch_forward<true, true>(a);
-    else launch_forward<true, false>(a);
+    forward<true>(a, norm->kind, is_whole(sum, C) && is_whole(out, C) && is_whole(x, C) &&
+                                     is_whole(delta, C) && is_whole(norm, C));
 }
 
 /* ---- backward ------------------------------------------------------------------------------ */
@@ -230,42 +247,49 @@ static void norm_residual_forward(floatX *sum, floatX *out, const struct NormSta
 struct Backward {
     floatX *dx;
     const floatX *dout, *x, *weight;
-    const float *mean, *rstd;
-    float *partial; /* [slices][2][C]: the sums of dweight, then of dbias */
+    const float *mean, *rstd; /* mean: with LAYER only */
+    float *partial; /* [slices][2][C]: the sums of dweight, then of dbias; dweight's only without
+                       LAYER */
     int N, C, slice; /* slice: rows of each but the last */
 };
 
 /* In: x, dout, weight in VEC columns of a row. x becomes h and dout becomes g; their sums over the
-   columns are added to *row, and the columns' own dout h and dout to dweight and dbias. */
+   columns are added to *row, and the columns' own dout h and dout to dweight and dbias. Without
+   LAYER there is no mean, no sum of g and no dbias. */
+template <bool LAYER>
 static __device__ __forceinline__ void backward_sums(float *x, float *dout, const float *weight,
                                                      float mean, float rstd, float2 *row,
                                                      float *dweight, float *dbias) {
 #pragma unroll
     for (int j = 0; j < VEC; j++) {
-        x[j] = (x[j] - mean) * rstd;
+        x[j] = (LAYER ? x[j] - mean : x[j]) * rstd;
         dweight[j] += dout[j] * x[j];
-        dbias[j] += dout[j];
+        if (LAYER) dbias[j] += dout[j];
         dout[j] *= weight[j];
-        row->x += dout[j];
+        if (LAYER) row->x += dout[j];
         row->y += dout[j] * x[j];
     }
 }
 
 /* dx += rstd (g - <g> - h <g h>) */
+template <bool LAYER>
 static __device__ __forceinline__ void backward_dx(float *dx, const float *g, const float *h,
                                                    float2 mean, float rstd) {
 #pragma unroll
-    for (int j = 0; j < VEC; j++) dx[j] += rstd * (g[j] - mean.x - h[j] * mean.y);
+    for (int j = 0; j < VEC; j++) {
+        float centred = LAYER ? g[j] - mean.x : g[j];
+        dx[j] += rstd * (centred - h[j] * mean.y);
+    }
 }
 
 /* What each thread has summed of each of some rows becomes the row's average over the block. With
    one barrier: the caller alternates between two arrays `scratch`, so that a fast warp writes the
    next sums while a slow one still reads these. */
-template <int COUNT, int WARPS>
+template <bool LAYER, int COUNT, int WARPS>
 static __device__ __forceinline__ void row_means(float2 *row, float2 (*scratch)[WARPS], int C) {
 #pragma unroll
     for (int r = 0; r < COUNT; r++) {
-        row[r] = make_float2(warp_sum(row[r].x), warp_sum(row[r].y));
+        row[r] = make_float2(LAYER ? warp_sum(row[r].x) : 0.0f, warp_sum(row[r].y));
         if (threadIdx.x % WARP == 0) scratch[r][threadIdx.x / WARP] = row[r];
     }
     __syncthreads();
@@ -273,7 +297,7 @@ static __device__ __forceinline__ void row_means(float2 *row, float2 (*scratch)[
     for (int r = 0; r < COUNT; r++) {
         float2 sum = make_float2(0, 0);
         for (int w = 0; w < (int)blockDim.x / WARP; w++)
-            sum.x += scratch[r][w].x, sum.y += scratch[r][w].y;
+            sum.x += LAYER ? scratch[r][w].x : 0.0f, sum.y += scratch[r][w].y;
         row[r] = make_float2(sum.x / (float)C, sum.y / (float)C);
     }
 }
@@ -290,10 +314,15 @@ static __device__ __forceinline__ void store_floats(float *out, const float *in,
     for (int j = 0; j < VEC; j += 4) store_some(out + j, in + j, left - j, whole);
 }
 
+/* Floats of a slice in `partial`. */
+template <bool LAYER> static __host__ __device__ __forceinline__ size_t sums_of(int C) {
+    return (size_t)(LAYER ? 2 : 1) * C;
+}
+
 /* Two rows at a time, for twice the loads in flight and half the barriers. C <= blockDim.x VEC.
    Threads beyond the row's end, and a second row beyond the slice's, have no columns left: they
    read zeros, add zeros and write nothing. */
-template <bool WHOLE>
+template <bool LAYER, bool WHOLE>
 static __global__ void __launch_bounds__(MAX_THREADS) backward_kernel(struct Backward a) {
     __shared__ float2 scratch[2][2][MAX_THREADS / WARP];
     int c = threadIdx.x * VEC, columns = a.C - c;
@@ -314,31 +343,32 @@ static __global__ void __launch_bounds__(MAX_THREADS) backward_kernel(struct Bac
         float2 row[2] = {make_float2(0, 0), make_float2(0, 0)};
 #pragma unroll
         for (int r = 0; r < 2; r++)
-            backward_sums(h[r], g[r], weight, a.mean[index[r]], a.rstd[index[r]], &row[r], dweight,
-                          dbias);
-        row_means<2>(row, scratch[(n - begin) / 2 % 2], a.C);
+            backward_sums<LAYER>(h[r], g[r], weight, LAYER ? a.mean[index[r]] : 0.0f,
+                                 a.rstd[index[r]], &row[r], dweight, dbias);
+        row_means<LAYER, 2>(row, scratch[(n - begin) / 2 % 2], a.C);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            backward_dx(dx[r], g[r], h[r], row[r], a.rstd[index[r]]);
+            backward_dx<LAYER>(dx[r], g[r], h[r], row[r], a.rstd[index[r]]);
             store_columns<WHOLE>(a.dx + (size_t)index[r] * a.C + c, dx[r], left[r]);
         }
     }
-    float *partial = a.partial + (size_t)blockIdx.x * 2 * a.C + c;
+    float *partial = a.partial + (size_t)blockIdx.x * sums_of<LAYER>(a.C) + c;
     store_floats(partial, dweight, columns, WHOLE);
-    store_floats(partial + a.C, dbias, columns, WHOLE);
+    if (LAYER) store_floats(partial + a.C, dbias, columns, WHOLE);
 }
 
 /* Any C: each row is read twice, and the sums of the columns lie in the workspace throughout. */
-template <bool WHOLE>
+template <bool LAYER, bool WHOLE>
 static __global__ void __launch_bounds__(LONG_THREADS) long_backward_kernel(struct Backward a) {
     __shared__ float2 scratch[2][1][LONG_THREADS / WARP];
     enum { STRIDE = LONG_THREADS * VEC };
     int first = threadIdx.x * VEC;
     int begin = blockIdx.x * a.slice, end = min_int(begin + a.slice, a.N);
-    float *partial = a.partial + (size_t)blockIdx.x * 2 * a.C;
+    float *partial = a.partial + (size_t)blockIdx.x * sums_of<LAYER>(a.C);
     float h[VEC], g[VEC], dx[VEC], weight[VEC], dweight[VEC] = {0}, dbias[VEC] = {0};
     for (int n = begin; n < end; n++) {
         float2 row = make_float2(0, 0), unused = make_float2(0, 0);
+        const float mean = LAYER ? a.mean[n] : 0.0f;
         for (int c = first; c < a.C; c += STRIDE) {
             size_t at = (size_t)n * a.C + c;
             int left = a.C - c, kept = n > begin ? left : 0;
@@ -346,12 +376,12 @@ static __global__ void __launch_bounds__(LONG_THREADS) long_backward_kernel(stru
             load_columns<WHOLE>(g, a.dout + at, left);
             load_columns<WHOLE>(weight, a.weight + c, left);
             load_floats(dweight, partial + c, kept, WHOLE);
-            load_floats(dbias, partial + a.C + c, kept, WHOLE);
-            backward_sums(h, g, weight, a.mean[n], a.rstd[n], &row, dweight, dbias);
+            if (LAYER) load_floats(dbias, partial + a.C + c, kept, WHOLE);
+            backward_sums<LAYER>(h, g, weight, mean, a.rstd[n], &row, dweight, dbias);
             store_floats(partial + c, dweight, left, WHOLE);
-            store_floats(partial + a.C + c, dbias, left, WHOLE);
+            if (LAYER) store_floats(partial + a.C + c, dbias, left, WHOLE);
         }
-        row_means<1>(&row, scratch[(n - begin) % 2], a.C);
+        row_means<LAYER, 1>(&row, scratch[(n - begin) % 2], a.C);
         for (int c = first; c < a.C; c += STRIDE) {
             size_t at = (size_t)n * a.C + c;
             int left = a.C - c;
@@ -359,28 +389,29 @@ static __global__ void __launch_bounds__(LONG_THREADS) long_backward_kernel(stru
             load_columns<WHOLE>(g, a.dout + at, left);
             load_columns<WHOLE>(dx, a.dx + at, left);
             load_columns<WHOLE>(weight, a.weight + c, left);
-            backward_sums(h, g, weight, a.mean[n], a.rstd[n], &unused, dweight, dbias);
-            backward_dx(dx, g, h, row, a.rstd[n]);
+            backward_sums<LAYER>(h, g, weight, mean, a.rstd[n], &unused, dweight, dbias);
+            backward_dx<LAYER>(dx, g, h, row, a.rstd[n]);
             store_columns<WHOLE>(a.dx + at, dx, left);
         }
     }
 }
 
-/* dweight, dbias += the slices' sums. A block has 32 of the 2 C columns, one per lane; warp w adds
-   slices w, w + 32, ...; the first warp adds the warps' sums in order. */
+/* dweight, and dbias unless it is NULL, += the slices' sums, `stride` floats each. A block has 32
+   of the columns, one per lane; warp w adds slices w, w + 32, ...; the first warp adds the warps'
+   sums in order. */
 static __global__ void __launch_bounds__(FOLD_WARPS * WARP)
-fold_kernel(float *dweight, float *dbias, const float *partial, int slices, int C) {
+fold_kernel(float *dweight, float *dbias, const float *partial, int slices, int C, size_t stride) {
     __shared__ float sums[FOLD_WARPS][WARP];
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, column = blockIdx.x * WARP + lane;
+    int columns = dbias ? 2 * C : C;
     float sum = 0;
-    if (column < 2 * C) {
+    if (column < columns) {
 #pragma unroll 8
-        for (int s = warp; s < slices; s += FOLD_WARPS)
-            sum += partial[(size_t)s * 2 * C + column];
+        for (int s = warp; s < slices; s += FOLD_WARPS) sum += partial[s * stride + column];
     }
     sums[warp][lane] = sum;
     __syncthreads();
-    if (warp > 0 || column >= 2 * C) return;
+    if (warp > 0 || column >= columns) return;
     float total = 0;
 #pragma unroll
     for (int w = 0; w < FOLD_WARPS; w++) total += sums[w][lane];
@@ -400,10 +431,11 @@ static int slice_rows(int N, int C) {
     return max_int(MIN_SLICE, ceil_div(N, blocks));
 }
 
-template <bool WHOLE> static void launch_backward(const struct Backward &a) {
+template <bool LAYER, bool WHOLE> static void launch_backward(const struct Backward &a) {
     int slices = ceil_div(a.N, a.slice), threads = backward_threads(a.C);
-    if (a.C <= threads * VEC) backward_kernel<WHOLE><<<slices, threads, 0, cuda.stream>>>(a);
-    else long_backward_kernel<WHOLE><<<slices, threads, 0, cuda.stream>>>(a);
+    if (a.C <= threads * VEC)
+        backward_kernel<LAYER, WHOLE><<<slices, threads, 0, cuda.stream>>>(a);
+    else long_backward_kernel<LAYER, WHOLE><<<slices, threads, 0, cuda.stream>>>(a);
     CUDA_CHECK_LAUNCH();
 }
 
@@ -411,14 +443,20 @@ static void norm_backward(floatX *dx, float *dweight, float *dbias, const floatX
                           const floatX *x, const struct Norm *norm, const struct NormStats *stats,
                           int N, int C, void *workspace) {
     if (N == 0) return;
+    const bool layer = norm->kind == NORM_LAYER;
     float *partial = (float *)workspace;
     struct Backward a = {dx, dout, x, norm->weight, stats->mean, stats->rstd, partial, N, C,
                          slice_rows(N, C)};
-    if (is_whole(dx, C) && is_whole(dout, C) && is_whole(x, C) && is_whole(norm->weight, C))
-        launch_backward<true>(a);
-    else launch_backward<false>(a);
-    fold_kernel<<<ceil_div(2 * C, WARP), FOLD_WARPS * WARP, 0, cuda.stream>>>(
-        dweight, dbias, partial, ceil_div(N, a.slice), C);
+    bool whole = is_whole(dx, C) && is_whole(dout, C) && is_whole(x, C) &&
+                 is_whole(norm->weight, C);
+    if (layer && whole) launch_backward<true, true>(a);
+    else if (layer) launch_backward<true, false>(a);
+    else if (whole) launch_backward<false, true>(a);
+    else launch_backward<false, false>(a);
+    if (!layer) dbias = NULL;
+    fold_kernel<<<ceil_div(dbias ? 2 * C : C, WARP), FOLD_WARPS * WARP, 0, cuda.stream>>>(
+        dweight, dbias, partial, ceil_div(N, a.slice), C,
+        layer ? sums_of<true>(C) : sums_of<false>(C));
     CUDA_CHECK_LAUNCH();
 }
 

@@ -72,9 +72,6 @@ static struct ModelConfig choose_model(const struct Session *s, struct Tokenizer
     config.Vp = (config.V_saved + multiple - 1) / multiple * multiple;
     problem = model_config_problem(&config);
     if (problem) die_input("the model cannot be built: %s", problem);
-    if (config.norm != NORM_LAYER && strcmp(s->ops->name, "cpu") != 0)
-        die_input("the GPU kernels of this family (%s) are not there yet; add --backend cpu",
-                  config.family);
     return config;
 }
 

@@ -27,13 +27,15 @@ sim-backends: $(SIM_MODES:%=$(BUILD)/backend_%.so)
 
 # One command a word (test/run.sh). In sim also with other orders of threads, blocks and streams,
 # and the program itself.
-SIM_TESTS := contract ops_basics ops_dense matmul_choices attention head decode_ops adamw
+SIM_TESTS := contract ops_basics ops_dense ops_variants matmul_choices attention head \
+    decode_ops adamw
 sim_command = $(strip $(SIM_RUN_$(1)) $(BUILD)/test/test_$(2))
 sim_commands = $(foreach d,$(SIM_BACKEND_$(1)),$(foreach t,$(SIM_TESTS),\
     "$(call sim_command,$(1),$(t)) $(1) $(d)")) "$(call sim_command,$(1),comm) $(1) fp32"
 SIM_ORDERS := order=descending order=random,seed=7,resident=3,streams=random
 SIM_MORE_sim := "$(BUILD)/test/test_backends sim" "$(BUILD)/test/test_model sim fp32" \
-    "$(BUILD)/test/test_model sim bf16" "$(BUILD)/test/test_sampler sim bf16 *gumbel*" \
+    "$(BUILD)/test/test_model sim bf16" "$(BUILD)/test/test_golden sim fp32" \
+    "$(BUILD)/test/test_sampler sim bf16 *gumbel*" \
     "$(BUILD)/test/test_sampler sim fp32 *greedy*" \
     $(foreach o,$(SIM_ORDERS),$(foreach t,$(SIM_TESTS),\
     "env CUDASIM=$(o) $(BUILD)/test/test_$(t) sim bf16"))
