@@ -15,9 +15,10 @@ static const struct {
     SLOT(norm_residual_forward), SLOT(norm_backward), SLOT(matmul_forward), SLOT(matmul_backward),
     SLOT(matmul_choices_load), SLOT(matmul_choices_save), SLOT(matmul_choices_freeze),
     SLOT(mlp_forward), SLOT(activation_forward), SLOT(mlp_backward), SLOT(position_forward),
-    SLOT(position_backward), SLOT(attention_forward), SLOT(attention_backward), SLOT(head_forward), SLOT(head_forward_backward),
-    SLOT(matmul_packed_size), SLOT(matmul_pack), SLOT(matmul_decode), SLOT(mlp_decode), SLOT(attention_decode),
-    SLOT(head_sample), SLOT(decode_advance), SLOT(sum_of_squares), SLOT(adamw), SLOT(comm_id),
+    SLOT(position_backward), SLOT(attention_forward), SLOT(attention_backward),
+    SLOT(head_forward), SLOT(head_forward_backward), SLOT(matmul_packed_size), SLOT(matmul_pack),
+    SLOT(matmul_decode), SLOT(mlp_decode), SLOT(attention_decode), SLOT(head_sample),
+    SLOT(decode_advance), SLOT(sum_of_squares), SLOT(adamw), SLOT(comm_id),
     SLOT(comm_open), SLOT(all_reduce), SLOT(reduce_scatter), SLOT(all_gather), SLOT(broadcast)};
 enum { NUM_SLOTS = sizeof slots / sizeof *slots };
 

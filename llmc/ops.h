@@ -34,7 +34,8 @@
                   other saved (matmul_choices_load)
 
    Sources: GPT-2 (Radford et al. 2019), layer norm 1607.06450, RMS norm 1910.07467, rotary
-   position 2104.09864, SwiGLU 2002.05202, AdamW 1711.05101, online softmax 1805.02867, FlashAttention 2205.14135, Cut Cross-Entropy 2411.09009. */
+   position 2104.09864, SwiGLU 2002.05202, AdamW 1711.05101, online softmax 1805.02867,
+   FlashAttention 2205.14135, Cut Cross-Entropy 2411.09009. */
 #ifndef LLMC_OPS_H
 #define LLMC_OPS_H
 

@@ -48,7 +48,8 @@ CASES = {
         tie_word_embeddings=False, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)),
     "llama": ("llama", 5, torch.float32, dict(
         vocab_size=61, hidden_size=21, num_attention_heads=3, num_key_value_heads=1, head_dim=8,
-        intermediate_size=28, num_hidden_layers=2, rope_parameters={"rope_theta": 500.0, **LLAMA3})),
+        intermediate_size=28, num_hidden_layers=2,
+        rope_parameters={"rope_theta": 500.0, **LLAMA3})),
     "llama_biases": ("llama", 4, torch.bfloat16, dict(
         vocab_size=64, hidden_size=16, num_attention_heads=2, num_key_value_heads=2, head_dim=6,
         intermediate_size=37, num_hidden_layers=3, attention_bias=True, mlp_bias=True,
