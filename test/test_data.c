@@ -397,6 +397,34 @@ static void test_long_prompts(void **state) {
     assert_non_null(strstr(said, "no line of it can be used"));
 }
 
+/* A file that is larger than what is looked through at start (64 MB), and than one in which all
+   prompts are counted (8 MB): what is wrong with later lines is said when they are met, once. */
+static void test_large_file(void **state) {
+    (void)state;
+    enum { LINES = 66, PAD = 1 << 20 };
+    struct Opening o = {data_options(), 3 * (LINES + 1), false};
+    char *pad = malloc(PAD + 1);
+    memset(pad, 'x', PAD), pad[PAD] = 0;
+    FILE *file = fopen(data_path, "wb");
+    for (int k = 0; k < LINES; k++)
+        fprintf(file, "{\"prompt\": \"p%d\", \"answer\": %d, \"pad\": \"%s\"}\n", k, k, pad);
+    fprintf(file, "oops\n{\"prompt\": \"12345\", \"answer\": 1}\n"
+            "{\"prompt\": \"p99\", \"answer\": 1}\n");
+    assert_int_equal(fclose(file), 0);
+    free(pad);
+    o.options.max_prompt = 4;
+    assert_int_equal(run_in_child(open_and_draw, &o, said, sizeof said), 0);
+    assert_non_null(strstr(said, "64 lines in its first 64 MB"));
+    const char *bad = strstr(said, ":67 is not JSON: passed over");
+    const char *long_one = strstr(said, ":68 has a prompt of 5 tokens, and --max-prompt is 4");
+    assert_true(bad && long_one);
+    assert_null(strstr(bad + 1, ":67 is not JSON"));
+    assert_null(strstr(long_one + 1, ":68 has a prompt"));
+    assert_non_null(strstr(said, "[p65][p99][p0]"));
+    assert_non_null(strstr(said, "passed over: 1 bad lines, 1 too long"));
+    write_file(data_path, "");
+}
+
 /* ---- lengths --------------------------------------------------------------------------------- */
 
 static void test_lengths(void **state) {
@@ -564,6 +592,26 @@ static void test_bad_files(void **state) {
     assert_non_null(strstr(said, "cannot read --data /tmp/there/is/no.jsonl"));
 }
 
+/* The sample that pages show: a line of each kind, of which plain text is no prompt. */
+static void test_sample(void **state) {
+    (void)state;
+    static const char *const answers[] = {"42", "9/2 = 4.5\n#### 4.50", "B", "42", "yes", "4",
+                                          "2, 3, 5"};
+    struct DataOptions o = data_options();
+    o.path = "examples/sample.jsonl", o.max_prompt = 80;
+    struct Task *task = open_data(&o);
+    for (int i = 0; i < 14; i++)
+        assert_string_equal(drawn(task, i)->answer.bytes, answers[i % 7]);
+    data_close(task);
+    o.supervised = true;
+    task = open_data(&o);
+    struct Lesson lesson = {0};
+    for (int i = 0; i < 3; i++) task->teach(task, &lesson, 0, (uint64_t)i);
+    assert_int_equal(lesson.end.count, 3);   /* a completion, a conversation, a text */
+    lesson_free(&lesson);
+    data_close(task);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_keys),          cmocka_unit_test(test_line_ends),
@@ -574,10 +622,11 @@ int main(void) {
         cmocka_unit_test(test_held_out_of_old), cmocka_unit_test(test_few_prompts),
         cmocka_unit_test(test_eval_file),     cmocka_unit_test(test_bad_lines),
         cmocka_unit_test(test_many_bad_lines), cmocka_unit_test(test_huge_line),
-        cmocka_unit_test(test_long_prompts),  cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_long_prompts),
+        cmocka_unit_test(test_large_file),  cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_lessons),       cmocka_unit_test(test_lessons_left_out),
         cmocka_unit_test(test_warm_start),    cmocka_unit_test(test_auto_reward),
-        cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_bad_files),     cmocka_unit_test(test_sample),
     };
     return cmocka_run_group_tests_name("data", tests, make_files, remove_files);
 }

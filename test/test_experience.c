@@ -165,6 +165,23 @@ static void test_long_completions(void **state) {
     experience_free(&e);
 }
 
+/* What a judge reads is without the token that ended it, special or not; a completion that was cut
+   keeps all of its own. */
+static void test_text_without_its_end(void **state) {
+    (void)state;
+    static const char *const words[] = {"rx", "rx"};
+    struct Examples prompts = examples_draw(&letters, tokenizer, LETTERS_SEED, RNG_PROMPT, 0, 1);
+    struct Rollout rollout = rollout_of(words, 2);
+    struct TextList text = {0};
+    struct Reward reward[2];
+    rollout.ended[0] = 1;   /* by x, one of several ends */
+    examples_judge(reward, &text, &prompts, 2, rollout.token, rollout.start, rollout.ended);
+    assert_string_equal(text_list_at(&text, 0), "r");
+    assert_string_equal(text_list_at(&text, 1), "rx");
+    assert_true(reward[0].right && !reward[1].right);
+    text_list_free(&text), rollout_free(&rollout), examples_free(&prompts);
+}
+
 /* A file that does not give the step leaves the ordinal alone, so that what is saved then goes
    on. */
 static void test_nothing_to_replay(void **state) {
@@ -284,6 +301,7 @@ int main(void) {
         cmocka_unit_test(test_unscored),
         cmocka_unit_test(test_group_filter),
         cmocka_unit_test(test_long_completions),
+        cmocka_unit_test(test_text_without_its_end),
         cmocka_unit_test(test_nothing_to_replay),
         cmocka_unit_test(test_demonstrations),
         cmocka_unit_test(test_lessons),

@@ -25,7 +25,8 @@ LINES = ["system", "user", "assistant", "You are a small model of a test.", "Wha
          "The answer is seven, and so it is 7.", "\n\n", "user\n", "assistant\n", "\n"]
 
 CHATML = (
-    "{%- if messages[0]['role'] != 'system' -%}"
+    "{%- if tools %}{{- '<|im_start|>system\\n' }}{{- 'Tools.' }}{{- '<|im_end|>\\n' }}"
+    "{%- endif %}{%- if messages[0]['role'] != 'system' -%}"
     "{{ '<|im_start|>system\\nYou are a small model.\\nBe brief.<|im_end|>\\n' }}{%- endif -%}"
     "{%- for m in messages -%}"
     "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{%- endfor -%}"

@@ -230,12 +230,14 @@ static void describe(const struct Data *d, const struct Survey *s) {
     say("data      %s: %lld lines%s, %lld prompts%s%s; %lld bad, %lld too long", d->options.path,
         (long long)s->lines, s->over ? " in its first 64 MB" : "", (long long)s->prompts, tokens,
         lessons, (long long)d->faults[FAULT_BAD], (long long)d->faults[FAULT_LONG]);
-    if (d->num_held_out > 0)
-        say("          held out: %d prompts of %s%s", d->num_held_out,
-            d->options.eval_path[0] ? d->options.eval_path : "it",
-            d->threshold_set ? ", by a hash of their text" : "");
-    else
+    if (d->num_held_out == 0)
         say("          held out: nothing, and so nothing is evaluated");
+    else if (d->options.eval_path[0])
+        say("          held out: %s; evaluated on %d of its prompts", d->options.eval_path,
+            d->num_held_out);
+    else
+        say("          held out: a share of %g, by a hash of the prompt; evaluated on %d prompts",
+            d->options.eval_share, d->num_held_out);
     const char *system = chat_system(d->chat);
     say("          chat form %s%s%s; prompts of at most %d tokens, completions of %d",
         chat_name(d->chat), system[0] ? ", system prompt " : "", system[0] ? quote(system) : "",
