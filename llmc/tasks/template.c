@@ -407,8 +407,7 @@ const char *chat_lesson(struct Ids *ids, struct Text *loss, const struct Chat *c
     struct Builder b = {.chat = chat, .ids = ids, .loss = loss};
     if (chat->form) {
         put_conversation(&b, turns);
-        text_clear(&b.run);   /* behind the last turn nothing is learnt */
-        return finish(&b);
+        return finish(&b);   /* what is left in b.run stands behind the last turn */
     }
     b.flags = TOKENIZER_SPECIALS | TOKENIZER_BEGIN;
     put(&b, chat->system.bytes, chat->system.length);
