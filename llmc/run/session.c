@@ -111,6 +111,31 @@ struct Sizes {
     int decode_rows, max_tokens;
 };
 
+/* Prompts of an evaluation: no more than a file has. */
+static int evaluated_prompts(const struct Session *s, const struct Task *task) {
+    int prompts = (int)s->options.eval_prompts;
+    return task->draw && prompts > task->num_held_out ? task->num_held_out : prompts;
+}
+
+/* The most completions that are sampled at once. */
+static int64_t sampled_at_once(const struct Session *s) {
+    const struct Options *o = &s->options;
+    int64_t completions = s->plan.supervised ? 1 : o->prompts * o->group;
+    int64_t evaluated = evaluated_prompts(s, s->plan.phases[0].task) * o->eval_samples;
+    if (o->eval_every == 0 && !o->eval_only) evaluated = 0;
+    return completions > evaluated ? completions : evaluated;
+}
+
+/* The most sequences of an update. (With a built-in task those of the warm start count even where
+   there is none: micro-batches, and with them roundings, stay what they were.) */
+static int64_t sequences_of_update(const struct Session *s) {
+    const struct Options *o = &s->options;
+    if (s->plan.supervised) return o->prompts;
+    int64_t per_minibatch = (o->prompts * o->group + o->minibatches - 1) / o->minibatches;
+    bool warms = !s->plan.data || o->warm_start > 0;
+    return warms && o->warm_batch > per_minibatch ? o->warm_batch : per_minibatch;
+}
+
 static struct Sizes choose_sizes(const struct Session *s) {
     const struct Options *o = &s->options;
     const struct ModelConfig *c = &s->model->config;
@@ -123,20 +148,18 @@ static struct Sizes choose_sizes(const struct Session *s) {
                   "%d; lower --max-tokens or raise --context", longest_prompt(s),
                   completion, c->max_T);
     if (o->score[0]) longest = c->max_T + 1;
-    int64_t per_minibatch = (o->prompts * o->group + o->minibatches - 1) / o->minibatches;
-    int64_t sequences = per_minibatch > o->warm_batch ? per_minibatch : o->warm_batch;
-    int64_t wanted = o->score[0] ? 4096 : sequences * (longest - 1);
+    int64_t wanted = o->score[0] ? 4096 : sequences_of_update(s) * (longest - 1);
     /* On the CPU more than that is not faster; a device takes what its memory has (plan_memory). */
     bool on_cpu = strcmp(s->ops->name, "cpu") == 0;
     int N = o->micro_tokens ? (int)o->micro_tokens : smaller(wanted, on_cpu ? 4096 : 1 << 18);
     if (s->place.resumed && !o->micro_tokens) N = (int)s->progress.micro_tokens;
     if (N < longest - 1) N = longest - 1;
-    int64_t completions = o->prompts * o->group, evaluated = o->eval_prompts * o->eval_samples;
-    if ((completions > evaluated ? completions : evaluated) > INT32_MAX / longest)
+    int64_t completions = sampled_at_once(s);
+    if (completions > INT32_MAX / longest)
         die_input("--prompts x --group or --eval-prompts x --eval-samples: more than %d "
                   "completions at once", INT32_MAX / longest);
     if (sizes.decode_rows == 0)
-        sizes.decode_rows = smaller(completions > evaluated ? completions : evaluated, 512);
+        sizes.decode_rows = smaller(completions, 512);
     sizes.shape = (struct OpsShape){.N = N, .C = c->C, .F = c->F, .NH = c->NH, .NKV = c->NKV,
                                     .HS = c->HS, .V = c->V, .Vp = c->Vp, .max_T = longest - 1,
                                     .max_length = longest};
@@ -544,12 +567,10 @@ void session_open(struct Session *s, int argc, char **argv) {
 
 struct Evaluation session_evaluate(struct Session *s, const struct Task *task) {
     const struct Options *o = &s->options;
-    int prompts = (int)o->eval_prompts;
-    if (task->draw && prompts > task->num_held_out) prompts = task->num_held_out;
     sampler_load_weights(s->sampler, trainer_weights(s->trainer));
     struct Evaluation e =
         evaluate(s->sampler, trainer_weights(s->trainer), task, s->tokenizer, &s->ends,
-                 (uint64_t)o->seed, prompts, (int)o->eval_samples,
+                 (uint64_t)o->seed, evaluated_prompts(s, task), (int)o->eval_samples,
                  (float)o->temperature, s->max_tokens, trainer_workspace(s->trainer));
     if (!isfinite(e.entropy))
         die_machine("step %lld: the policy's entropy on held-out prompts is not finite, so the "
