@@ -462,7 +462,7 @@ static void test_configs(void **state) {
         {START ",\"n_head\":3} x", "not JSON"},
         {"[]", "one JSON object"},
         {"{}", "model_type"},
-        {"{\"model_type\":\"bert\"}", "llama"},
+        {"{\"model_type\":\"bert\"}", "bert"},
         {START "}", "n_head"},
         {START ",\"n_head\":\"3\"}", "n_head"},
         {START ",\"n_head\":2.5}", "n_head"},
