@@ -88,7 +88,8 @@ static void test_what_it_says(void **state) {
                            "with something to learn; 4 bad, 0 too long"));
     assert_non_null(strstr(output, "sums.jsonl:9 is not JSON: passed over"));
     assert_non_null(strstr(output, "sums.jsonl, rewarded by number:1,length:0.5"));
-    assert_non_null(strstr(output, "held out: a share of 0.1, by a hash of the prompt; evaluated on"));
+    assert_non_null(strstr(output,
+                           "held out: a share of 0.1, by a hash of the prompt; evaluated on"));
     /* memory for what is sampled: 2 x 3 completions, or those of 1 held-out prompt; and 2 of 7
        tokens and the answer of 9, and the first token has no input */
     RUN_OK("$T --data sums.jsonl --dry-run --prompts 2 --group 3 --minibatches 3 --eval-every 0 "

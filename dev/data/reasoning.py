@@ -18,6 +18,7 @@ Needs reasoning-gym (Apache-2.0).
 import argparse
 import dataclasses
 import json
+import numbers
 import sys
 
 import lines
@@ -51,9 +52,16 @@ def make_dataset(name, seed, size, settings):
         lines.die(f"{name}: {error}")
 
 
+def as_text(value):
+    """Numbers that JSON does not have (some of gsm_symbolic's are fractions) are their text."""
+    if isinstance(value, numbers.Number):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} has no form in JSON")
+
+
 def as_json(item):
     """The item as it will come back from the file: tuples are lists, keys are text."""
-    return json.loads(json.dumps(item))
+    return json.loads(json.dumps(item, default=as_text))
 
 
 def check(dataset, name):
