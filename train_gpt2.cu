@@ -90,8 +90,9 @@ static bool make_step(struct Session *s) {
 
 /* ---- one step of policy gradient ------------------------------------------------------------- */
 
-/* Makes one step and reports it. Returns false if the replayed file (--replay) had no completions
-   left for it: then the step was not made. */
+/* Makes one step and reports it. Returns false, and the step was not made, if the replayed file
+   (--replay) had no completions left for it, or if the program is asked to stop while the user's
+   scorer is still at work. */
 static bool step(struct Session *s) {
     const struct Options *o = &s->options;
     struct Evaluation evaluation;
@@ -100,6 +101,7 @@ static bool step(struct Session *s) {
                                 .entropy = &s->entropy,
                                 .has_reference = s->reference.data != NULL};
     double begin = seconds();
+    struct ScorerCounts scorer = scorer_counts(s->scorer);
     if (!collect(s)) return false;
     if (due(report.step, o->attention_entropy_every)) trainer_watch_attention(s->trainer);
     update(s, &report);
@@ -114,15 +116,17 @@ static bool step(struct Session *s) {
     bool ends_phase = s->progress.step == s->plan.phases[s->progress.phases_begun - 1].end;
     if (due(s->progress.step, o->eval_every) || (o->eval_every && ends_phase)) {
         evaluation = session_evaluate(s, s->task);
-        report.evaluation = &evaluation;
+        if (!evaluation.interrupted) report.evaluation = &evaluation;
     }
+    scorer = scorer_counts_since(s->scorer, &scorer);
+    if (s->scorer) report.scorer = &scorer;
     report_step(&s->report, &report);
     return true;
 }
 
 /* Fills s->experience: prompts, completions, rewards, advantages. Then the entropy controller sees
-   the rollout's entropy. Returns false, with nothing changed, if the replayed file (--replay) has
-   no completions left for this step. */
+   the rollout's entropy. Returns false, with nothing changed, if there are no completions or no
+   rewards for this step (see step). */
 static bool collect(struct Session *s) {
     struct Experience *e = &s->experience;
     struct CollectOptions options = session_collect_options(s);
@@ -304,7 +308,7 @@ static void supervised_step(struct Session *s) {
     bool evaluates = due(s->progress.step, o->eval_every) || (o->eval_every && last);
     if (evaluates) evaluation = session_evaluate(s, s->task);
     report_supervised(&s->report, &report, s->task->name, s->progress.num_tokens,
-                      evaluates ? &evaluation : NULL);
+                      evaluates && !evaluation.interrupted ? &evaluation : NULL);
 }
 
 /* Called before the first step on a task. Resets the optimizer's moments and the entropy
@@ -324,6 +328,7 @@ static void begin_phase(struct Session *s) {
     if (!s->options.eval_every) return;
     struct Evaluation evaluation = session_evaluate(s, s->task);
     char text[256];
+    if (evaluation.interrupted) return;
     report_evaluation(&s->report, s->task->name, s->progress.step, "phase_start", phase,
                       &evaluation);
     report_describe_evaluation(&evaluation, text, sizeof text);

@@ -241,6 +241,7 @@ static const char *another_value(const struct Option *o, char value[64]) {
         {"backend", "cpu"}, {"dtype", "fp32"}, {"data", "other.jsonl"},
         {"eval-data", "other.jsonl"}, {"prompt-template", "none.txt"}, {"system", "you"},
         {"reward", "length"}, {"reward-regex", "x"}, {"shard-size", "1GB"},
+        {"scorer", "cat"},
     };
     for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++)
         if (strcmp(chosen[i].name, o->name) == 0) return chosen[i].value;

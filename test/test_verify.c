@@ -6,7 +6,8 @@
 
 static struct Verify *open_list(const char *list, const char *regex, int max_tokens) {
     const char *problem;
-    struct Verify *v = verify_open(list, &(struct VerifyOptions){regex, max_tokens}, &problem);
+    struct VerifyOptions options = {regex, max_tokens, NULL};
+    struct Verify *v = verify_open(list, &options, &problem);
     if (!v) fail_msg("%s: %s", list, problem);
     return v;
 }
@@ -226,7 +227,7 @@ static void test_bad_lists(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *problem;
-        struct VerifyOptions options = {cases[i].regex, 10};
+        struct VerifyOptions options = {cases[i].regex, 10, NULL};
         assert_null(verify_open(cases[i].list, &options, &problem));
         if (!strstr(problem, cases[i].says)) fail_msg("\"%s\": %s", cases[i].list, problem);
     }
@@ -247,9 +248,11 @@ static void test_for_answer(void **state) {
 
 static void test_table(void **state) {
     (void)state;
-    static const char *const names[] = {"exact", "number", "choice", "regex", "length"};
-    for (int i = 0; i < 5; i++) assert_string_equal(verifier_row(i)->name, names[i]);
-    assert_null(verifier_row(5));
+    static const char *const names[] = {"exact", "number", "choice", "regex", "length",
+                                        "scorer"};
+    enum { ROWS = sizeof names / sizeof *names };
+    for (int i = 0; i < ROWS; i++) assert_string_equal(verifier_row(i)->name, names[i]);
+    assert_null(verifier_row(ROWS));
     assert_null(verifier_row(-1));
 }
 

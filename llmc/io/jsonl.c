@@ -109,6 +109,29 @@ void jsonl_numbers(struct Jsonl *out, const char *key, const float *values, int 
     append(out, "]", 1);
 }
 
+/* Line ends and other control characters may not stand in a line: outside of strings they are
+   blanks. (A string must not hold one; some parsers let it pass.) */
+void jsonl_raw(struct Jsonl *out, const char *key, const char *json, size_t length) {
+    bool in_string = false;
+    append_key(out, key);
+    for (size_t i = 0; i < length; i++) {
+        unsigned char c = (unsigned char)json[i];
+        if (c < 32 && in_string) append_format(out, "\\u%04x", c);
+        else append(out, c < 32 ? " " : json + i, 1);
+        if (in_string && c == '\\' && i + 1 < length && (unsigned char)json[i + 1] >= 32)
+            append(out, json + ++i, 1);
+        else if (c == '"') in_string = !in_string;
+    }
+}
+
+void jsonl_null(struct Jsonl *out, const char *key) { jsonl_raw(out, key, "null", 4); }
+
+const char *jsonl_line(struct Jsonl *out, size_t *length) {
+    append(out, "}\n", 2);
+    *length = out->length;
+    return out->line;
+}
+
 /* ---- the file -------------------------------------------------------------------------------- */
 
 void jsonl_open(struct Jsonl *out, const char *path) {

@@ -25,8 +25,14 @@ void jsonl_boolean(struct Jsonl *out, const char *key, bool value);
 void jsonl_string(struct Jsonl *out, const char *key, const char *value, size_t length);
 void jsonl_integers(struct Jsonl *out, const char *key, const int *values, int count);
 void jsonl_numbers(struct Jsonl *out, const char *key, const float *values, int count);
+/* A value that is JSON already; it stays on its line. */
+void jsonl_raw(struct Jsonl *out, const char *key, const char *json, size_t length);
+void jsonl_null(struct Jsonl *out, const char *key);
 /* Ends the object and hands the line to the kernel; die_machine if the disk refuses it. */
 void jsonl_end(struct Jsonl *out);
+/* In place of jsonl_end, also for one that has no file (zero-initialised): the line with its end
+   [*length], valid until the next jsonl_begin. */
+const char *jsonl_line(struct Jsonl *out, size_t *length);
 /* What was written is on the disk when this returns; die_machine if it cannot be. If the file was
    removed or replaced since it was opened, a warning says so, and what follows goes to the file
    that has its name then (a new one, if there is none). */

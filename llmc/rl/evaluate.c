@@ -81,8 +81,8 @@ struct Evaluation evaluation_of(const struct Examples *held_out, const struct Ro
         check_alloc((size_t)rollout->count, sizeof *reward, "evaluation rewards");
     int *seen = check_alloc((size_t)samples, sizeof *seen, "evaluation answers");
     struct Tally *tally = check_alloc((size_t)n, sizeof *tally, "evaluation answers");
-    examples_judge(reward, &text, held_out, samples, rollout->token, rollout->start,
-                   rollout->ended);
+    result.interrupted = !examples_judge(reward, &text, held_out, samples, rollout->token,
+                                         rollout->start, rollout->ended);
     for (int p = 0; p < n; p++) tally[p] = tally_group(seen, reward, &text, p * samples, samples);
     add_tally_means(&result, tally);
     add_rollout_means(&result, rollout);

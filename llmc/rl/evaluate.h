@@ -13,6 +13,7 @@ struct Evaluation {
                                    `samples` completions */
     double reward, entropy, mean_length, truncated;   /* means; truncated: share without
                                                          end-of-text; entropy in nats */
+    bool interrupted;           /* the program is asked to stop: it is not to be used */
     int unscored;               /* completions without a reward; pass_at, distinct_correct and
                                    reward leave them out */
 };

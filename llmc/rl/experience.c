@@ -209,16 +209,17 @@ static bool generate(struct Experience *e, struct Sampler *sampler, const struct
 }
 
 /* Judges the rollout, adds all its groups to the statistics, and keeps the groups that the filter
-   lets pass, up to the number wanted. Returns how many groups have a scored completion. */
+   lets pass, up to the number wanted. Returns how many groups have a scored completion; -1, and the
+   experience is not to be used, if the judge was interrupted. */
 static int take_rollout(struct Experience *e, const struct CollectOptions *o,
                         const struct Examples *prompts) {
     int wanted = o->prompts * o->group, groups_scored = 0;
     const struct Rollout *rollout = &e->rollout;
     struct TextList text = {0};
     struct Reward *reward = check_alloc((size_t)rollout->count, sizeof *reward, "rewards");
-    examples_judge(reward, &text, prompts, o->group, rollout->token, rollout->start,
-                   rollout->ended);
-    for (int g = 0; g < prompts->count; g++) {
+    bool judged = examples_judge(reward, &text, prompts, o->group, rollout->token, rollout->start,
+                                 rollout->ended);
+    for (int g = 0; g < prompts->count && judged; g++) {
         bool full = e->count == wanted;
         append_group(e, prompts, o->group, reward, &text, g);
         groups_scored += add_group_sums(e);
@@ -226,13 +227,14 @@ static int take_rollout(struct Experience *e, const struct CollectOptions *o,
     }
     text_list_free(&text);
     free(reward);
-    return groups_scored;
+    return judged ? groups_scored : -1;
 }
 
 bool experience_collect(struct Experience *e, struct Sampler *sampler,
                         const struct Weights *weights, const struct CollectOptions *o,
                         int64_t *ordinal, void *workspace) {
     int wanted = o->prompts * o->group, groups = 0, groups_scored = 0;
+    int64_t first = *ordinal;
     experience_clear(e, o->group);
     for (int round = 0; e->count < wanted && round < (o->filter ? o->filter_rounds : 1); round++) {
         double begin = seconds();
@@ -240,9 +242,13 @@ bool experience_collect(struct Experience *e, struct Sampler *sampler,
                                                 (uint64_t)*ordinal, o->prompts);
         bool there = generate(e, sampler, weights, o, &prompts, workspace);
         double generated = seconds();
-        if (there) groups_scored += take_rollout(e, o, &prompts);
+        int scored = there ? take_rollout(e, o, &prompts) : -1;
         examples_free(&prompts);
-        if (!there) return false;
+        if (scored < 0) {
+            *ordinal = first;
+            return false;
+        }
+        groups_scored += scored;
         groups += o->prompts, *ordinal += o->prompts;
         e->seconds_generate += generated - begin;
         e->seconds_reward += seconds() - generated;

@@ -59,7 +59,8 @@ struct CollectOptions {
 /* Collects completions of the prompts number *ordinal, *ordinal + 1, ..., with their rewards, and
    adds the number of prompts used to *ordinal. With the filter the batch has fewer groups than
    asked for if filter_rounds rounds were not enough. Returns false, with *ordinal unchanged, if the
-   replayed file does not have this step (replay_problem says why). */
+   replayed file does not have this step (replay_problem says why), or if the program is asked to
+   stop and so the task's judge was interrupted. */
 bool experience_collect(struct Experience *out, struct Sampler *sampler,
                         const struct Weights *weights, const struct CollectOptions *options,
                         int64_t *ordinal, void *workspace);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "../base/check.h"
+#include "launch.h"
 
 /* ---- tasks ----------------------------------------------------------------------------------- */
 
@@ -27,11 +28,22 @@ static _Noreturn void die_of_two_plans(const struct Options *o) {
     die_input("--tasks names the tasks and their steps; leave out --task and --steps");
 }
 
+struct Scorer *choose_scorer(const struct Options *o, int threads) {
+    static const char *const others[] = {"scorer-workers", "scorer-timeout"};
+    for (int i = 0; i < 2 && !o->scorer[0]; i++)
+        if (options_on_line(o, others[i])) die_input("--%s is for --scorer COMMAND", others[i]);
+    if (!o->scorer[0] || o->score[0]) return NULL;
+    int workers = o->scorer_workers ? (int)o->scorer_workers : threads < 8 ? threads : 8;
+    return scorer_open(&(struct ScorerOptions){
+        .command = o->scorer, .workers = workers, .timeout = o->scorer_timeout, .start = 60,
+        .stops = launch_stop_requested});
+}
+
 /* The task of --data. Without it, what says how a file is read does nothing. */
-static struct Task *choose_data(const struct Options *o) {
+static struct Task *choose_data(const struct Options *o, struct Scorer *scorer) {
     static const char *const others[] = {"eval-data", "eval-share", "prompt-template", "chat",
                                          "system", "reward", "reward-regex", "max-prompt",
-                                         "shuffle-buffer", "bad-lines"};
+                                         "shuffle-buffer", "bad-lines", "scorer"};
     for (size_t i = 0; i < sizeof others / sizeof *others && !o->data[0]; i++)
         if (options_on_line(o, others[i])) die_input("--%s is for --data FILE", others[i]);
     if (!o->data[0] || o->score[0]) return NULL;
@@ -45,12 +57,12 @@ static struct Task *choose_data(const struct Options *o) {
         .eval_share = o->eval_share, .eval_prompts = o->eval_prompts,
         .shuffle_buffer = o->shuffle_buffer, .max_prompt = o->max_prompt,
         .max_tokens = o->max_tokens, .bad_lines = o->bad_lines,
-        .supervised = strcmp(o->objective, "ce") == 0});
+        .supervised = strcmp(o->objective, "ce") == 0, .scorer = scorer});
 }
 
 /* --tasks NAME:STEPS,NAME:STEPS sets the phases and with them the steps; else there is one. */
-struct Plan choose_plan(const struct Options *o) {
-    struct Plan plan = {.steps = o->steps, .data = choose_data(o)};
+struct Plan choose_plan(const struct Options *o, struct Scorer *scorer) {
+    struct Plan plan = {.steps = o->steps, .data = choose_data(o, scorer)};
     char list[OPTION_TEXT], *rest = list, *item;
     if (plan.data) {
         plan.supervised = strcmp(o->objective, "ce") == 0;

@@ -9,6 +9,7 @@
 #include "../rl/entropy.h"
 #include "../rl/objectives.h"
 #include "../tasks/data.h"
+#include "../tasks/scorer.h"
 #include "../tasks/task.h"
 
 #define MAX_PHASES 8
@@ -27,7 +28,9 @@ struct Plan {
     bool supervised;                   /* its steps are supervised ones (--objective ce) */
 };
 
-struct Plan choose_plan(const struct Options *options);
+/* The user's program that gives rewards, or NULL; nothing of it is started. */
+struct Scorer *choose_scorer(const struct Options *options, int threads);
+struct Plan choose_plan(const struct Options *options, struct Scorer *scorer);
 /* The phase that a run with this progress is in; die_input if the plan is not the one it was begun
    with. Fresh progress is in phase 0. */
 int choose_phase(const struct Plan *plan, const struct Progress *progress);

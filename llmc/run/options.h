@@ -18,6 +18,9 @@ struct Options {
     double eval_share;
     char prompt_template[OPTION_TEXT], chat[OPTION_TEXT], system[OPTION_TEXT];
     char reward[OPTION_TEXT], reward_regex[OPTION_TEXT];
+    char scorer[OPTION_TEXT];
+    int64_t scorer_workers;              /* 0 = chosen by the program */
+    double scorer_timeout;               /* seconds */
     int64_t max_prompt;                  /* 0 = chosen by the program */
     int64_t shuffle_buffer, bad_lines;
     int64_t layers, channels, heads, context;   /* 0 = the named model's */

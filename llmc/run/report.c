@@ -177,6 +177,14 @@ static void write_rollout(struct Report *r, const struct StepReport *s) {
         number(r, "completions/unscored", (double)(e->generated - e->scored));
 }
 
+/* What the user's program did in this step. */
+static void write_scorer(struct Report *r, const struct ScorerCounts *c) {
+    number(r, "scorer/unscored", (double)c->unscored);
+    number(r, "scorer/failed", (double)c->failed);
+    number(r, "scorer/restarts", (double)c->restarts);
+    number(r, "scorer/bad_lines", (double)c->bad_lines);
+}
+
 static void write_timing(struct Report *r, const struct StepReport *s) {
     const struct Experience *e = s->experience;
     double learning = s->seconds_update + s->seconds_logprob;
@@ -341,6 +349,19 @@ static const char *cell(char *out, int width, int digits, double value) {
     return out;
 }
 
+/* NaN: no completion is scored. */
+static double mean_reward(const struct Experience *e) {
+    return e->scored ? e->sum_reward / (double)e->scored : NAN;
+}
+
+/* ", 12 unscored" at the end of a line, where there are such completions. */
+static const char *unscored(const struct Experience *e, const char *before) {
+    static char text[48];
+    if (e->generated == e->scored) return "";
+    snprintf(text, sizeof text, "%s%lld unscored", before, (long long)(e->generated - e->scored));
+    return text;
+}
+
 /* For a person: reward and entropy first, loss last, because at ratio 1 the surrogate's value is
    zero-mean by construction and says little. */
 static void say_table_line(const struct Report *r, const struct StepReport *s) {
@@ -350,13 +371,13 @@ static void say_table_line(const struct Report *r, const struct StepReport *s) {
     double entropy = e->sum_entropy / (double)e->generated_tokens;
     double clipped = (s->stats.clipped_low + s->stats.clipped_high) / fmax(s->stats.tokens, 1);
     snprintf(step, sizeof step, "%lld/%lld", (long long)s->step, (long long)s->total_steps);
-    say("%9s %7.3f %8.3f %6.2f %s %s %s %6.2f %6.2f %7.3f %8.0f %7s %8.4f", step,
-        e->sum_reward / (double)e->scored, entropy, entropy / s->entropy->initial,
+    say("%9s %7.3f %8.3f %6.2f %s %s %s %6.2f %6.2f %7.3f %8.0f %7s %8.4f%s", step,
+        mean_reward(e), entropy, entropy / s->entropy->initial,
         cell(c1, 7, 3, v ? v->pass_at[0] : NAN), cell(c64, 8, 3, v ? v->pass_at[3] : NAN),
         cell(cd, 8, 2, v ? v->distinct_correct : NAN), e->sum_length / (double)e->generated,
         100 * clipped, s->grad_norm, (double)e->generated_tokens / e->seconds_generate,
         console_time((double)(s->total_steps - s->step) * r->seconds_per_step),
-        s->stats.loss / fmax(s->updates, 1));
+        s->stats.loss / fmax(s->updates, 1), unscored(e, "  "));
 }
 
 /* For a program: key=value, a few lines a run; everything is in metrics.jsonl. */
@@ -369,10 +390,10 @@ static void say_plain_line(const struct StepReport *s) {
     if (v)
         snprintf(evaluation, sizeof evaluation, " pass@1=%.4f pass@%d=%.4f distinct=%.3f",
                  v->pass_at[0], evaluation_k[last], v->pass_at[last], v->distinct_correct);
-    say("step=%lld reward=%.4f entropy=%.4f%s grad_norm=%.4f step_time=%.3f loss=%.5f",
-        (long long)s->step, e->sum_reward / (double)e->scored,
+    say("step=%lld reward=%.4f entropy=%.4f%s grad_norm=%.4f step_time=%.3f loss=%.5f%s",
+        (long long)s->step, mean_reward(e),
         e->sum_entropy / (double)e->generated_tokens, evaluation, s->grad_norm, s->seconds_step,
-        s->stats.loss / fmax(s->updates, 1));
+        s->stats.loss / fmax(s->updates, 1), unscored(e, ", "));
 }
 
 static void say_step(struct Report *r, const struct StepReport *s) {
@@ -393,6 +414,7 @@ void report_step(struct Report *r, const struct StepReport *s) {
     jsonl_integer(&r->metrics, "num_tokens", s->num_tokens);
     if (s->attention_entropy) write_attention(r, s);
     if (s->evaluation) write_evaluation(r, s->task, s->evaluation);
+    if (s->scorer) write_scorer(r, s->scorer);
     write_timing(r, s);
     end_line(r);
     if (r->rollouts_every && s->step % r->rollouts_every == 0)
@@ -400,7 +422,7 @@ void report_step(struct Report *r, const struct StepReport *s) {
 
     const struct Experience *e = s->experience;
     r->last_entropy = e->sum_entropy / (double)e->generated_tokens;
-    r->last_reward = e->sum_reward / (double)e->scored;
+    r->last_reward = mean_reward(e);
     if (s->step == r->phase_step + 1)
         r->first_entropy = r->last_entropy, r->first_reward = r->last_reward;
     if (s->evaluation) {

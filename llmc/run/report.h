@@ -10,6 +10,7 @@
 #include "../checkpoint.h"
 #include "../io/jsonl.h"
 #include "../io/tensorboard.h"
+#include "../tasks/scorer.h"
 
 /* One RL step. Pointers are only read during the call. */
 struct StepReport {
@@ -34,6 +35,7 @@ struct StepReport {
     const double *attention_entropy;   /* [layers * heads], or NULL */
     int layers, heads;
     const struct Evaluation *evaluation;   /* NULL: not evaluated at this step */
+    const struct ScorerCounts *scorer;     /* of this step with its evaluation; NULL: none */
 };
 
 /* One supervised step: of the warm start, or of a run with the objective ce. */

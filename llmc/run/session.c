@@ -502,7 +502,8 @@ static void choose(struct Session *s, int argc, char **argv) {
     launch_ignore_size_limit();
     if (!o->eval_only && !o->score[0]) launch_catch_signals();   /* measuring has nothing to save */
     s->threads = launch_threads(o->threads);   /* workspaces are sized by it */
-    s->plan = choose_plan(o);
+    s->scorer = choose_scorer(o, s->threads);
+    s->plan = choose_plan(o, s->scorer);
     s->objective = choose_objective(o);
     s->entropy_options = choose_entropy(o, s->objective.control);
     s->shard_bytes = choose_shard_bytes(o);
@@ -523,6 +524,17 @@ static void prepare_data(struct Session *s) {
     if (o->eval_only)
         die_input("--eval-only: no prompt is held out; give --eval-data FILE or --eval-share");
     o->eval_every = 0;
+}
+
+/* The user's scorer is started, with the first example: what it cannot do shows now. */
+static void try_scorer(struct Session *s) {
+    struct Example example = {0};
+    bool held_out = s->task->num_held_out > 0;
+    if (!s->scorer) return;
+    example_draw(&example, s->task, (uint64_t)s->options.seed,
+                 held_out ? RNG_EVAL_PROMPT : RNG_PROMPT, 0);
+    scorer_try(s->scorer, &example);
+    example_free(&example);
 }
 
 /* True if a resumed run has no step left to do. Its config.json is then left as it is. */
@@ -554,6 +566,7 @@ void session_open(struct Session *s, int argc, char **argv) {
         console_end(true);
         exit(0);
     }
+    try_scorer(s);
     arena_commit(&s->arena, s->ops);
     load(s);
     checkpoint_release(&s->place.hold);
@@ -671,6 +684,7 @@ void session_close(struct Session *s) {
     experience_free(&s->experience);
     replay_close(s->replay);
     data_close(s->plan.data);
+    scorer_close(s->scorer);
     tokenizer_free(s->tokenizer);
     export_close(&s->export);
     model_free(s->model);

@@ -16,6 +16,7 @@
 #include "../rl/objectives.h"
 #include "../rl/sampler.h"
 #include "../rl/trainer.h"
+#include "../tasks/scorer.h"
 #include "../tasks/task.h"
 
 struct Session {
@@ -25,6 +26,7 @@ struct Session {
     struct Plan plan;                /* what to learn, one task after another */
     const struct Task *task;         /* of the phase in hand */
     struct Tokenizer *tokenizer;     /* NULL: --score, and the directory has none */
+    struct Scorer *scorer;           /* of --scorer; NULL: none */
     struct Ends ends;                /* the tokens that end a completion */
     struct Objective objective;      /* the preset with the options' axes */
     struct Model *model;

@@ -319,6 +319,10 @@ static void judge(const struct Task *task, struct Reward *reward,
     verify_judge(data_of(task)->verify, reward, completion, count);
 }
 
+static bool interrupted(const struct Task *task) {
+    return verify_interrupted(data_of(task)->verify);
+}
+
 bool task_is_data(const struct Task *task) { return task->draw == draw; }
 
 void data_add_ends(const struct Task *task, struct Ends *ends) {
@@ -365,7 +369,8 @@ struct Task *data_open(const struct DataOptions *options) {
     d->lessons.stream = 1;
     text_format(&d->help, "%s", options->path);
     *task = (struct Task){.name = "data", .help = d->help.bytes, .alphabet = data_alphabet,
-                          .judge = judge, .draw = draw, .state = d};
+                          .judge = judge, .draw = draw, .state = d,
+                          .interrupted = interrupted};
     return task;
 }
 

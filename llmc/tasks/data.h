@@ -20,13 +20,14 @@
 struct DataOptions {
     const char *path, *eval_path, *template_path;   /* the latter two "" = none */
     const char *chat, *system, *reward, *regex;     /* template.h, verify.h; reward "auto" = by the
-                                                       first answer */
+                                                       scorer or the first answer */
     double eval_share;           /* of the prompts that are held out; not with eval_path */
     int64_t eval_prompts;        /* the most to evaluate on */
     int64_t shuffle_buffer;      /* lines of a block; 1 = the file's order */
     int64_t max_prompt;          /* tokens; 0 = 512, or what the context leaves */
     int64_t max_tokens;          /* of a completion; 0 = 256, or half the context */
     int64_t bad_lines;
+    struct Scorer *scorer;       /* of --scorer, which must outlive the task; NULL: none */
     bool supervised;             /* only lessons are wanted (objective ce) */
     uint64_t seed;
 };

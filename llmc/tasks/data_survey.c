@@ -202,10 +202,11 @@ static void choose_lengths(struct Data *d, int context) {
 
 static void open_verifiers(struct Data *d, const struct Survey *s) {
     const struct DataOptions *o = &d->options;
-    struct VerifyOptions options = {o->regex, d->max_tokens};
+    struct VerifyOptions options = {o->regex, d->max_tokens, o->scorer};
     const char *problem, *list = o->reward;
     if (strcmp(list, "auto") == 0)
-        list = s->first_answer.length > 0
+        list = o->scorer ? "scorer"
+               : s->first_answer.length > 0
                    ? verifier_for(s->first_answer.bytes, s->first_answer.length)
                    : "exact";
     d->verify = verify_open(list, &options, &problem);

@@ -115,7 +115,7 @@ void examples_free(struct Examples *e) {
     *e = (struct Examples){0};
 }
 
-void examples_judge(struct Reward *reward, struct TextList *text, const struct Examples *examples,
+bool examples_judge(struct Reward *reward, struct TextList *text, const struct Examples *examples,
                     int group, const int *token, const int *start, const unsigned char *ended) {
     int count = examples->count * group;
     struct Completion *completion = check_alloc((size_t)count, sizeof *completion, "completions");
@@ -138,4 +138,6 @@ void examples_judge(struct Reward *reward, struct TextList *text, const struct E
         if (!isfinite(reward[i].value)) reward[i] = (struct Reward){.value = NAN};
     text_free(&decoded);
     free(completion);
+    const struct Task *task = examples->task;
+    return !task->interrupted || !task->interrupted(task);
 }

@@ -42,8 +42,9 @@ struct Examples examples_draw(const struct Task *task, const struct Tokenizer *t
 /* Judges `group` completions of each example. Completion i answers example i / group; its ids are
    token[start[i]] to token[start[i + 1] - 1]. reward [count * group] =; NaN: unscored, also where
    the task's reward is infinite. text: becomes the completions' texts, without special tokens
-   such as the end of text. */
-void examples_judge(struct Reward *reward, struct TextList *text, const struct Examples *examples,
+   such as the end of text. False: the judge was interrupted (Task.interrupted), and the rewards are
+   not to be used. */
+bool examples_judge(struct Reward *reward, struct TextList *text, const struct Examples *examples,
                     int group, const int *token, const int *start, const unsigned char *ended);
 void examples_free(struct Examples *examples);
 

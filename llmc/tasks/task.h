@@ -98,6 +98,9 @@ struct Task {
     void (*draw)(const struct Task *task, struct Example *example, uint64_t seed,
                  enum RngPurpose purpose, uint64_t ordinal);
     int num_held_out;         /* 0: none, and nothing is evaluated */
+    /* Was the last judge cut short, because the program is asked to stop? Then its rewards are not
+       to be used. NULL: never. */
+    bool (*interrupted)(const struct Task *task);
     /* In place of demonstrate: appends the rows of lesson number `ordinal`. NULL: it has none. */
     void (*teach)(const struct Task *task, struct Lesson *lesson, uint64_t seed, uint64_t ordinal);
 };

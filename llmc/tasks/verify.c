@@ -183,6 +183,13 @@ static float length(struct Verify *verify, const struct Completion *c) {
     return 1 - (float)c->tokens / (float)most;
 }
 
+/* ---- scorer: a program of the user's, see scorer.h ------------------------------------------- */
+
+static void scorer(struct Verify *verify, float *score, const struct Completion *completion,
+                   int count) {
+    scorer_score(verify->options.scorer, score, completion, count);
+}
+
 /* ---- the table ------------------------------------------------------------------------------ */
 
 static const struct Verifier rows[] = {
@@ -193,6 +200,7 @@ static const struct Verifier rows[] = {
     {"regex", "--reward-regex, or else the answer as a pattern, is found in it", false, regex,
      NULL},
     {"length", "the share of the longest length that it leaves unused", false, length, NULL},
+    {"scorer", "what the program of --scorer gives", false, NULL, scorer},
 };
 enum { NUM_ROWS = sizeof rows / sizeof *rows };
 
@@ -237,6 +245,7 @@ static const char *add_part(struct Verify *v, char *item) {
     for (int i = 0; i < NUM_ROWS && !row; i++)
         if (strcmp(rows[i].name, item) == 0) row = &rows[i];
     if (!row) return PROBLEM("\"%s\" is unknown; known are %s", quote(item), verifier_names());
+    if (row->all == scorer && !v->options.scorer) return "scorer needs --scorer COMMAND";
     for (int i = 0; i < v->count; i++)
         if (v->part[i].row == row) return PROBLEM("%s is there twice", item);
     v->part[v->count].row = row, v->part[v->count++].weight = weight;
@@ -256,6 +265,12 @@ static const char *check_regex(const struct Verify *v) {
     return PROBLEM("--reward-regex: %s, at byte %zu of \"%s\"", says, offset, quote(v->regex));
 }
 
+static bool has_scorer(const struct Verify *v) {
+    for (int i = 0; i < v->count; i++)
+        if (v->part[i].row->all == scorer) return true;
+    return false;
+}
+
 struct Verify *verify_open(const char *list, const struct VerifyOptions *options,
                            const char **problem) {
     struct Verify *v = check_alloc(1, sizeof *v, "verifiers");
@@ -265,6 +280,8 @@ struct Verify *verify_open(const char *list, const struct VerifyOptions *options
     open_regex(v);
     *problem = v->regex[0] ? check_regex(v) : NULL;
     while (!*problem && (item = strsep(&rest, ",")) != NULL) *problem = add_part(v, item);
+    if (!*problem && options->scorer && !has_scorer(v))
+        *problem = PROBLEM("the program of --scorer has no part in it; add scorer:1");
     free(copy);
     if (!*problem) return v;
     verify_close(v);
@@ -279,6 +296,10 @@ void verify_close(struct Verify *v) {
     text_free(&v->pattern);
     free(v->regex);
     free(v);
+}
+
+bool verify_interrupted(const struct Verify *v) {
+    return has_scorer(v) && scorer_interrupted(v->options.scorer);
 }
 
 bool verify_needs_answers(const struct Verify *v) {

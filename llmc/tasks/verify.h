@@ -6,6 +6,7 @@
 #ifndef LLMC_VERIFY_H
 #define LLMC_VERIFY_H
 
+#include "scorer.h"
 #include "task.h"
 
 struct Verify;   /* the verifiers of a run with their weights; opaque */
@@ -14,6 +15,7 @@ struct Verify;   /* the verifiers of a run with their weights; opaque */
 struct VerifyOptions {
     const char *regex;     /* `regex`: its pattern; "" = each example's answer is one */
     int max_tokens;        /* `length`: tokens of the longest completion */
+    struct Scorer *scorer; /* `scorer`: the user's program, which must outlive it; NULL: none */
 };
 
 /* A verifier: either `one` or `all`. NaN: the completion cannot be judged (there is no reference
@@ -36,6 +38,8 @@ void verify_close(struct Verify *verify);
    was named first gives at least 1. */
 void verify_judge(struct Verify *verify, struct Reward *reward,
                   const struct Completion *completion, int count);
+/* Was the last verify_judge cut short, because the program is asked to stop? */
+bool verify_interrupted(const struct Verify *verify);
 /* Does any of them need reference answers? */
 bool verify_needs_answers(const struct Verify *verify);
 /* Row i of the table, or NULL past its end; all names, for messages. */
