@@ -222,6 +222,30 @@ static void test_bytes_without_a_token(void **state) {
     tokenizer_free(t);
 }
 
+/* A text of marks that are all out of order takes no longer than any other. */
+static void test_many_marks(void **state) {
+    (void)state;
+    enum { MARKS = 200000 };
+    struct Text text = {0}, ordered = {0};
+    struct Tokenizer *t = load_golden("qwen2");
+    text_append(&text, "x", 1), text_append(&ordered, "x", 1);
+    for (int i = 0; i < MARKS; i++) {
+        text_append(&text, i < MARKS / 2 ? "\xCC\x8D" : "\xCC\xB4", 2);      /* class 230, class 1 */
+        text_append(&ordered, i < MARKS / 2 ? "\xCC\xB4" : "\xCC\x8D", 2);
+    }
+    struct Ids ids = {0};
+    struct Text back = {0};
+    clock_t begin = clock();
+    assert_true(tokenizer_encode(t, text.bytes, text.length, 0, &ids));
+    double seconds = (double)(clock() - begin) / CLOCKS_PER_SEC;
+    if (seconds > 15) fail_msg("%.1f s", seconds);
+    tokenizer_decode(t, ids.id, ids.count, 0, &back);
+    assert_int_equal(back.length, ordered.length);
+    assert_memory_equal(back.bytes, ordered.bytes, back.length);
+    ids_free(&ids), text_free(&back), text_free(&text), text_free(&ordered);
+    tokenizer_free(t);
+}
+
 /* Bytes that are not UTF-8 are read as U+FFFD, one for each part of a character. */
 static void test_invalid_input(void **state) {
     (void)state;
@@ -457,6 +481,7 @@ static void test_damaged_files(void **state) {
         {ADDED("[{\"id\": 4, \"content\": \"<x>\"}]"), "special of <x>"},
         {ADDED("[{\"id\": \"4\", \"content\": \"<x>\"" FLAGS "]"), "id that is not"},
         {ADDED("[{\"id\": 4, \"content\": \"<x>\"" FLAGS "]"), NULL},
+        {ADDED("[{\"id\": 4, \"content\": \"\xC3\xA9\xCC\"" FLAGS "]"), "not UTF-8"},
         {ADDED("[{\"id\": 9, \"content\": \"<x>\"" FLAGS "]"), "gives it 4"},
         {ADDED("[{\"id\": 1, \"content\": \"a\"" FLAGS "]"), "gives it 0"},
         {ADDED("[{\"id\": 4, \"content\": \"<x>\"" FLAGS ", {\"id\": 5, \"content\": \"<x>\"" FLAGS
@@ -566,6 +591,7 @@ int main(void) {
         cmocka_unit_test(test_special_tokens),
         cmocka_unit_test(test_bytes_without_a_token),
         cmocka_unit_test(test_invalid_input),
+        cmocka_unit_test(test_many_marks),
         cmocka_unit_test(test_roles),
         cmocka_unit_test(test_alphabet_files),
         cmocka_unit_test(test_files_come_back),

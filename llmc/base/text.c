@@ -35,6 +35,14 @@ size_t utf8_step(const char *text, size_t available, bool *valid) {
     return right > 0 ? right : 1;
 }
 
+bool utf8_is_valid(const char *text, size_t length) {
+    for (size_t i = 0, n; i < length; i += n) {
+        n = (unsigned char)text[i] < 0x80 ? 1 : utf8_length(text + i, length - i);
+        if (n == 0) return false;
+    }
+    return true;
+}
+
 size_t utf8_unfinished(const char *text, size_t length) {
     for (size_t n = 1; n <= 3 && n <= length; n++) {
         size_t needed, right = right_bytes(text + length - n, n, &needed);

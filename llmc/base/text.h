@@ -14,6 +14,7 @@ size_t utf8_step(const char *text, size_t available, bool *valid);
 /* Bytes at the end of text [length] that begin a character whose other bytes are not there: 0 to
    3. */
 size_t utf8_unfinished(const char *text, size_t length);
+bool utf8_is_valid(const char *text, size_t length);
 /* The code point of the character at the start of text, which must be valid. */
 unsigned utf8_code_point(const char *text);
 #define UTF8_REPLACEMENT "\xEF\xBF\xBD"   /* U+FFFD */

@@ -170,21 +170,13 @@ static bool encode_normal(struct Encoding *e, const char *text, size_t length) {
     return encode_around(e, &t->added.normalized, text, length, encode_words);
 }
 
-static bool is_utf8(const char *text, size_t length) {
-    for (size_t i = 0, n; i < length; i += n) {
-        n = (unsigned char)text[i] < 0x80 ? 1 : utf8_length(text + i, length - i);
-        if (n == 0) return false;
-    }
-    return true;
-}
-
 bool tokenizer_encode(const struct Tokenizer *tokenizer, const char *text, size_t length,
                       int flags, struct Ids *out) {
     struct Tokenizer *t = scratch_of(tokenizer);
     struct Encoding e = {t, out, flags};
     int before = out->count;
     if (length > MOST_TEXT) return false;
-    if (!is_utf8(text, length)) {
+    if (!utf8_is_valid(text, length)) {
         text_clear(&t->repaired);
         text_append_utf8(&t->repaired, text, length);
         text = t->repaired.bytes, length = t->repaired.length;
