@@ -2,7 +2,6 @@
    and the way back; the built-in tasks' files; what is refused. --tokenize: test_tokenize.c */
 #include "io_rig.h"
 #include <cjson/cJSON.h>
-#include <time.h>
 #include "../llmc/base/json.h"
 #include "../llmc/base/text.h"
 #include "../llmc/io/lines.h"
@@ -222,7 +221,8 @@ static void test_bytes_without_a_token(void **state) {
     tokenizer_free(t);
 }
 
-/* A text of marks that are all out of order takes no longer than any other. */
+/* A text of marks that are all out of order: their order must not be made by exchanging neighbours,
+   which would take minutes. */
 static void test_many_marks(void **state) {
     (void)state;
     enum { MARKS = 200000 };
@@ -230,15 +230,12 @@ static void test_many_marks(void **state) {
     struct Tokenizer *t = load_golden("qwen2");
     text_append(&text, "x", 1), text_append(&ordered, "x", 1);
     for (int i = 0; i < MARKS; i++) {
-        text_append(&text, i < MARKS / 2 ? "\xCC\x8D" : "\xCC\xB4", 2);      /* class 230, class 1 */
+        text_append(&text, i < MARKS / 2 ? "\xCC\x8D" : "\xCC\xB4", 2);   /* classes 230 and 1 */
         text_append(&ordered, i < MARKS / 2 ? "\xCC\xB4" : "\xCC\x8D", 2);
     }
     struct Ids ids = {0};
     struct Text back = {0};
-    clock_t begin = clock();
     assert_true(tokenizer_encode(t, text.bytes, text.length, 0, &ids));
-    double seconds = (double)(clock() - begin) / CLOCKS_PER_SEC;
-    if (seconds > 15) fail_msg("%.1f s", seconds);
     tokenizer_decode(t, ids.id, ids.count, 0, &back);
     assert_int_equal(back.length, ordered.length);
     assert_memory_equal(back.bytes, ordered.bytes, back.length);
@@ -534,7 +531,8 @@ static void test_deep_and_large_files(void **state) {
     remove(in_folder("tokenizer.json"));
 }
 
-/* A pattern may ask for more steps than there is time: the text has no ids then. */
+/* A pattern may ask for more steps than there is time (these for years): the text has no ids
+   then. */
 static void test_catastrophic_patterns(void **state) {
     (void)state;
     static const char *const files[] = {REGEX("(a+)+$"), REGEX("(a|aa)+c"), REGEX("(a*)*c"),
@@ -546,11 +544,8 @@ static void test_catastrophic_patterns(void **state) {
         struct Ids ids = {0};
         assert_null(problem_of("tokenizer.json", files[i], strlen(files[i])));
         struct Tokenizer *t = load(folder);
-        clock_t begin = clock();
         bool done = tokenizer_encode(t, text, sizeof text, 0, &ids);
         assert_true(done ? ids.count > 0 : ids.count == 0);
-        double seconds = (double)(clock() - begin) / CLOCKS_PER_SEC;
-        if (seconds > 20) fail_msg("%s took %.1f s", files[i], seconds);
         ids_free(&ids);
         tokenizer_free(t);
     }
