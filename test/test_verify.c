@@ -280,7 +280,7 @@ static void test_fuzz(void **state) {
     verify_close(v);
 }
 
-/* A megabyte of what is worst for each reader takes less than a second on any machine. */
+/* A megabyte of what is worst for each reader: more than linear time would be hours. */
 static void test_bounded_time(void **state) {
     (void)state;
     static const char *const units[] = {"1", "1/", "1,", "\\boxed{", "{", "}", "\\frac{1}{", "#",
