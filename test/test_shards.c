@@ -35,27 +35,37 @@ static const char *shard_name(int shard) {
     return names[shard];
 }
 
+/* What x is cut to in `type`, towards 0: BF16 has the upper 16 of its bits, F16 10 of the 23 of its
+   mantissa (below 2^-14, where F16 has fewer, 0 is taken). */
+static float kept(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (strcmp(type, "BF16") == 0) bits &= 0xFFFF0000;
+    if (strcmp(type, "F16") == 0) bits &= fabsf(x) < 0x1p-14f ? 0x80000000 : 0xFFFFE000;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+/* The F16 of a number that kept() gave: sign, exponent (bias 127 becomes 15), mantissa. */
+static uint16_t half_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t rest = bits << 1 == 0 ? 0 : (bits & 0x7FFFFFFF) - ((127u - 15) << 23);
+    return (uint16_t)(bits >> 16 & 0x8000) | (uint16_t)(rest >> 13);
+}
+
 /* One element in `type`; returns its bytes. */
 static size_t put(unsigned char *out, float x) {
     uint32_t bits;
     double wide = x;
-    _Float16 half = (_Float16)x;
+    x = kept(x);
+    uint16_t half = half_of(x);
     memcpy(&bits, &x, 4);
     uint16_t upper = (uint16_t)(bits >> 16);
     if (strcmp(type, "F64") == 0) return memcpy(out, &wide, 8), 8;
     if (strcmp(type, "F16") == 0) return memcpy(out, &half, 2), 2;
     if (strcmp(type, "BF16") == 0) return memcpy(out, &upper, 2), 2;
     return memcpy(out, &x, 4), 4;
-}
-
-/* What it is then read as. */
-static float kept(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    bits &= 0xFFFF0000;
-    if (strcmp(type, "F16") == 0) return (float)(_Float16)x;
-    if (strcmp(type, "BF16") == 0) memcpy(&x, &bits, 4);
-    return x;
 }
 
 static void describe(char *header, size_t *length, const char *name, int64_t rows, int64_t columns,

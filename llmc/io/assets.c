@@ -13,7 +13,7 @@ static const char *const known[] = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model",
     "chat_template.jinja", "chat_template.json",
-    "LICENSE", "LICENSE.txt", "LICENSE" ".md", "NOTICE", "NOTICE.txt",
+    "LICENSE", "LICENSE.txt", ("LICENSE" ".md"), "NOTICE", "NOTICE.txt",
 };
 enum { NUM_KNOWN = sizeof known / sizeof *known };
 
