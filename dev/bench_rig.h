@@ -2,6 +2,7 @@
 #ifndef BENCH_RIG_H
 #define BENCH_RIG_H
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,7 +127,7 @@ static inline void generation_open(struct Generation *g, const struct Model *mod
                                          .max_tokens = tokens}};
     arena_reserve(&g->arena, &g->weights.data, model->num_parameters * ops->element_size,
                   "weights", "weights");
-    g->sampler = sampler_reserve(model, &g->arena, batch, batch, 2, tokens);
+    g->sampler = sampler_reserve(model, &g->arena, batch, batch, 2, tokens, INT_MAX);
     struct OpsShape shape = bench_shape(c, 1, 1, sampler_step_rows(ops, batch, 2), tokens + 2);
     arena_reserve(&g->arena, &g->workspace, ops->workspace_size(&shape), "workspace", "workspace");
     arena_commit(&g->arena, ops);

@@ -10,7 +10,7 @@
    the same memory as those that only the other needs.
 
        | weights | m | v | workspace |  activations | gradients | batch ...            |
-       |                             |  (packed weights) | kv prompts | kv tails | rows |
+       |                             |  (packed weights) | pages of the cache | rows |
          ARENA_ALWAYS                   ARENA_TRAINING and, over it, ARENA_DECODING
 
    Packed weights are there only where the decode product cannot read the weights themselves

@@ -168,12 +168,22 @@ struct Head model_head(const struct Model *model, float temperature);
 const floatX *model_head_weight(const struct Model *model, const struct Weights *weights);
 float *model_head_gradient(const struct Model *model, float *grads);
 
+/* How large the cache of decoding is (struct KvCache): its pages, how many prompts and tails have
+   some at once, and how many each may have at most. */
+struct CacheSize {
+    int pages, prompt_slots, prompt_width, tail_slots, tail_width;
+};
+
+/* Bytes of a page: the keys and values of KV_PAGE positions in all layers. */
+size_t decode_page_bytes(const struct Model *model);
 /* Reserves, in arena's present section, the memory of decoding: steps of up to R rows (prefill
-   included), the cache (struct KvCache) and the packed weights. Owned by the caller; decode_free.
-   */
+   included), the cache and the packed weights. Owned by the caller; decode_free. */
 struct DecodeState *decode_reserve(const struct Model *model, struct Arena *arena, int R,
-                                   int prompt_slots, int prompt_capacity, int tail_slots,
-                                   int tail_capacity);
+                                   const struct CacheSize *cache);
+/* Uploads both page tables, host arrays of the shapes that struct KvCache gives. To be called
+   before the first step and whenever a segment got a page. */
+void decode_set_pages(const struct Model *model, struct DecodeState *state, const int *prompt,
+                      const int *tail);
 void decode_free(struct DecodeState *state);
 /* Packs the weights for model_decode. To be called after every update of the weights, and after
    anything that overwrote the decoding section (arena.h). */

@@ -194,15 +194,26 @@ struct DecodeRows {
 };
 
 /* The decode cache. A prompt's keys and values are shared by all rows of its group; each row has a
-   tail for the keys and values of its completion.
+   tail for the keys and values of its completion. Both are kept in pages of KV_PAGE positions, all
+   from one pool: entry [slot][i] of a table is the page with positions [i * KV_PAGE, (i + 1) *
+   KV_PAGE) of the slot's segment.
 
-       prompt [L][prompt_slots][2][NKV][prompt_capacity][HS]     0 = key, 1 = value
-       tail   [L][tail_slots  ][2][NKV][tail_capacity  ][HS]                                  */
+       pool   [L][pages][2][NKV][KV_PAGE][HS]     0 = key, 1 = value
+       prompt [prompt_slots][prompt_width]        tail [tail_slots][tail_width]
+
+   The tables lie on the backend, so that a recorded step stays valid while segments grow. Entries
+   beyond a segment's present end are not read. */
+enum { KV_PAGE = 64 };
+
 struct KvCache {
-    floatX *prompt, *tail;
+    floatX *pool;
+    int *prompt, *tail;   /* page numbers */
     struct Heads heads;
-    int L, prompt_slots, prompt_capacity, tail_slots, tail_capacity;
+    int L, pages, prompt_slots, prompt_width, tail_slots, tail_width;
 };
+
+/* Pages that hold so many positions. */
+static inline int kv_pages(int positions) { return (positions + KV_PAGE - 1) / KV_PAGE; }
 
 /* The most bytes that matmul_choices_save writes. */
 enum { MATMUL_CHOICES_TEXT = 1 << 16 };
@@ -398,8 +409,8 @@ struct Ops {
        x [R,C] */
     void (*mlp_decode)(floatX *out, floatX *pre, floatX *act, const floatX *x,
                        const void *packed_w1, const void *packed_w2, const struct Mlp *mlp, int R);
-    /* Writes each row's key and value into its segment of layer `layer`, then attends.
-       out [R,NH*HS] =; qkv [R,QKV] */
+    /* Writes each row's key and value into its segment of layer `layer`, then attends. A row's bits
+       do not depend on which pages its segments have. out [R,NH*HS] =; qkv [R,QKV] */
     void (*attention_decode)(floatX *out, const floatX *qkv, const struct KvCache *cache,
                              const struct DecodeRows *rows, int layer, int R, void *workspace);
     /* Draws token[i] ~ softmax(E W^T * inv_temperature) by the Gumbel-max rule: the largest

@@ -410,19 +410,32 @@ static void packed_multiply(floatX *out, const floatX *x, const struct PackedMat
     ops->matmul_decode(out, x, packed_at(matrix, w, l), bias, R, matrix->C, matrix->OC);
 }
 
-/* Reserves cache->prompt or cache->tail. */
-static void cache_reserve(floatX **segment, struct Arena *arena, const struct Ops *ops,
-                          const struct KvCache *cache, const char *name, int slots, int capacity) {
-    const struct Heads *heads = &cache->heads;
-    size_t per_slot = 2 * (size_t)heads->NKV * (size_t)capacity * (size_t)heads->HS;
-    arena_reserve(arena, segment, (size_t)cache->L * (size_t)slots * per_slot * ops->element_size,
-                  "decode cache", "%s [%d, %d, 2, %d, %d, %d]", name, cache->L, slots, heads->NKV,
-                  capacity, heads->HS);
+/* Bytes of a page in all layers. */
+static size_t cache_page_bytes(const struct Ops *ops, const struct Heads *heads, int L) {
+    return (size_t)L * 2 * (size_t)heads->NKV * KV_PAGE * (size_t)heads->HS * ops->element_size;
+}
+
+static void cache_reserve(struct KvCache *cache, struct Arena *arena, const struct Ops *ops) {
+    const char *group = "decode cache";
+    size_t prompt = (size_t)cache->prompt_slots * (size_t)cache->prompt_width;
+    size_t tail = (size_t)cache->tail_slots * (size_t)cache->tail_width;
+    arena_reserve(arena, &cache->pool,
+                  (size_t)cache->pages * cache_page_bytes(ops, &cache->heads, cache->L), group,
+                  "pages [%d, %d, 2, %d, %d, %d]", cache->L, cache->pages, cache->heads.NKV,
+                  KV_PAGE, cache->heads.HS);
+    arena_reserve(arena, &cache->prompt, prompt * sizeof(int), group, "prompts' pages [%d, %d]",
+                  cache->prompt_slots, cache->prompt_width);
+    arena_reserve(arena, &cache->tail, tail * sizeof(int), group, "tails' pages [%d, %d]",
+                  cache->tail_slots, cache->tail_width);
+}
+
+size_t decode_page_bytes(const struct Model *model) {
+    const struct Heads heads = model_heads(&model->config);
+    return cache_page_bytes(model->ops, &heads, model->config.L);
 }
 
 struct DecodeState *decode_reserve(const struct Model *model, struct Arena *arena, int R,
-                                   int prompt_slots, int prompt_capacity, int tail_slots,
-                                   int tail_capacity) {
+                                   const struct CacheSize *cache) {
     const struct ModelConfig *config = &model->config;
     const struct Ops *ops = model->ops;
     int L = config->L, C = config->C, F = config->F, QKV = model_qkv(config);
@@ -438,13 +451,11 @@ struct DecodeState *decode_reserve(const struct Model *model, struct Arena *aren
     packed_reserve(&state->head, arena, ops, "head", 1, C, config->Vp);
 
     state->cache = (struct KvCache){
-        .L = L, .heads = model_heads(config),
-        .prompt_slots = prompt_slots, .prompt_capacity = prompt_capacity,
-        .tail_slots = tail_slots, .tail_capacity = tail_capacity,
+        .heads = model_heads(config), .L = L, .pages = cache->pages,
+        .prompt_slots = cache->prompt_slots, .prompt_width = cache->prompt_width,
+        .tail_slots = cache->tail_slots, .tail_width = cache->tail_width,
     };
-    struct KvCache *cache = &state->cache;
-    cache_reserve(&cache->prompt, arena, ops, cache, "prompts", prompt_slots, prompt_capacity);
-    cache_reserve(&cache->tail, arena, ops, cache, "tails", tail_slots, tail_capacity);
+    cache_reserve(&state->cache, arena, ops);
 
     reserve(arena, &state->x, group, "residual", size, 0, R, C);
     reserve(arena, &state->norm, group, "norm", size, 0, R, C);
@@ -458,6 +469,15 @@ struct DecodeState *decode_reserve(const struct Model *model, struct Arena *aren
 }
 
 void decode_free(struct DecodeState *state) { free(state); }
+
+void decode_set_pages(const struct Model *model, struct DecodeState *state, const int *prompt,
+                      const int *tail) {
+    const struct KvCache *c = &state->cache;
+    size_t width = sizeof(int);
+    model->ops->upload(c->prompt, prompt,
+                       (size_t)c->prompt_slots * (size_t)c->prompt_width * width);
+    model->ops->upload(c->tail, tail, (size_t)c->tail_slots * (size_t)c->tail_width * width);
+}
 
 const void *decode_head_weight(const struct DecodeState *state) { return state->head_weight; }
 

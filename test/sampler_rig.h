@@ -2,6 +2,7 @@
 #ifndef SAMPLER_RIG_H
 #define SAMPLER_RIG_H
 
+#include <limits.h>
 #include "test_ops.h"
 #include "../llmc/model.h"
 #include "../llmc/rl/sampler.h"
@@ -98,7 +99,7 @@ static int setup(void **state) {
     arena_reserve(&arena, &weights.data, model->num_parameters * ops->element_size, "weights", "w");
     for (int i = 0; i < LAYOUTS; i++)
         samplers[i] = sampler_reserve(model, &arena, row_counts[i], GROUP, LONGEST_PROMPT,
-                                      MAX_TOKENS);
+                                      MAX_TOKENS, INT_MAX);
     arena_commit(&arena, ops);
     struct OpsShape shape = {
         .N = PROMPTS * GROUP * MAX_TOKENS * V, .C = config.C, /* score() asks for every word */

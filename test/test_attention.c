@@ -461,23 +461,40 @@ static void decode_step(float *out, const struct Decode *d, const struct KvCache
     while (num_allocated > before) ops->free(allocated[--num_allocated]);
 }
 
-/* The segment [LAYERS][slots][2][NKV][capacity][HS] holds the keys and values of the decoded tokens
-   of layer LAYER at their places, and NaN everywhere else. */
-static void check_segment(const struct Decode *d, const floatX *segment, int slots, int capacity,
-                          bool tail) {
+/* The pool of the test: some pages are nobody's. Slots' pages are scattered: slot s, page i of its
+   segment, prompts first, is page (7 n + 3) % pages of the pool, n = s * width + i. */
+struct Pool {
+    int *table, prompts, pages;   /* prompts: entries of the prompts' table, the tails' come next */
+};
+
+static struct Pool new_pool(const struct Plan *plan) {
+    struct Pool pool = {.prompts = PROMPTS * kv_pages(plan->prompt_capacity)};
+    int entries = pool.prompts + TAILS * kv_pages(plan->tail_capacity);
+    pool.pages = entries + 2;
+    while (pool.pages % 7 == 0) pool.pages++;
+    pool.table = malloc((size_t)entries * sizeof *pool.table);
+    for (int n = 0; n < entries; n++) pool.table[n] = (7 * n + 3) % pool.pages;
+    return pool;
+}
+
+/* The pool [LAYERS][pages][2][NKV][KV_PAGE][HS] holds the keys and values of the decoded tokens of
+   layer LAYER at their places, and NaN everywhere else. */
+static void check_pool(const struct Decode *d, const floatX *elements, const struct Pool *pool) {
     const struct Shape *s = &d->shape;
-    size_t head = (size_t)capacity * s->HS, n = (size_t)LAYERS * slots * 2 * s->NKV * head;
-    float *got = get_x(segment, n), *want = malloc(n * sizeof *want);
+    size_t head = (size_t)KV_PAGE * s->HS, n = (size_t)LAYERS * pool->pages * 2 * s->NKV * head;
+    float *got = get_x(elements, n), *want = malloc(n * sizeof *want);
+    int widths[] = {kv_pages(d->plan->prompt_capacity), kv_pages(d->plan->tail_capacity)};
     for (size_t i = 0; i < n; i++) want[i] = NAN;
     for (int i = 0; i < d->count; i++) {
         struct Item item = d->item[i];
-        if ((item.sequence >= PROMPTS) != tail) continue;
+        bool tail = item.sequence >= PROMPTS;
         int slot = tail ? tail_slot_of(item.sequence) : prompt_slot_of(d, item.sequence);
         int k = item.position - (tail ? d->plan->prompt_length[prompt_of(d, item.sequence)] : 0);
+        int page = pool->table[(tail ? pool->prompts : 0) + slot * widths[tail] + k / KV_PAGE];
         const float *x = d->x + (size_t)(s->start[item.sequence] + item.position) * s->QKV;
         for (int j = 0; j < 2 * s->NKV; j++) /* keys, then values */
-            memcpy(want + ((size_t)(LAYER * slots + slot) * 2 * s->NKV + j) * head +
-                       (size_t)k * s->HS,
+            memcpy(want + ((size_t)(LAYER * pool->pages + page) * 2 * s->NKV + j) * head +
+                       (size_t)(k % KV_PAGE) * s->HS,
                    x + (s->NH + j) * s->HS, (size_t)s->HS * sizeof *x);
     }
     for (size_t i = 0; i < n; i++)
@@ -489,9 +506,13 @@ static void check_segment(const struct Decode *d, const floatX *segment, int slo
 static float *decode_all(const struct Decode *d, const struct Layout *layout) {
     const struct Shape *s = &d->shape;
     int R = layout->R, prompts = d->plan->prompt_capacity, tails = d->plan->tail_capacity;
-    size_t position = (size_t)LAYERS * 2 * s->NKV * s->HS;
-    struct KvCache cache = {new_x(PROMPTS * position * prompts), new_x(TAILS * position * tails),
-                            {s->NH, s->NKV, s->HS}, LAYERS, PROMPTS, prompts, TAILS, tails};
+    size_t page = (size_t)LAYERS * 2 * s->NKV * KV_PAGE * s->HS;
+    struct Pool pool = new_pool(d->plan);
+    int widths[] = {kv_pages(prompts), kv_pages(tails)};
+    int *table = put_ints(pool.table, (size_t)(pool.prompts + TAILS * widths[1]));
+    struct KvCache cache = {new_x((size_t)pool.pages * page), table, table + pool.prompts,
+                            {s->NH, s->NKV, s->HS}, LAYERS, pool.pages, PROMPTS, widths[0],
+                            TAILS, widths[1]};
     struct OpsShape shape = {.N = 1, .C = s->NH * s->HS, .F = 1, .NH = s->NH, .NKV = s->NKV,
                              .HS = s->HS, .V = 1, .Vp = 1, .max_T = 1,
                              .R = rows_of(R, layout->holes), .max_length = prompts + tails};
@@ -501,8 +522,8 @@ static float *decode_all(const struct Decode *d, const struct Layout *layout) {
     for (int first = 0; first < d->count; first += R)
         decode_step(out, d, &cache, first, first + R < d->count ? R : d->count - first, layout,
                     workspace);
-    check_segment(d, cache.prompt, PROMPTS, prompts, false);
-    check_segment(d, cache.tail, TAILS, tails, true);
+    check_pool(d, cache.pool, &pool);
+    free(pool.table);
     release_all();
     return out;
 }
@@ -580,8 +601,10 @@ static void test_decode_recorded(void **state) {
     struct OpsShape shape = {.N = 1, .C = HS, .F = 1, .NH = NH, .NKV = 1, .HS = HS, .V = 1,
                              .Vp = 1, .max_T = 1, .R = R, .max_length = STEPS + 1};
     for (int recorded = 0; recorded < 2; recorded++) {
-        struct KvCache cache = {new_x(2 * HS), new_x(2 * HS * STEPS), {NH, 1, HS}, 1, 1, 1, 1,
-                                STEPS};
+        const int table[] = {0, 3, 1, 2};   /* the prompt's page; the tail's three */
+        int *pages = put_ints(table, 4);
+        struct KvCache cache = {new_x(4 * 2 * KV_PAGE * HS), pages, pages + 1, {NH, 1, HS}, 1, 4,
+                                1, 1, 1, 3};
         int fields[4 * R] = {0}, *placed = put_ints(fields, 4 * R);
         struct DecodeRows rows = {.position = placed, .prompt_slot = placed + R,
                                   .prompt_length = placed + 2 * R, .tail_slot = placed + 3 * R};

@@ -2,6 +2,7 @@
    in the config.json of transformers 4 and 5, and the numbers that transformers computes from them
    in float64 (dev/ref/make_families.py). Logits, log-probability, entropy, attention entropy,
    gradients in every recompute mode, and greedy generation. */
+#include <limits.h>
 #include "model_rig.h"
 #include "../llmc/checkpoint.h"
 #include "../llmc/rl/sampler.h"
@@ -167,7 +168,7 @@ static void greedy_open(struct Greedy *g, const struct Rig *rig, int longest) {
                              .R = sampler_step_rows(rig->ops, PROMPTS, longest),
                              .max_length = longest + NEW_TOKENS};
     memset(g, 0, sizeof *g);
-    g->sampler = sampler_reserve(rig->model, &g->arena, PROMPTS, 1, longest, NEW_TOKENS);
+    g->sampler = sampler_reserve(rig->model, &g->arena, PROMPTS, 1, longest, NEW_TOKENS, INT_MAX);
     arena_reserve(&g->arena, &g->workspace, rig->ops->workspace_size(&shape), "workspace",
                   "workspace");
     arena_commit(&g->arena, rig->ops);

@@ -329,7 +329,10 @@ static void decode_rig_open(struct DecodeRig *d, struct Rig *rig, int capacity) 
     memset(d, 0, sizeof *d);
     d->rig = rig;
     d->capacity = capacity;
-    d->decode = decode_reserve(rig->model, &d->arena, capacity, GROUPS, 17, GROUPS * SAMPLES, 11);
+    /* a page each: prompts of 17 tokens, tails of 11 */
+    enum { PAGES = GROUPS + GROUPS * SAMPLES };
+    const struct CacheSize cache = {PAGES, GROUPS, 1, GROUPS * SAMPLES, 1};
+    d->decode = decode_reserve(rig->model, &d->arena, capacity, &cache);
     int **device[5] = {&d->rows.token, &d->rows.position, &d->rows.prompt_slot,
                        &d->rows.prompt_length, &d->rows.tail_slot};
     for (int i = 0; i < 5; i++) {
@@ -339,6 +342,9 @@ static void decode_rig_open(struct DecodeRig *d, struct Rig *rig, int capacity) 
     d->where = new_ints(capacity);
     arena_commit(&d->arena, rig->ops);
     decode_load_weights(rig->model, d->decode, &rig->weights);
+    int page[PAGES];
+    for (int i = 0; i < PAGES; i++) page[i] = (i * 7 + 4) % PAGES;
+    decode_set_pages(rig->model, d->decode, page, page + GROUPS);
 }
 
 static void decode_rig_close(struct DecodeRig *d) {

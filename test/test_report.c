@@ -25,7 +25,8 @@ static int remove_folder(void **state) {
 static struct Experience experience_by_hand(void) {
     return (struct Experience){.count = 4, .generated = 4, .scored = 4, .generated_tokens = 24,
                                .sum_reward = 1, .reward_std = .5, .sum_entropy = 12,
-                               .sum_length = 24, .truncated = 1, .seconds_generate = 2};
+                               .sum_length = 24, .truncated = 1, .seconds_generate = 2,
+                               .pages_peak = 9, .preempted = 3};
 }
 
 static struct Evaluation evaluation_by_hand(void) {
@@ -43,6 +44,7 @@ static void logs_three_steps(void *quiet) {
     struct Experience experience = experience_by_hand(), unscored = experience;
     struct Evaluation evaluation = evaluation_by_hand();
     unscored.scored = 3;   /* one of the four has no reward */
+    unscored.pages_peak = unscored.preempted = 0;   /* nothing was sampled: a replay */
     console_open(quiet != NULL);
     report_open(&report, folder, 0, &progress);
     report_evaluation(&report, "countdown", 0, "phase_start", 0, &evaluation);
@@ -89,7 +91,8 @@ static void test_metrics(void **state) {
         {"attention_entropy/min", .3}, {"attention_entropy/mean", .525}, {"eval/pass@1", .25},
         {"eval/pass@4", .75}, {"eval/distinct_correct", 1.5}, {"eval/entropy", .4},
         {"step_time", 4}, {"perf/gen_tok_s", 12}, {"perf/train_tok_s", 25},
-        {"perf/train_gflop_s", 1.5}, {"perf/peak_mem_gb", 1.5}};
+        {"cache/pages_peak", 9}, {"cache/preempted", 3}, {"perf/train_gflop_s", 1.5},
+        {"perf/peak_mem_gb", 1.5}};
     char path[128];
     size_t size;
     assert_int_equal(run_in_child(logs_three_steps, NULL, output, sizeof output), 0);
@@ -113,6 +116,7 @@ static void test_metrics(void **state) {
     assert_false(cJSON_HasObjectItem(lines[1], "eval/pass@1"));
     assert_false(cJSON_HasObjectItem(lines[1], "entropy_push_measured"));
     assert_false(cJSON_HasObjectItem(lines[1], "perf/peak_host_mem_gb"));
+    assert_false(cJSON_HasObjectItem(lines[3], "cache/pages_peak"));
     /* a completion without a reward is counted, and is in no mean of rewards */
     assert_false(cJSON_HasObjectItem(lines[2], "completions/unscored"));
     assert_true(value_of(lines[3], "completions/unscored") == 1);

@@ -187,7 +187,7 @@ static void attention_backward(floatX *dqkv, const floatX *dout, const floatX *o
    every sum has an order that depends on the row's position only. Rows of one prompt share the
    cache: up to ROWS of them go through it together, chunk by chunk, so that a chunk is read once
    from memory. */
-#define CHUNK 64 /* keys: with their values 32 KB at HS 64, what the first cache level holds */
+#define CHUNK KV_PAGE /* keys: with their values 32 KB at HS 64, what the first cache level holds */
 #define ROWS 8
 
 /* Online softmax (1805.02867): the maximum and the sum so far; out is the sum of exp(s - max) v. */
@@ -247,22 +247,24 @@ static void attend(float *out, struct Running *running, const float *q, const fl
     add_values(out, s, v, count, HS);
 }
 
-/* One head's keys [capacity,HS] and values [capacity,HS] in a segment of the cache. */
-struct Segment {
+/* One head's keys and values in a page of the cache, [KV_PAGE,HS] each. */
+struct Page {
     floatX *k, *v;
 };
 
-static struct Segment prompt_segment(const struct KvCache *c, int layer, int slot, int g) {
-    size_t head = (size_t)c->prompt_capacity * c->heads.HS;
-    size_t block = ((size_t)layer * c->prompt_slots + slot) * 2 * c->heads.NKV + g;
-    floatX *k = c->prompt + block * head;
-    return (struct Segment){k, k + c->heads.NKV * head};
+static struct Page cache_page(const struct KvCache *c, int layer, int page, int g) {
+    size_t head = (size_t)KV_PAGE * c->heads.HS;
+    floatX *k = c->pool + (((size_t)layer * c->pages + page) * 2 * c->heads.NKV + g) * head;
+    return (struct Page){k, k + c->heads.NKV * head};
 }
 
-static struct Segment tail_segment(const struct KvCache *c, int layer, int slot, int g) {
-    size_t head = (size_t)c->tail_capacity * c->heads.HS;
-    floatX *k = c->tail + (((size_t)layer * c->tail_slots + slot) * 2 * c->heads.NKV + g) * head;
-    return (struct Segment){k, k + c->heads.NKV * head};
+/* The page that has position `at` of a segment. */
+static struct Page prompt_page(const struct KvCache *c, int layer, int slot, int at, int g) {
+    return cache_page(c, layer, c->prompt[(size_t)slot * c->prompt_width + at / KV_PAGE], g);
+}
+
+static struct Page tail_page(const struct KvCache *c, int layer, int slot, int at, int g) {
+    return cache_page(c, layer, c->tail[(size_t)slot * c->tail_width + at / KV_PAGE], g);
 }
 
 /* Stores row r's new key and value in the cache, head by head. */
@@ -271,14 +273,14 @@ static void store_row(const struct KvCache *cache, const floatX *qkv,
     const int HS = cache->heads.HS, NKV = cache->heads.NKV, P = rows->prompt_length[r];
     const floatX *k = qkv + (size_t)r * heads_qkv(&cache->heads) + cache->heads.NH * HS;
     const floatX *v = k + NKV * HS;
-    int at = rows->position[r];
-    if (at < 0) return; /* an empty row */
+    const int position = rows->position[r], at = position < P ? position : position - P;
+    if (position < 0) return; /* an empty row */
     for (int g = 0; g < NKV; g++) {
-        struct Segment segment = at < P ? prompt_segment(cache, layer, rows->prompt_slot[r], g)
-                                        : tail_segment(cache, layer, rows->tail_slot[r], g);
-        size_t offset = (size_t)(at < P ? at : at - P) * HS;
-        memcpy(segment.k + offset, k + (size_t)g * HS, (size_t)HS * sizeof *k);
-        memcpy(segment.v + offset, v + (size_t)g * HS, (size_t)HS * sizeof *v);
+        struct Page page = position < P ? prompt_page(cache, layer, rows->prompt_slot[r], at, g)
+                                        : tail_page(cache, layer, rows->tail_slot[r], at, g);
+        size_t offset = (size_t)(at % KV_PAGE) * HS;
+        memcpy(page.k + offset, k + (size_t)g * HS, (size_t)HS * sizeof *k);
+        memcpy(page.v + offset, v + (size_t)g * HS, (size_t)HS * sizeof *v);
     }
 }
 
@@ -298,21 +300,19 @@ static void decode_rows(floatX *out, const floatX *qkv, const struct KvCache *ca
         memset(out + r * C, 0, (size_t)HS * sizeof *out);
         longest = max_int(longest, min_int(position[r] + 1, P[r]));
     }
-    struct Segment prompt = prompt_segment(cache, layer, rows->prompt_slot[first], g);
-    for (int j = 0; j < longest; j += CHUNK)
+    for (int j = 0; j < longest; j += CHUNK) {
+        struct Page page = prompt_page(cache, layer, rows->prompt_slot[first], j, g);
         for (int r = 0; r < rest; r++) {
             int count = min_int(CHUNK, min_int(position[r] + 1, P[r]) - j);
-            size_t at = (size_t)j * HS;
             if (count > 0)
-                attend(out + r * C, &running[r], qkv + r * stride, prompt.k + at, prompt.v + at,
-                       count, HS);
+                attend(out + r * C, &running[r], qkv + r * stride, page.k, page.v, count, HS);
         }
+    }
     for (int r = 0; r < rest; r++) {
         for (int j = 0; j <= position[r] - P[r]; j += CHUNK) {
-            struct Segment tail = tail_segment(cache, layer, rows->tail_slot[first + r], g);
+            struct Page page = tail_page(cache, layer, rows->tail_slot[first + r], j, g);
             int count = min_int(CHUNK, position[r] - P[r] + 1 - j);
-            size_t at = (size_t)j * HS;
-            attend(out + r * C, &running[r], qkv + r * stride, tail.k + at, tail.v + at, count, HS);
+            attend(out + r * C, &running[r], qkv + r * stride, page.k, page.v, count, HS);
         }
         float scale = 1.0f / running[r].sum;
         for (int i = 0; i < HS; i++) out[r * C + i] *= scale;

@@ -6,8 +6,8 @@
    of it merge: with M the largest m, out = sum e^(m-M) out_piece / sum e^(m-M) s_piece (online
    softmax 1805.02867; FlashAttention 2205.14135 cut along the keys, "flash decoding").
 
-   A piece is 128 keys, counted from its segment's start. A block has one piece of one row and one
-   key-value head, and each of its four warps 32 keys:
+   A piece is 128 keys, counted from its segment's start, in two pages of the cache. A block has one
+   piece of one row and one key-value head, and each of its four warps 32 keys, all of one page:
 
        prompt |  piece 0  |  piece 1  | p 2|         tail |  piece 0  | p 1|
                   |
@@ -26,9 +26,15 @@
         ..                                                         lane for itself: all 32 KB of a
        load 7    key 28        |  key 29  |  key 30  |  key 31     block are on their way at once
 
-   What a row computes depends on its own position only: not on other rows, on R, on capacities or
-   on the grid. The grid is made for the capacities, and blocks past a row's end leave at once:
-   lengths are read on the device, so a recorded launch stays true while positions grow.
+   The tokens of one prompt, or of one tail, that enter in one step (prefill) share their keys. Up
+   to 16 such rows that are neighbours make a run; its first row's block copies a piece once and
+   computes the rows one after the other from the copy, each as it would compute it alone: keys
+   beyond a row's own have the weight 0. (Only a later value that is inf or NaN would show, because
+   0 times it is NaN.)
+
+   What a row computes depends on its own position only: not on other rows, on R, on capacities, on
+   pages or on the grid. The grid is made for the capacities, and blocks past a row's end leave at
+   once: lengths are read on the device, so a recorded launch stays true while positions grow.
 
    Cost of a row and layer: 2 * length * NKV * HS elements are read once, and each takes part in 2
    flop for every query head that shares it: 1 flop per byte in bf16 where NH = NKV, so memory is
@@ -42,6 +48,7 @@ enum {
     PIECE = 128,          /* keys of a block */
     WARPS = PIECE / WARP, /* a warp has as many keys as lanes: each lane one score */
     THREADS = PIECE,
+    RUN = 16,             /* the most rows that share a copy; a run lies between multiples of it */
     BATCH = 8,            /* loads whose products are summed over the lanes together */
     MAX_HS = 128
 };
@@ -61,17 +68,16 @@ struct Decode {
 
 /* ---- the cache ------------------------------------------------------------------------------- */
 
-/* Head g of the keys (0) or values (1) of a slot: [capacity,HS]. */
-static __device__ floatX *prompt_head(const struct Decode *d, int slot, int key_value, int g) {
+/* Head g of the keys (0) or values (1) at position `at` of a segment: [.,HS], up to the end of the
+   page. */
+static __device__ floatX *cache_head(const struct Decode *d, bool tail, int slot, int at,
+                                     int key_value, int g) {
     const struct KvCache *c = &d->cache;
-    size_t index = (((size_t)d->layer * c->prompt_slots + slot) * 2 + key_value) * c->heads.NKV + g;
-    return c->prompt + index * c->prompt_capacity * c->heads.HS;
-}
-
-static __device__ floatX *tail_head(const struct Decode *d, int slot, int key_value, int g) {
-    const struct KvCache *c = &d->cache;
-    size_t index = (((size_t)d->layer * c->tail_slots + slot) * 2 + key_value) * c->heads.NKV + g;
-    return c->tail + index * c->tail_capacity * c->heads.HS;
+    const int *table = tail ? c->tail + (size_t)slot * c->tail_width
+                            : c->prompt + (size_t)slot * c->prompt_width;
+    size_t page = (size_t)d->layer * c->pages + table[at / KV_PAGE];
+    return c->pool + (((page * 2 + key_value) * c->heads.NKV + g) * KV_PAGE + at % KV_PAGE) *
+                         c->heads.HS;
 }
 
 /* A thread moves 16 bytes of a row's new key or value to their place. All rows are stored before
@@ -85,34 +91,41 @@ static __global__ void store_kernel(struct Decode d) {
     int at = d.rows.position[r];
     if (at < 0) return;
     int P = d.rows.prompt_length[r], key_value = head / NKV, g = head % NKV;
-    floatX *out = at < P ? prompt_head(&d, d.rows.prompt_slot[r], key_value, g) + (size_t)at * HS
-                         : tail_head(&d, d.rows.tail_slot[r], key_value, g) + (size_t)(at - P) * HS;
+    const bool tail = at >= P;
+    const int slot = tail ? d.rows.tail_slot[r] : d.rows.prompt_slot[r];
+    floatX *out = cache_head(&d, tail, slot, tail ? at - P : at, key_value, g);
     const floatX *in = d.qkv + (r * (NH + 2 * NKV) + NH + head) * HS;
     if (d.whole) *(uint4 *)(out + chunk) = *(const uint4 *)(in + chunk);
     else
         for (int i = chunk; i < HS && i < chunk + VEC; i++) out[i] = in[i];
 }
 
-/* `count` keys and values [count,HS]; none if count <= 0. */
-struct Piece {
-    const floatX *k, *v;
-    int count;
-};
-
-static __device__ Piece find_piece(const struct Decode *d, int r, int g, int piece) {
+/* How many keys of piece `piece` row r attends to; 0 or less: none. */
+static __device__ int keys_of(const struct Decode *d, int r, int piece) {
     const int at = d->rows.position[r];
-    if (at < 0) return Piece{NULL, NULL, 0};
+    if (at < 0) return 0;
+    const int P = d->rows.prompt_length[r];
     const bool tail = piece >= d->prompt_pieces;
-    const int P = d->rows.prompt_length[r]; /* this and the slot are under way together */
-    const int slot = tail ? d->rows.tail_slot[r] : d->rows.prompt_slot[r];
-    if (tail) piece -= d->prompt_pieces;
     int keys = tail ? at + 1 - P : min_int(at + 1, P);
-    int count = min_int(PIECE, keys - piece * PIECE);
-    if (count <= 0) return Piece{NULL, NULL, 0};
-    const floatX *k = tail ? tail_head(d, slot, 0, g) : prompt_head(d, slot, 0, g);
-    const floatX *v = tail ? tail_head(d, slot, 1, g) : prompt_head(d, slot, 1, g);
-    size_t first = (size_t)piece * PIECE * d->cache.heads.HS;
-    return Piece{k + first, v + first, count};
+    return min_int(PIECE, keys - (tail ? piece - d->prompt_pieces : piece) * PIECE);
+}
+
+/* True if rows a and b are tokens of one prompt, or of one tail. */
+static __device__ bool same_segment(const struct Decode *d, int a, int b) {
+    const int at_a = d->rows.position[a], at_b = d->rows.position[b];
+    if (at_a < 0 || at_b < 0 || d->rows.prompt_slot[a] != d->rows.prompt_slot[b]) return false;
+    const int P = d->rows.prompt_length[a];
+    if (at_a < P || at_b < P) return at_a < P && at_b < P;
+    return d->rows.tail_slot[a] == d->rows.tail_slot[b];
+}
+
+/* The row after the run that begins with row r; r itself if r is not the first of its run. */
+static __device__ int end_of_run(const struct Decode *d, int r) {
+    if (r % RUN > 0 && same_segment(d, r - 1, r)) return r;
+    const int most = min_int(d->R, r - r % RUN + RUN);
+    int end = r + 1;
+    while (end < most && same_segment(d, r, end)) end++;
+    return end;
 }
 
 /* ---- a warp's 32 keys ------------------------------------------------------------------------ */
@@ -266,7 +279,8 @@ static __device__ __forceinline__ void load_queries(float q[HEADS][VEC], const f
 }
 
 /* `heads` <= HEADS queries [heads,HS] against this warp's keys and values, of which there are
-   `count` > 0. Where the two have room together, they are on their way to its tile already. */
+   `count` > 0. Where the two have room together, they, and perhaps some beyond `count`, are on
+   their way to its tile already. */
 template <int LANES, int HEADS>
 static __device__ __forceinline__ void attend(struct Shared<HEADS> *shared, uint4 *tile,
                                               const floatX *query, const floatX *k,
@@ -315,35 +329,57 @@ static __device__ __forceinline__ void merge_warps(float2 *state, float *partial
     if (i == 0) *state = make_float2(M, s);
 }
 
+/* Row r, with `count` keys in this block's piece. k, v, tile: this warp's. */
+template <int LANES, int HEADS>
+static __device__ __forceinline__ void attend_row(const struct Decode *d,
+                                                  struct Shared<HEADS> *shared, uint4 *tile,
+                                                  const floatX *k, const floatX *v, int r,
+                                                  int count) {
+    const int NH = d->cache.heads.NH, NKV = d->cache.heads.NKV, HS = d->cache.heads.HS;
+    const int warp = threadIdx.x / WARP, warps = ceil_div(count, WARP), group = NH / NKV;
+    const int h_first = blockIdx.y * group;
+    const floatX *query = d->qkv + ((size_t)r * (NH + 2 * NKV) + h_first) * HS;
+    for (int h0 = 0; h0 < group; h0 += HEADS) {
+        const int heads = min_int(HEADS, group - h0);
+        if (warp < warps)
+            attend<LANES, HEADS>(shared, tile, query + (size_t)h0 * HS, k, v, count - warp * WARP,
+                                 HS, heads, d->whole);
+        __syncthreads();
+        for (int h = 0; h < heads; h++) {
+            size_t index = ((size_t)r * NH + h_first + h0 + h) * d->pieces + blockIdx.z;
+            merge_warps<HEADS>(d->state + index, d->partial + index * HS, shared, h, warps, HS);
+        }
+        __syncthreads();
+    }
+}
+
 /* (4: so many blocks on a multiprocessor keep memory busy; ptxas need not spill to fit in more.) */
 template <int LANES, int HEADS>
 static __global__ void __launch_bounds__(THREADS, 4) attend_kernel(struct Decode d) {
     extern __shared__ uint4 tiles[];
     __shared__ struct Shared<HEADS> shared;
-    const int r = blockIdx.x, g = blockIdx.y, HS = d.cache.heads.HS;
-    const int NH = d.cache.heads.NH, NKV = d.cache.heads.NKV, group = NH / NKV;
-    const struct Piece piece = find_piece(&d, r, g, blockIdx.z);
-    if (piece.count <= 0) return;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, first = warp * WARP;
-    const int count = piece.count - first, warps = ceil_div(piece.count, WARP);
-    const floatX *query = d.qkv + ((size_t)r * (NH + 2 * NKV) + (size_t)g * group) * HS;
-    const floatX *k = piece.k + first * HS, *v = piece.v + first * HS;
+    const int r = blockIdx.x, g = blockIdx.y, z = blockIdx.z, HS = d.cache.heads.HS;
+    const int end = end_of_run(&d, r);
+    int most = 0;
+    for (int i = r; i < end; i++) most = max_int(most, keys_of(&d, i, z));
+    if (most <= 0) return;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const bool tail = z >= d.prompt_pieces;
+    const int piece = tail ? z - d.prompt_pieces : z;
+    const int slot = tail ? d.rows.tail_slot[r] : d.rows.prompt_slot[r];
+    const int first = warp * WARP, at = piece * PIECE + first;
+    const floatX *k = NULL, *v = NULL;
     uint4 *tile = tiles + warp * Tiles<LANES>::PER_WARP + lane;
-    if (Tiles<LANES>::TOGETHER && warp < warps) {
-        copy_tile<LANES>(tile, k, count, HS, d.whole, lane);
-        copy_tile<LANES>(tile + LANES * WARP, v, count, HS, d.whole, lane);
-    }
-    for (int h0 = 0; h0 < group; h0 += HEADS) {
-        const int heads = min_int(HEADS, group - h0);
-        if (warp < warps)
-            attend<LANES, HEADS>(&shared, tile, query + (size_t)h0 * HS, k, v, count, HS, heads,
-                                 d.whole);
-        __syncthreads();
-        for (int h = 0; h < heads; h++) {
-            size_t index = ((size_t)r * NH + g * group + h0 + h) * d.pieces + blockIdx.z;
-            merge_warps<HEADS>(d.state + index, d.partial + index * HS, &shared, h, warps, HS);
+    if (first < most) { /* a page beyond may not exist */
+        k = cache_head(&d, tail, slot, at, 0, g), v = cache_head(&d, tail, slot, at, 1, g);
+        if (Tiles<LANES>::TOGETHER) {
+            copy_tile<LANES>(tile, k, most - first, HS, d.whole, lane);
+            copy_tile<LANES>(tile + LANES * WARP, v, most - first, HS, d.whole, lane);
         }
-        __syncthreads();
+    }
+    for (int i = r; i < end; i++) {
+        const int count = keys_of(&d, i, z);
+        if (count > 0) attend_row<LANES, HEADS>(&d, &shared, tile, k, v, i, count);
     }
 }
 
@@ -401,11 +437,10 @@ static void attention_decode(floatX *out, const floatX *qkv, const struct KvCach
     const int chunks = ceil_div(HS, VEC);
     if (R == 0) return;
     if (HS > MAX_HS) cuda_die("attention: head size %d; the kernels stop at %d", HS, MAX_HS);
-    const int prompt_pieces = ceil_div(cache->prompt_capacity, PIECE);
-    const int pieces = prompt_pieces + ceil_div(cache->tail_capacity, PIECE);
+    const int prompt_pieces = ceil_div(cache->prompt_width * KV_PAGE, PIECE);
+    const int pieces = prompt_pieces + ceil_div(cache->tail_width * KV_PAGE, PIECE);
     const bool whole = rows_aligned(qkv, HS, sizeof(floatX)) &&
-                       rows_aligned(cache->prompt, HS, sizeof(floatX)) &&
-                       rows_aligned(cache->tail, HS, sizeof(floatX));
+                       rows_aligned(cache->pool, HS, sizeof(floatX));
     float2 *state = (float2 *)workspace;
     float *partial = (float *)(state + (size_t)R * NH * pieces);
     struct Decode d = {out, qkv, *cache, *rows, layer, R, prompt_pieces, pieces, state, partial,

@@ -43,6 +43,7 @@ static void experience_clear(struct Experience *e, int group_size) {
     e->sum_entropy = e->sum_reward = e->reward_std = e->frac_reward_zero_std = 0;
     e->sum_length = e->truncated = 0;
     e->generated = e->scored = e->generated_tokens = 0;
+    e->pages_peak = e->preempted = 0;
     e->seconds_generate = e->seconds_reward = 0;
 }
 
@@ -205,6 +206,8 @@ static bool generate(struct Experience *e, struct Sampler *sampler, const struct
         return replay_rollout(o->replay, o->step, &request, prompts->example,
                               tokenizer_vocab_size(o->tokenizer), &e->rollout);
     sampler_generate(sampler, weights, &request, &e->rollout, workspace);
+    e->preempted += e->rollout.preempted;
+    if (e->rollout.pages_peak > e->pages_peak) e->pages_peak = e->rollout.pages_peak;
     return true;
 }
 

@@ -38,6 +38,7 @@ struct Experience {
                                         with a scored completion; NaN if there is none */
     double frac_reward_zero_std;     /* share of groups whose scored rewards are all equal */
     long generated, scored, generated_tokens;   /* completions, scored ones, tokens */
+    long pages_peak, preempted;      /* the sampler's, of the round with the most, and of all */
     double seconds_generate, seconds_reward;
     struct Rollout rollout;          /* of the last round; kept so that its memory is reused */
 };

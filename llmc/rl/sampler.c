@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "../base/check.h"
+#include "pages.h"
 
 /* The rows of a step: those that draw a token come first, then the prompt tokens that are only
    written to the cache:
@@ -13,7 +14,14 @@
 
    A prompt of P tokens has P - 1 entries in its segment. Its last token is the first input of every
    row of the group, stored in the row's own tail, so a row's first step is like all its others. A
-   prompt and its rows may enter in one step, because a step writes all keys before it reads any. */
+   prompt and its rows may enter in one step, because a step writes all keys before it reads any. A
+   longer prompt takes several steps.
+
+   Segments are made of pages. When a row needs one and none is free, prompts that no row uses lose
+   theirs, then the youngest row leaves. It enters again like a new one, only that its tail up to
+   the last token but one is stored first, as prompts are: the same tokens at the same positions, so
+   the same bits. The oldest row never leaves, and the pool holds at least one row of the longest
+   kind, so there is always progress. */
 struct Sampler {
     const struct Model *model;
     uint64_t serial;                  /* tells samplers apart in the keys of recorded steps; unlike
@@ -25,10 +33,24 @@ struct Sampler {
                                          tokens, then, as floats, [R] log-probabilities and [R]
                                          entropies */
     int *completion;                  /* [rows] the number of the completion that the row draws */
-    int *free_tails, num_free_tails;  /* [rows] stack of free tails of the cache */
-    int *free_slots, num_free_slots;  /* [slots] stack of free prompt slots */
-    int *slot_users;                  /* [slots] unfinished completions of the slot's group */
-    int *loaded;                      /* [slots] the slots of the prompts that enter in this step */
+    struct Pages pages;
+    struct PageTable prompts, tails;  /* by prompt slot and by tail slot, as struct KvCache has */
+    bool scarce;                      /* the pool is smaller than all that could be asked for */
+    bool moved;                       /* the tables changed since they were uploaded */
+    int *free_tails, num_free_tails;  /* [rows] stack of free tail slots */
+    int *group_of;                    /* [slots] the prompt that a slot has; -1: none */
+    int *stored;                      /* [slots] how many of its entries are, or will be with this
+                                         step, in the cache */
+    int *users;                       /* [slots] rows that use it, the one that enters included */
+    int *back, num_back;              /* [rows] stack of completions that were put back */
+    struct Load *loads;               /* [2 rows + 2] what this step stores without drawing */
+};
+
+/* Entries [first, end) of a segment, to be stored by one step. */
+struct Load {
+    int completion;   /* any of the prompt's, or the one whose tail it is */
+    int slot, tail;   /* tail: -1 for entries of the prompt */
+    int first, end;
 };
 
 /* The members of struct DecodeRows: arrays of 4 bytes per row. */
@@ -40,11 +62,13 @@ struct Generation {
     struct Sampler *sampler;
     const struct RolloutRequest *request;
     struct Rollout *out;
-    int next;         /* the first completion that has not entered */
-    int slot;         /* the prompt slot of that completion's group, if some of the group entered */
+    int next;         /* the first completion that never entered */
+    int entering;     /* the completion that has a slot and a tail, but is not stored so far; -1 */
+    int slot, tail;   /* of `entering` */
+    int stored;       /* entries of its tail that are stored, or will be with this step */
     int live;         /* rows that draw a token */
-    int prefill;      /* rows that only write a prompt token */
-    int num_loaded;   /* prompts that enter in this step */
+    int prefill;      /* rows that only store a token */
+    int num_loads;    /* what they are */
     int R;            /* rows of the step: live, prefill and empty ones */
     bool changed;     /* the backend's rows are not up to date and must be uploaded */
     const int *token; /* [live] what the step drew for each row */
@@ -63,10 +87,14 @@ static int recurring_size(const struct Ops *ops, int rows) {
     return (rows + unit - 1) / unit * unit;
 }
 
-/* A step may have up to `rows` prompt tokens, or one whole prompt where that is longer. */
+/* A step may store as many tokens of prompts as it has rows, or a whole prompt where that is
+   longer; but no more than PREFILL need room, because each takes as much scratch memory as a
+   row. */
 int sampler_step_rows(const struct Ops *ops, int rows, int max_prompt) {
-    int filled = recurring_size(ops, rows), most = rows;
-    if (max_prompt > 1) most += rows > max_prompt - 1 ? rows : max_prompt - 1;
+    enum { PREFILL = 512 };
+    int filled = recurring_size(ops, rows), stored = max_prompt - 1;
+    if (stored > PREFILL) stored = PREFILL;
+    int most = rows + (rows > stored ? rows : stored);
     return most > filled ? most : filled;
 }
 
@@ -78,17 +106,54 @@ static int prompt_slots(int rows, int group) {
     return most < rows ? most : rows;
 }
 
+/* Pages of the longest prompt and of the longest tail. */
+static int prompt_width(int max_prompt) { return kv_pages(max_prompt > 1 ? max_prompt - 1 : 1); }
+static int tail_width(int max_tokens) { return kv_pages(max_tokens); }
+
+int sampler_least_pages(int max_prompt, int max_tokens) {
+    return prompt_width(max_prompt) + tail_width(max_tokens);
+}
+
+int64_t sampler_most_pages(int rows, int group, int max_prompt, int max_tokens) {
+    return (int64_t)prompt_slots(rows, group) * prompt_width(max_prompt) +
+           (int64_t)rows * tail_width(max_tokens);
+}
+
+/* The host's side of the cache. */
+static void open_tables(struct Sampler *s, const struct CacheSize *size) {
+    int rows = s->rows, slots = s->slots;
+    pages_open(&s->pages, size->pages);
+    page_table_open(&s->prompts, slots, size->prompt_width);
+    page_table_open(&s->tails, rows, size->tail_width);
+    int **by_row[] = {&s->completion, &s->free_tails, &s->back};
+    int **by_slot[] = {&s->group_of, &s->stored, &s->users};
+    for (size_t i = 0; i < 3; i++) {
+        *by_row[i] = check_alloc((size_t)rows, sizeof(int), "the sampler");
+        *by_slot[i] = check_alloc((size_t)slots, sizeof(int), "the sampler");
+    }
+    s->loads = check_alloc(2 * (size_t)rows + 2, sizeof *s->loads, "the sampler");
+    for (int i = 0; i < rows; i++) s->free_tails[s->num_free_tails++] = i;
+    for (int i = 0; i < slots; i++) s->group_of[i] = -1;
+    s->moved = true;
+}
+
 struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, int rows, int group,
-                                int max_prompt, int max_tokens) {
+                                int max_prompt, int max_tokens, int pages) {
     assert(rows >= 1 && group >= 1 && max_prompt >= 1 && max_tokens >= 1);
     assert(max_prompt + max_tokens - 1 <= model->config.max_T);
+    int64_t most = sampler_most_pages(rows, group, max_prompt, max_tokens);
+    assert(most <= INT_MAX && pages >= sampler_least_pages(max_prompt, max_tokens));
     struct Sampler *s = check_alloc(1, sizeof *s, "the sampler");
     static uint64_t samplers;
     s->model = model, s->serial = ++samplers;
     s->rows = rows, s->slots = prompt_slots(rows, group);
     s->max_prompt = max_prompt, s->max_tokens = max_tokens;
     s->step_rows = sampler_step_rows(model->ops, rows, max_prompt);
-    size_t n = (size_t)rows, all = (size_t)s->step_rows;
+    s->scarce = pages < most;
+    struct CacheSize size = {.pages = s->scarce ? pages : (int)most,
+                             .prompt_slots = s->slots, .prompt_width = prompt_width(max_prompt),
+                             .tail_slots = rows, .tail_width = tail_width(max_tokens)};
+    size_t all = (size_t)s->step_rows;
     arena->section = ARENA_DECODING;
 #define RESERVE_FIELD(field)                                                                    \
     arena_reserve(arena, &s->device.field, all * sizeof *s->device.field, "decode rows",        \
@@ -99,11 +164,8 @@ struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, 
     arena_reserve(arena, &s->device_drawn, 3 * all * sizeof(int), "decode rows", "drawn [3, %d]",
                   s->step_rows);
     s->drawn = check_alloc(3 * all, sizeof(int), "the sampler");
-    int **arrays[] = {&s->completion, &s->free_tails, &s->free_slots, &s->slot_users, &s->loaded};
-    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
-        *arrays[i] = check_alloc(n, sizeof(int), "the sampler");
-    int segment = max_prompt > 1 ? max_prompt - 1 : 1;
-    s->decode = decode_reserve(model, arena, s->step_rows, s->slots, segment, rows, max_tokens);
+    open_tables(s, &size);
+    s->decode = decode_reserve(model, arena, s->step_rows, &size);
     arena->section = ARENA_ALWAYS;
     return s;
 }
@@ -114,14 +176,20 @@ void sampler_free(struct Sampler *s) {
 #define FREE_FIELD(field) free(s->host.field);
     ROW_FIELDS(FREE_FIELD)
 #undef FREE_FIELD
-    int *arrays[] = {s->drawn,      s->completion, s->free_tails,
-                     s->free_slots, s->slot_users, s->loaded};
+    pages_free(&s->pages);
+    page_table_free(&s->prompts);
+    page_table_free(&s->tails);
+    int *arrays[] = {s->drawn,    s->completion, s->free_tails, s->back,
+                     s->group_of, s->stored,     s->users};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+    free(s->loads);
     free(s);
 }
 
+/* Training uses the same memory, so the tables are gone too. */
 void sampler_load_weights(struct Sampler *s, const struct Weights *weights) {
     decode_load_weights(s->model, s->decode, weights);
+    s->moved = true;
 }
 
 /* ---- the rollout's memory ------------------------------------------------------------------- */
@@ -144,6 +212,7 @@ void rollout_clear(struct Rollout *out, const struct RolloutRequest *request) {
     memset(out->start, 0, (count + 1) * sizeof(int));
     out->count = (int)count;
     out->steps = out->prefill_tokens = out->decoded_tokens = 0;
+    out->pages_peak = out->preempted = 0;
 }
 
 /* In place: no completion moves to a later address, so earlier ones are never overwritten. */
@@ -168,71 +237,180 @@ void rollout_free(struct Rollout *out) {
     *out = (struct Rollout){0};
 }
 
-/* ---- rows enter ----------------------------------------------------------------------------- */
+/* ---- pages ---------------------------------------------------------------------------------- */
 
 /* How many tokens of prompt p are stored in its segment: all but the last. */
 static int segment_length(const struct RolloutRequest *request, int p) {
     return request->prompt_start[p + 1] - request->prompt_start[p] - 1;
 }
 
-/* Takes a prompt slot for the group of completion `next`. Returns false if no slot is free or the
-   prompt does not fit into this step. Then rows are live and will free some: while no row is live,
-   all slots are free and the step is empty. */
-static bool enter_group(struct Generation *g) {
+static int drawn_tokens(const struct Generation *g, int completion) {
+    return g->out->start[completion + 1];
+}
+
+/* The slot that has prompt p, or with p = -1 a free one; -1: none. */
+static int slot_of(const struct Sampler *s, int p) {
+    for (int slot = 0; slot < s->slots; slot++)
+        if (s->group_of[slot] == p) return slot;
+    return -1;
+}
+
+static void free_slot(struct Sampler *s, int slot) {
+    page_table_clear(&s->prompts, &s->pages, slot);
+    s->group_of[slot] = -1;
+}
+
+/* Takes the pages of a prompt that no row uses, though some of its completions wait; they will
+   store it again. Returns false if there is none. */
+static bool drop_idle_prompt(struct Sampler *s) {
+    for (int slot = 0; slot < s->slots; slot++) {
+        if (s->group_of[slot] < 0 || s->users[slot] > 0) continue;
+        free_slot(s, slot);
+        return true;
+    }
+    return false;
+}
+
+static void free_tail(struct Sampler *s, int tail) {
+    page_table_clear(&s->tails, &s->pages, tail);
+    s->free_tails[s->num_free_tails++] = tail;
+}
+
+/* The completion that enters becomes one that waits, as it was. */
+static void stop_entering(struct Generation *g) {
+    free_tail(g->sampler, g->tail);
+    g->sampler->users[g->slot]--;
+    g->entering = -1;
+}
+
+/* Puts back the last row, which is the youngest. */
+static void put_back_row(struct Generation *g) {
     struct Sampler *s = g->sampler;
-    int length = segment_length(g->request, g->next / g->request->group);
-    assert(length >= 0 && length < s->max_prompt);
-    if (s->num_free_slots == 0 || g->prefill + length > s->step_rows - s->rows) return false;
-    g->slot = s->free_slots[--s->num_free_slots];
-    g->prefill += length;
-    s->slot_users[g->slot] = g->request->group;
-    s->loaded[g->num_loaded++] = g->slot;
+    int row = --g->live;
+    s->back[s->num_back++] = s->completion[row];
+    free_tail(s, s->host.tail_slot[row]);
+    s->users[s->host.prompt_slot[row]]--;
+    g->changed = true;
+    g->out->preempted++;
+}
+
+/* Gives every live row a page for its next entry, from the oldest row to the youngest. */
+static void extend_tails(struct Generation *g) {
+    struct Sampler *s = g->sampler;
+    for (int row = 0; row < g->live; row++) {
+        int tail = s->host.tail_slot[row];
+        int count = kv_pages(s->host.position[row] - s->host.prompt_length[row] + 1);
+        if (count == s->tails.count[tail]) continue;
+        s->moved = true;
+        while (row < g->live && !page_table_grow(&s->tails, &s->pages, tail, count)) {
+            if (drop_idle_prompt(s)) continue;
+            if (g->entering >= 0) stop_entering(g);
+            else put_back_row(g);
+        }
+    }
+}
+
+/* ---- rows enter ----------------------------------------------------------------------------- */
+
+/* Begins to enter a completion: it gets a tail, a slot if its prompt has none, and the pages for
+   all entries up to the next one. Returns false if there are not enough; then rows are live and
+   will free some, for a prompt without rows gives up its slot and pages. Where pages are scarce, an
+   eighth of the rows shall find a next page before a row must be put back. */
+static bool begin_entering(struct Generation *g, int completion) {
+    struct Sampler *s = g->sampler;
+    int p = completion / g->request->group, slot = slot_of(s, p);
+    int prompt = kv_pages(segment_length(g->request, p));
+    int tail = kv_pages(drawn_tokens(g, completion) + 1), spare = s->scarce ? g->live / 8 : 0;
+    assert(segment_length(g->request, p) < s->max_prompt);
+    bool has_slot = slot >= 0;
+    if (has_slot) s->users[slot]++;   /* so that it is not taken for idle */
+    while (slot < 0 && (slot = slot_of(s, -1)) < 0)
+        if (!drop_idle_prompt(s)) return false;
+    int needed = tail + spare + (has_slot ? 0 : prompt);
+    while (s->pages.num_free < needed)
+        if (!drop_idle_prompt(s)) {
+            if (has_slot) s->users[slot]--;
+            assert(g->live > 0);
+            return false;
+        }
+    if (!has_slot) {
+        s->group_of[slot] = p, s->users[slot] = 1, s->stored[slot] = 0;
+        page_table_grow(&s->prompts, &s->pages, slot, prompt);
+    }
+    g->slot = slot, g->tail = s->free_tails[--s->num_free_tails], g->stored = 0;
+    page_table_grow(&s->tails, &s->pages, g->tail, tail);
+    g->entering = completion;
+    s->moved = true;
     return true;
 }
 
-/* Gives completion `next` a row, whose first input is the prompt's last token, and a free tail. */
+/* Has this step store entries of a segment, from *stored to `length` as far as it has room. */
+static bool load_segment(struct Generation *g, int *stored, int length, int tail) {
+    struct Sampler *s = g->sampler;
+    int room = s->step_rows - s->rows - g->prefill, count = length - *stored;
+    if (count > room) count = room;
+    if (count > 0) {
+        s->loads[g->num_loads++] =
+            (struct Load){g->entering, g->slot, tail, *stored, *stored + count};
+        g->prefill += count;
+        *stored += count;
+    }
+    return *stored == length;
+}
+
+/* The entering completion becomes a row: its next input is the last token it has. */
 static void enter_completion(struct Generation *g) {
     struct Sampler *s = g->sampler;
     const struct RolloutRequest *request = g->request;
-    int p = g->next / request->group, row = g->live++;
-    s->host.token[row] = request->prompt_token[request->prompt_start[p + 1] - 1];
-    s->host.position[row] = s->host.prompt_length[row] = segment_length(request, p);
+    int i = g->entering, p = i / request->group, row = g->live++, drawn = drawn_tokens(g, i);
+    size_t at = (size_t)i * (size_t)request->max_tokens + (size_t)drawn;
+    s->host.token[row] = drawn ? g->out->token[at - 1]
+                               : request->prompt_token[request->prompt_start[p + 1] - 1];
+    s->host.prompt_length[row] = segment_length(request, p);
+    s->host.position[row] = s->host.prompt_length[row] + drawn;
     s->host.prompt_slot[row] = g->slot;
-    s->host.tail_slot[row] = s->free_tails[--s->num_free_tails];
+    s->host.tail_slot[row] = g->tail;
     s->host.ordinal[row] = request->ordinal[p];
-    s->host.sample[row] = (uint32_t)(g->next % request->group);
-    s->completion[row] = g->next++;
+    s->host.sample[row] = (uint32_t)(i % request->group);
+    s->completion[row] = i;
+    if (s->num_back > 0) s->num_back--;
+    else g->next++;
+    g->entering = -1;
 }
 
-/* Makes rows from `row` on of prompt p's tokens, to be stored in segment `slot`. Returns the row
-   after them. */
-static int enter_prompt(struct Generation *g, int row, int p, int slot) {
+/* Makes rows from `row` on of the entries of a load. Returns the row after them. */
+static int store_load(struct Generation *g, int row, const struct Load *load) {
     struct DecodeRows *host = &g->sampler->host;
-    int length = segment_length(g->request, p);
-    for (int k = 0; k < length; k++, row++) {
-        host->token[row] = g->request->prompt_token[g->request->prompt_start[p] + k];
-        host->position[row] = k;
-        host->prompt_slot[row] = slot;
+    int p = load->completion / g->request->group, length = segment_length(g->request, p);
+    const int *prompt = g->request->prompt_token + g->request->prompt_start[p];
+    const int *drawn =
+        g->out->token + (size_t)load->completion * (size_t)g->request->max_tokens;
+    for (int k = load->first; k < load->end; k++, row++) {
+        int position = load->tail < 0 ? k : length + k;   /* the tail begins with the last token */
+        host->token[row] = position <= length ? prompt[position] : drawn[k - 1];
+        host->position[row] = position;
+        host->prompt_slot[row] = load->slot;
         host->prompt_length[row] = length;
-        host->tail_slot[row] = 0;
+        host->tail_slot[row] = load->tail < 0 ? 0 : load->tail;
         host->ordinal[row] = host->sample[row] = 0;
     }
     return row;
 }
 
-/* Gives the free rows to waiting completions, and appends the tokens of prompts that are new. */
+/* Gives the free rows to waiting completions, those that were put back before all others, and
+   appends the tokens that must be stored for them. */
 static void enter_rows(struct Generation *g) {
     struct Sampler *s = g->sampler;
-    int group = g->request->group;
-    int first = (g->next + group - 1) / group;   /* the next group to enter */
-    g->prefill = g->num_loaded = 0;
-    while (g->live < s->rows && g->next < g->out->count) {
-        if (g->next % group == 0 && !enter_group(g)) break;
-        enter_completion(g);
+    g->prefill = g->num_loads = 0;
+    while (g->live < s->rows && (s->num_back > 0 || g->next < g->out->count)) {
+        int i = s->num_back > 0 ? s->back[s->num_back - 1] : g->next, p = i / g->request->group;
+        if (g->entering < 0 && !begin_entering(g, i)) break;
         g->changed = true;
+        if (!load_segment(g, &s->stored[g->slot], segment_length(g->request, p), -1)) break;
+        if (!load_segment(g, &g->stored, drawn_tokens(g, i), g->tail)) break;
+        enter_completion(g);
     }
-    for (int i = 0, row = g->live; i < g->num_loaded; i++)
-        row = enter_prompt(g, row, first + i, s->loaded[i]);
+    for (int i = 0, row = g->live; i < g->num_loads; i++) row = store_load(g, row, &s->loads[i]);
     g->out->prefill_tokens += g->prefill;
 }
 
@@ -249,8 +427,12 @@ static void fill_up(struct Generation *g, int R) {
     }
 }
 
+/* Uploads what has changed on the host: the rows, and whose pages are which. */
 static void upload_rows(struct Generation *g) {
     struct Sampler *s = g->sampler;
+    if (s->moved) decode_set_pages(s->model, s->decode, s->prompts.page, s->tails.page);
+    s->moved = false;
+    if (!g->changed) return;
 #define UPLOAD_FIELD(field) \
     s->model->ops->upload(s->device.field, s->host.field, (size_t)g->R * sizeof *s->host.field);
     ROW_FIELDS(UPLOAD_FIELD)
@@ -276,6 +458,7 @@ static void enqueue_step(struct Generation *g, const struct StepKey *step,
     head.inv_temperature = step->inv_temperature;
     const floatX *E = model_decode(s->model, weights, s->decode, &s->device, step->R, workspace);
     float *logp = (float *)s->device_drawn + sampled, *entropy = logp + sampled;
+    if (sampled == 0) return;   /* the step only stores a part of a long prompt */
     ops->head_sample(s->device_drawn, logp, entropy, E, decode_head_weight(s->decode), &s->device,
                      step->key, &head, sampled, workspace);
     ops->decode_advance(&s->device, s->device_drawn, sampled);
@@ -295,7 +478,7 @@ static void draw_tokens(struct Generation *g, const struct Weights *weights, voi
         fill_up(g, recurring_size(ops, g->live));
         sampled = g->R;
     }
-    if (g->changed) upload_rows(g);
+    upload_rows(g);
     struct StepKey step;
     memset(&step, 0, sizeof step); /* keys are compared as bytes, so padding must be zero */
     step.sampler = s->serial, step.weights = weights->data, step.workspace = workspace;
@@ -315,11 +498,20 @@ static void draw_tokens(struct Generation *g, const struct Weights *weights, voi
     g->out->steps++;
 }
 
-/* Frees the tail of a row that is finished, and the prompt slot if it was the last of its group. */
-static void leave_row(struct Sampler *s, int row) {
+/* True if completions of prompt p have yet to enter. */
+static bool group_waits(const struct Generation *g, int p) {
+    const struct Sampler *s = g->sampler;
+    for (int i = 0; i < s->num_back; i++)
+        if (s->back[i] / g->request->group == p) return true;
+    return g->next < (p + 1) * g->request->group;
+}
+
+/* Frees the tail of a row that is finished, and its prompt if it was the last of its group. */
+static void leave_row(struct Generation *g, int row) {
+    struct Sampler *s = g->sampler;
     int slot = s->host.prompt_slot[row];
-    s->free_tails[s->num_free_tails++] = s->host.tail_slot[row];
-    if (--s->slot_users[slot] == 0) s->free_slots[s->num_free_slots++] = slot;
+    free_tail(s, s->host.tail_slot[row]);
+    if (--s->users[slot] == 0 && !group_waits(g, s->group_of[slot])) free_slot(s, slot);
 }
 
 /* Moves row `row` to row `to` and makes `token` its next input. */
@@ -347,7 +539,7 @@ static void store_tokens(struct Generation *g) {
         out->entropy[at] = g->entropy[row];
         out->ended[i] = ends_has(&g->request->ends, g->token[row]);
         if (out->ended[i] || length + 1 == max_tokens)
-            leave_row(s, row);
+            leave_row(g, row);
         else
             keep_row(s, kept++, row, g->token[row]);
     }
@@ -360,14 +552,15 @@ void sampler_generate(struct Sampler *s, const struct Weights *weights,
     assert(request->group >= 1);
     assert(request->max_tokens >= 1 && request->max_tokens <= s->max_tokens);
     rollout_clear(out, request);
-    s->num_free_tails = s->rows, s->num_free_slots = s->slots;
-    for (int i = 0; i < s->rows; i++) s->free_tails[i] = i;
-    for (int i = 0; i < s->slots; i++) s->free_slots[i] = i;
-    struct Generation g = {.sampler = s, .request = request, .out = out};
-    while (g.live > 0 || g.next < out->count) {
+    struct Generation g = {.sampler = s, .request = request, .out = out, .entering = -1};
+    s->pages.peak = 0;
+    while (g.live > 0 || s->num_back > 0 || g.next < out->count) {
+        extend_tails(&g);
         enter_rows(&g);
         draw_tokens(&g, weights, workspace);
         store_tokens(&g);
     }
+    out->pages_peak = s->pages.peak;
+    assert(s->pages.num_free == s->pages.total && s->num_free_tails == s->rows);
     rollout_pack(out, request->max_tokens);
 }

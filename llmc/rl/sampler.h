@@ -15,7 +15,11 @@
 
    The tokens, log-probabilities and entropies of a completion depend only on the weights, the
    prompt, the temperature and (seed, purpose, ordinal, sample index). They have the same bits for
-   any number of rows, any order and any completions beside it. */
+   any number of rows, any order, any completions beside it and any size of the cache.
+
+   Prompts and tails are made of pages of KV_PAGE positions from one pool. A tail gets a page every
+   KV_PAGE tokens. When none is free, the youngest row is put back: it leaves, keeps what it has
+   drawn, and enters again later; its keys and values are then computed again. */
 #ifndef LLMC_SAMPLER_H
 #define LLMC_SAMPLER_H
 
@@ -44,7 +48,10 @@ struct Rollout {
     int *token;               /* the one that ends it included, where it was drawn */
     float *logp, *entropy;    /* of each drawn token, at the request's temperature */
     unsigned char *ended;     /* [count] 1: by a token of `ends`; 0: cut at max_tokens */
-    long steps, prefill_tokens, decoded_tokens;
+    long steps, decoded_tokens;
+    long prefill_tokens;      /* tokens stored without a draw, those stored again included */
+    long pages_peak;          /* the most pages in use at once */
+    long preempted;           /* how often a row was put back */
     size_t capacity_tokens;
     int capacity_count;
 };
@@ -53,10 +60,15 @@ struct Sampler;   /* the decode state, and the rows' arrays on host and backend;
 
 /* rows: completions decoded at once. group: the usual size of a request's groups; requests with
    smaller groups give the same results, but may leave rows idle. max_prompt, max_tokens: longest
-   prompt and completion; max_prompt + max_tokens - 1 <= the model's max_T (asserted). Owned by the
-   caller; sampler_free. */
+   prompt and completion; max_prompt + max_tokens - 1 <= the model's max_T (asserted). pages: of the
+   cache's pool; at least sampler_least_pages (asserted), and no more than sampler_most_pages are
+   reserved. Owned by the caller; sampler_free. */
 struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, int rows,
-                                int group, int max_prompt, int max_tokens);
+                                int group, int max_prompt, int max_tokens, int pages);
+/* Pages of one row with the longest prompt and completion; and those with which no row is ever put
+   back. */
+int sampler_least_pages(int max_prompt, int max_tokens);
+int64_t sampler_most_pages(int rows, int group, int max_prompt, int max_tokens);
 /* Prepares the weights for decoding. To be called after every update of the weights, and before the
    first rollout after any training or scoring pass, which uses the same memory (arena.h). */
 void sampler_load_weights(struct Sampler *sampler, const struct Weights *weights);

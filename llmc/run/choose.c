@@ -202,3 +202,34 @@ void choose_warn(const struct Options *o, const struct Objective *objective) {
         warn("--minibatches %lld: a rollout has %lld completions, and a minibatch without one "
              "makes no update", (long long)o->minibatches, (long long)(o->prompts * o->group));
 }
+
+/* ---- the model ------------------------------------------------------------------------------- */
+
+void choose_shape(struct ModelConfig *c, const struct Options *o) {
+    if (o->layers) c->L = (int)o->layers;
+    if (o->channels) c->C = (int)o->channels, c->F = 4 * c->C;
+    if (o->heads) c->NH = c->NKV = (int)o->heads;
+    if (o->context) c->max_T = (int)o->context;
+    if (o->untied) c->tied = false;
+    if ((o->channels || o->heads) && c->NH > 0) c->HS = c->C / c->NH;
+}
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+enum Recompute choose_recompute(const struct Options *o) {
+    return strcmp(o->recompute, "layer") == 0 ? RECOMPUTE_LAYER
+           : strcmp(o->recompute, "mlp") == 0 ? RECOMPUTE_MLP
+                                              : RECOMPUTE_NONE;
+}
+
+int choose_pages(double given, double budget, double page, int least, int most) {
+    const double gib = 1 << 30;
+    double pages = floor((given > 0 ? given * gib : fmax(gib, budget / 4)) / page);
+    if (given > 0 && pages < least)
+        die_input("--cache-gb %g holds %.0f pages of %d positions (%.3g MiB each), but one row of "
+                  "the longest prompt and completion takes %d; give --cache-gb %.3g, or lower "
+                  "--max-tokens", given, pages, KV_PAGE, page / (1 << 20), least,
+                  ceil(least * page / gib * 1e3) / 1e3);
+    if (pages >= most) return most;
+    return pages > least ? (int)pages : least;
+}

@@ -44,4 +44,14 @@ size_t choose_shard_bytes(const struct Options *options);
 /* Warns of options that were set and do nothing: what reads them was not chosen. */
 void choose_warn(const struct Options *options, const struct Objective *objective);
 
+/* Replaces the sizes of a new model that --layers, --channels and the like name. */
+void choose_shape(struct ModelConfig *config, const struct Options *options);
+enum Recompute choose_recompute(const struct Options *options);
+/* How many pages of `page` bytes the decode cache is to have: as --cache-gb (given; 0: not given)
+   says; or enough for every row at its longest (most), if that is at most 1 GiB or a quarter of the
+   memory that the plan may have (budget, bytes). Rows are seldom all at their longest, and a row
+   that finds no page waits. least: pages of one longest row, which must fit; die_input if it does
+   not. */
+int choose_pages(double given, double budget, double page, int least, int most);
+
 #endif

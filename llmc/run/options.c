@@ -196,6 +196,8 @@ static const struct Option rows[] = {
     WHOLE("threads", threads, 0, 1024, 0, MACHINE, FREE | EVAL | SCORE, "0 = one per processor"),
     WHOLE("decode-rows", decode_rows, 0, 65536, 0, MACHINE, FREE | EVAL,
           "completions decoded side by side; 0 = the program chooses"),
+    REAL("cache-gb", cache_gb, 0, 1e6, 0, MACHINE, FREE | EVAL,
+         "size of the decode cache in 2^30 bytes; 0 = the program chooses"),
     WHOLE("micro-tokens", micro_tokens, 0, MANY, 0, MACHINE, FREE | SCORE,
           "tokens per forward and backward pass; 0 = the program chooses"),
 };

@@ -64,6 +64,7 @@ struct Options {
     char backend[OPTION_TEXT], dtype[OPTION_TEXT], recompute[OPTION_TEXT];
     char matmul[OPTION_TEXT];
     int64_t seed, threads, decode_rows, micro_tokens;   /* 0 = chosen by the program */
+    double cache_gb;                                    /* likewise */
     bool dry_run, quiet, help;
     unsigned char given[OPTION_LIMIT];   /* by row of the table: enum OptionGiven */
 };

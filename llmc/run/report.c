@@ -195,6 +195,10 @@ static void write_timing(struct Report *r, const struct StepReport *s) {
     number(r, "timing/update", s->seconds_update);
     number(r, "timing/monitor", s->seconds_monitor);
     number(r, "perf/gen_tok_s", (double)e->generated_tokens / e->seconds_generate);
+    if (e->pages_peak > 0) {
+        number(r, "cache/pages_peak", (double)e->pages_peak);
+        number(r, "cache/preempted", (double)e->preempted);
+    }
     number(r, "perf/train_tok_s", s->train_tokens / learning);
     number(r, "perf/train_gflop_s", 1e-9 * s->train_flops / learning);
     bool on_device = !isnan(s->device_memory_gb);

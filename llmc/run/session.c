@@ -2,6 +2,7 @@
    much memory, where to write, from which weights. What to learn: choose.c; where: directory.c. */
 #include "session.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,15 +16,6 @@
 #include "tokenize.h"
 
 /* ---- the model ------------------------------------------------------------------------------- */
-
-static void shape_from_options(struct ModelConfig *c, const struct Options *o) {
-    if (o->layers) c->L = (int)o->layers;
-    if (o->channels) c->C = (int)o->channels, c->F = 4 * c->C;
-    if (o->heads) c->NH = c->NKV = (int)o->heads;
-    if (o->context) c->max_T = (int)o->context;
-    if (o->untied) c->tied = false;
-    if ((o->channels || o->heads) && c->NH > 0) c->HS = c->C / c->NH;
-}
 
 static void refuse_shape_options(const struct Session *s) {
     static const char *const names[] = {"layers", "channels", "heads", "context", "untied"};
@@ -65,7 +57,7 @@ static struct ModelConfig choose_model(const struct Session *s, struct Tokenizer
     } else {
         model_config_named(&config, o->model);
         *tokenizer = tokenizer_from_alphabet(s->task->alphabet);
-        shape_from_options(&config, o);
+        choose_shape(&config, o);
         config.V = config.V_saved = tokenizer_vocab_size(*tokenizer);
     }
     int multiple = s->ops->vocabulary_multiple;
@@ -166,12 +158,6 @@ static struct Sizes choose_sizes(const struct Session *s) {
     return sizes;
 }
 
-static enum Recompute recompute_named(const char *word) {
-    return strcmp(word, "layer") == 0 ? RECOMPUTE_LAYER
-           : strcmp(word, "mlp") == 0 ? RECOMPUTE_MLP
-                                      : RECOMPUTE_NONE;
-}
-
 /* Completions of a prompt, the fewest that the session asks for at once. */
 static int smallest_group(const struct Session *s) {
     const struct Options *o = &s->options;
@@ -185,11 +171,11 @@ static void reserve(struct Session *s) {
         .weight_decay = (float)o->weight_decay, .grad_clip = (float)o->grad_clip};
     bool learn = !o->eval_only && !o->score[0];
     s->shape.R = sampler_step_rows(s->ops, s->decode_rows, longest_prompt(s));
-    s->trainer = trainer_reserve(s->model, &s->arena, &s->shape, recompute_named(o->recompute),
+    s->trainer = trainer_reserve(s->model, &s->arena, &s->shape, choose_recompute(o),
                                  learn ? &optimizer : NULL, (uint64_t)o->seed);
     if (!o->score[0])
         s->sampler = sampler_reserve(s->model, &s->arena, s->decode_rows, smallest_group(s),
-                                     longest_prompt(s), s->max_tokens);
+                                     longest_prompt(s), s->max_tokens, s->cache_pages);
     if (learn && o->attention_entropy_every) trainer_reserve_attention(s->trainer, &s->arena);
     if (s->objective.kl_coef > 0)
         arena_reserve(&s->arena, &s->reference.data,
@@ -204,9 +190,21 @@ static void unreserve(struct Session *s) {
     s->trainer = NULL, s->sampler = NULL;
 }
 
+/* Pages of the cache at which no row ever waits for one. */
+static int most_pages(const struct Session *s) {
+    int64_t most = sampler_most_pages(s->decode_rows, smallest_group(s), longest_prompt(s),
+                                      s->max_tokens);
+    return most < INT_MAX ? (int)most : INT_MAX;
+}
+
 /* Makes the larger of the two users of the shared part smaller; false: nothing left to choose. */
 static bool plan_less(struct Session *s, bool decoding_is_larger) {
     const struct Options *o = &s->options;
+    int least = sampler_least_pages(longest_prompt(s), s->max_tokens);
+    if (decoding_is_larger && o->cache_gb == 0 && s->cache_pages / 2 >= 8 * least) {
+        s->cache_pages /= 2;
+        return true;
+    }
     bool rows = s->decode_rows > 16 && !o->decode_rows;
     bool tokens = s->shape.N / 2 >= s->shape.max_T && !o->micro_tokens;
     if (rows && (decoding_is_larger || !tokens)) s->decode_rows /= 2;
@@ -221,6 +219,10 @@ static bool plan_less(struct Session *s, bool decoding_is_larger) {
 static void plan_memory(struct Session *s) {
     size_t available = s->ops->memory_available();
     size_t budget = available / 100 * (strcmp(s->ops->name, "cpu") == 0 ? 70 : 95);
+    int least = sampler_least_pages(longest_prompt(s), s->max_tokens);
+    if (!s->options.score[0])
+        s->cache_pages = choose_pages(s->options.cache_gb, (double)budget,
+                                      (double)decode_page_bytes(s->model), least, most_pages(s));
     for (reserve(s); s->arena.total > budget; reserve(s)) {
         size_t needed = s->arena.total, *sections = s->arena.section_bytes;
         bool decoding_is_larger = sections[ARENA_DECODING] > sections[ARENA_TRAINING];
@@ -272,6 +274,10 @@ static void describe_batch(const struct Session *s) {
     say("          %lld steps = %lld updates, %lld completions; micro-batch %d tokens, %d decode "
         "rows", (long long)s->plan.steps, (long long)(s->plan.steps * updates),
         (long long)(s->plan.steps * completions), s->shape.N, s->decode_rows);
+    int most = most_pages(s), pages = s->cache_pages < most ? s->cache_pages : most;
+    say("cache     %d pages of %d positions, %.3g GiB: %s", pages, KV_PAGE,
+        pages * (double)decode_page_bytes(s->model) / (1 << 30),
+        pages < most ? "when they run out, the youngest row waits" : "no row ever waits for one");
 }
 
 static void describe(const struct Session *s) {

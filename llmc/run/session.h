@@ -33,6 +33,7 @@ struct Session {
     struct Arena arena;
     struct OpsShape shape;           /* micro-batch, decode rows, lengths */
     int decode_rows, max_tokens, threads;
+    int cache_pages;                 /* of the decode cache (struct KvCache) */
     bool scores_old;                 /* old log-probabilities by a scoring pass */
     struct Trainer *trainer;
     struct Sampler *sampler;
