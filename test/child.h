@@ -7,6 +7,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* A child that ends the program frees nothing, so LeakSanitizer does not look at it. */
+#ifdef __SANITIZE_ADDRESS__
+void __lsan_disable(void);
+#else
+static inline void __lsan_disable(void) {}
+#endif
+
 /* Runs body(argument) in a child with stdout and stderr going to `output` (terminated, cut at
    capacity). Returns its exit code, 0 if body returned, or 128 + the signal that ended it. */
 static inline int run_in_child(void (*body)(void *), void *argument, char *output,
@@ -21,6 +28,7 @@ static inline int run_in_child(void (*body)(void *), void *argument, char *outpu
         dup2(ends[1], STDERR_FILENO);
         close(ends[0]);
         close(ends[1]);
+        __lsan_disable();
         body(argument);
         exit(0);
     }
