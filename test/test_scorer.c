@@ -300,7 +300,7 @@ static void test_requests(void **state) {
         .metadata = {"{\"n\":\r[1,\n2], \"s\": \"\x01 \\\" \"}", 27, 0}};
     struct Completion completion[] = {{&example, "\xe4\xbd\xa0\xf0\x9f\x98\x80 \xc3\x28", 10, true,
                                        1},
-                                      {&plain, "zero \0 byte", 11, true, 1},
+                                      {&plain, "zero \0 byte", 11, false, 1},
                                       {&plain, big, 300000, true, 1}};
     float reward[3];
     struct Scorer *s = open_scorer(line, 1, 5);
@@ -312,9 +312,11 @@ static void test_requests(void **state) {
     size_t capacity = 0;
     static const char *const first[] = {
         "{\"id\": 0, \"prompt\": \"a\\n\\\"b\\\"\\u0009\\\\\", \"completion\": "
-        "\"\xe4\xbd\xa0\xf0\x9f\x98\x80 \\ufffd(\", \"answer\": \"4\\ufffd\", \"metadata\": "
+        "\"\xe4\xbd\xa0\xf0\x9f\x98\x80 \\ufffd(\", \"ended\": true, \"answer\": \"4\\ufffd\", "
+        "\"metadata\": "
         "{\"n\": [1, 2], \"s\": \"\\u0001 \\\" \"}}\n",
-        "{\"id\": 1, \"prompt\": \"p\", \"completion\": \"zero \\u0000 byte\", \"answer\": null, "
+        "{\"id\": 1, \"prompt\": \"p\", \"completion\": \"zero \\u0000 byte\", \"ended\": false, "
+        "\"answer\": null, "
         "\"metadata\": {}}\n"};
     for (int i = 0; i < 2; i++) {
         assert_true(getline(&text, &capacity, file) > 0);

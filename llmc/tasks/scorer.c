@@ -132,6 +132,7 @@ static void write_request(struct Scorer *s, struct Slot *slot, int i) {
     jsonl_integer(line, "id", s->first_id + i);
     jsonl_string(line, "prompt", e->prompt.bytes, e->prompt.length);
     jsonl_string(line, "completion", c->text, c->length);
+    jsonl_boolean(line, "ended", c->ended);
     if (e->answer.length > 0) jsonl_string(line, "answer", e->answer.bytes, e->answer.length);
     else jsonl_null(line, "answer");
     if (e->metadata.length > 0) jsonl_raw(line, "metadata", e->metadata.bytes, e->metadata.length);

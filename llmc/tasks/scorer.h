@@ -2,11 +2,13 @@
    several times side by side; each process reads items from its standard input and writes rewards
    to its standard output, a JSON object a line:
 
-       in    {"id": 7, "prompt": "2+2=", "completion": "4", "answer": "4", "metadata": {}}
+       in    {"id": 7, "prompt": "2+2=", "completion": "4", "ended": true, "answer": "4",
+              "metadata": {}}
        out   {"id": 7, "reward": 1.0}          or null: no reward, the completion stays unscored
 
-   in any order. "answer" is null where an example has none. A completion's bytes that are not UTF-8
-   come as U+FFFD. doc/data.md has the protocol with its limits for users.
+   in any order. "ended" is false where the completion was cut at the longest length. "answer" is
+   null where an example has none. A completion's bytes that are not UTF-8 come as U+FFFD.
+   doc/data.md has the protocol with its limits for users.
 
    Nothing that the program does ends a run or blocks it for long. A process that ends, closes its
    output, floods it, or leaves an item without an answer for the time limit is killed with all its
