@@ -229,7 +229,7 @@ static struct Rows new_rows(int B, int T) {
     struct QueryBlock *block = check_alloc(most, sizeof *block, "the benchmark");
     int *start = check_alloc((size_t)B + 1, sizeof *start, "the benchmark");
     for (int b = 0; b <= B; b++) start[b] = b * T;
-    rows.blocks = rows_cut_blocks(block, start, B, ops->attention_block);
+    rows.blocks = rows_cut_blocks(block, start, NULL, B, ops->attention_block);
     rows.block = new_bytes(most * sizeof *block);
     ops->upload(rows.block, block, (size_t)rows.blocks * sizeof *block);
     free(block), free(start);

@@ -1,6 +1,7 @@
 /* The slots by name, and the list of blocks of a packed batch. */
 #include "ops.h"
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define SLOT(name) {#name, offsetof(struct Ops, name)}
@@ -50,12 +51,38 @@ int ops_missing(const struct Ops *ops, char *out, size_t capacity) {
     return missing;
 }
 
-int rows_cut_blocks(struct QueryBlock *out, const int *start, int B, int block) {
-    int count = 0, most = 0;
+/* What the order of blocks follows from. */
+struct Cut {
+    const int *start, *prompt;
+};
+
+/* Keys that come before a block's first query. */
+static int keys_before(const struct QueryBlock *block, const struct Cut *cut) {
+    int prompt = cut->prompt ? cut->prompt[block->row] : -1;
+    return block->first + (prompt < 0 ? 0 : cut->start[prompt + 1] - cut->start[prompt]);
+}
+
+static int compare_blocks(const void *a, const void *b, void *cut) {
+    const struct QueryBlock *x = a, *y = b;
+    int keys = keys_before(x, cut), others = keys_before(y, cut);
+    if (keys != others) return keys > others ? -1 : 1;
+    return (x->row > y->row) - (x->row < y->row);
+}
+
+int rows_cut_blocks(struct QueryBlock *out, const int *start, const int *prompt, int B,
+                    int block) {
+    struct Cut cut = {start, prompt};
+    int count = 0;
     for (int b = 0; b < B; b++)
-        if (start[b + 1] - start[b] > most) most = start[b + 1] - start[b];
-    for (int first = (most - 1) / block * block; first >= 0; first -= block)
-        for (int b = 0; b < B; b++)
-            if (start[b + 1] - start[b] > first) out[count++] = (struct QueryBlock){b, first};
+        for (int first = 0; first < start[b + 1] - start[b]; first += block)
+            out[count++] = (struct QueryBlock){b, first};
+    qsort_r(out, (size_t)count, sizeof *out, compare_blocks, &cut);
     return count;
+}
+
+void rows_seen(int *seen, const int *start, const int *prompt, int B) {
+    for (int b = 0; b < B; b++) {
+        seen[b] = start[b + 1];
+        if (prompt[b] >= 0) seen[prompt[b]] = start[b + 1];
+    }
 }

@@ -72,10 +72,19 @@ struct QueryBlock {
     int row, first;
 };
 
-/* A packed batch: N tokens in B rows (sequences), one row after another without padding. */
+/* A packed batch: N tokens in B rows (sequences), one row after another without padding. A row may
+   be the prompt of those directly behind it: their tokens attend to all of it, then to their own
+   row. So what several sequences begin with is in the batch once:
+
+       start    0     3 5   8            a b c | d e | f g h | i j
+       prompt  -1     0 0  -1            two sequences, a b c d e and a b c f g h, and a third
+       seen     8     5 8  10            tokens [start, seen) attend to tokens of the row */
 struct Rows {
-    int N, B, max_T;                /* max_T >= the longest row */
+    int N, B, max_T;                /* max_T >= the longest row, its prompt included */
     int *start;                     /* [B+1]: row b is [start[b], start[b+1]) */
+    int *prompt;                    /* [B] the row that is row b's prompt, or -1; a prompt has none
+                                       itself. NULL: no row has one */
+    int *seen;                      /* [B] (rows_seen); NULL with prompt */
     struct QueryBlock *block;       /* [blocks] every block of every row, those with most keys first
                                        (rows_cut_blocks); NULL if ops->attention_block is 0 */
     int blocks;
@@ -365,8 +374,8 @@ struct Ops {
                               const struct Position *how, const struct Heads *heads, int N,
                               void *workspace);
 
-    /* Causal softmax attention inside each row, scale 1/sqrt(HS). qkv [N,QKV] holds, per token, the
-       NH query heads, then the NKV key heads, then the NKV value heads.
+    /* Causal softmax attention inside each row and to its prompt, scale 1/sqrt(HS). qkv [N,QKV]
+       holds, per token, the NH query heads, then the NKV key heads, then the NKV value heads.
        out [N,NH*HS] =; lse [NH,N] = log-sum-exp of the scaled scores; entropy [NH,N] = the entropy
        (nats) of each attention row (2303.06296), or NULL */
     void (*attention_forward)(floatX *out, float *lse, float *entropy, const floatX *qkv,
@@ -456,8 +465,11 @@ struct Ops {
 int ops_missing(const struct Ops *ops, char *out, size_t capacity);
 
 /* Cuts B rows into blocks of `block` queries, for struct Rows: writes at most N / block + B blocks
-   to out, those whose queries have the most keys first, and returns how many. start [B+1]: host. */
-int rows_cut_blocks(struct QueryBlock *out, const int *start, int B, int block);
+   to out, those whose queries have the most keys first, and returns how many. start [B+1], prompt
+   [B] or NULL: host. */
+int rows_cut_blocks(struct QueryBlock *out, const int *start, const int *prompt, int B, int block);
+/* What struct Rows says of `seen` [B]; host arrays likewise. */
+void rows_seen(int *seen, const int *start, const int *prompt, int B);
 
 /* The address of element `index` of x. Host code computes addresses of backend elements with this
    function only, because only the backend knows the size of floatX. */

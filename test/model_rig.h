@@ -21,6 +21,7 @@ struct Rig {
     struct Activations *activations;
     struct Batch batch;
     float *grads, *attention_entropy;
+    int *prompt, *seen;                             /* backend; for rig_cut */
     void *workspace;
     int N, B, n;                                    /* the rest is host memory */
     int *token, *row_start, *row, *target;
@@ -67,13 +68,15 @@ static inline void rig_fill(struct Rig *rig, const int *lengths, int B) {
     rig->entropy = calloc((size_t)N, sizeof(float));
     rig->batch = (struct Batch){.rows = {.N = N, .B = B, .max_T = longest},
                                 .loss = {.n = rig->n, .N = N}};
-    int block = rig->ops->attention_block, blocks = block ? N / block + B : 0;
+    int block = rig->ops->attention_block, blocks = block ? N / block + N : 0;
     arena_reserve(&rig->arena, &rig->batch.position, (size_t)N * sizeof(int), "batch", "position");
     arena_reserve(&rig->arena, &rig->batch.token, (size_t)N * sizeof(int), "batch", "token");
     arena_reserve(&rig->arena, &rig->batch.loss.row, (size_t)N * sizeof(int), "batch", "row");
     arena_reserve(&rig->arena, &rig->batch.loss.target, (size_t)N * sizeof(int), "batch", "target");
-    arena_reserve(&rig->arena, &rig->batch.rows.start, (size_t)(B + 1) * sizeof(int), "batch",
+    arena_reserve(&rig->arena, &rig->batch.rows.start, (size_t)(N + 1) * sizeof(int), "batch",
                   "row_start");
+    arena_reserve(&rig->arena, &rig->prompt, (size_t)N * sizeof(int), "batch", "prompt");
+    arena_reserve(&rig->arena, &rig->seen, (size_t)N * sizeof(int), "batch", "seen");
     arena_reserve(&rig->arena, &rig->batch.rows.block,
                   (size_t)blocks * sizeof *rig->batch.rows.block, "batch", "blocks");
     size_t parameters = rig->model->num_parameters;
@@ -89,7 +92,7 @@ static inline void rig_fill(struct Rig *rig, const int *lengths, int B) {
     arena_reserve(&rig->arena, &rig->workspace, rig->ops->workspace_size(&shape), "workspace",
                   "workspace");
     /* More room than the batch needs, so that layer strides and batch sizes differ. */
-    rig->activations = activations_reserve(rig->model, &rig->arena, N + 3, B + 1, longest,
+    rig->activations = activations_reserve(rig->model, &rig->arena, N + 3, N + 1, longest,
                                             rig->recompute);
     arena_commit(&rig->arena, rig->ops);
     rig->ops->upload(rig->batch.position, position, (size_t)N * sizeof(int));
@@ -107,7 +110,24 @@ static inline void rig_upload(struct Rig *rig) {
     if (rig->ops->attention_block == 0) return;
     struct QueryBlock block[1024];
     assert_true(rig->N / rig->ops->attention_block + rig->B <= 1024);
-    rows->blocks = rows_cut_blocks(block, rig->row_start, rig->B, rig->ops->attention_block);
+    rows->blocks = rows_cut_blocks(block, rig->row_start, NULL, rig->B, rig->ops->attention_block);
+    rig->ops->upload(rows->block, block, (size_t)rows->blocks * sizeof *block);
+}
+
+/* Cuts the rows into more: row b is [start[b], start[b+1]) and has prompt[b]. */
+static inline void rig_cut(struct Rig *rig, const int *start, const int *prompt, int B) {
+    struct Rows *rows = &rig->batch.rows;
+    struct QueryBlock block[1024];
+    int seen[64];
+    assert_true(B <= 64 && start[B] == rig->N);
+    rows_seen(seen, start, prompt, B);
+    rows->B = B, rows->prompt = rig->prompt, rows->seen = rig->seen;
+    rig->ops->upload(rows->start, start, (size_t)(B + 1) * sizeof(int));
+    rig->ops->upload(rows->prompt, prompt, (size_t)B * sizeof(int));
+    rig->ops->upload(rows->seen, seen, (size_t)B * sizeof(int));
+    if (rig->ops->attention_block == 0) return;
+    assert_true(rig->N / rig->ops->attention_block + B <= 1024);
+    rows->blocks = rows_cut_blocks(block, start, prompt, B, rig->ops->attention_block);
     rig->ops->upload(rows->block, block, (size_t)rows->blocks * sizeof *block);
 }
 

@@ -7,20 +7,26 @@
 struct Shape {
     int NH, NKV, HS, B, N, QKV;
     int start[2048];
+    int prompt[2048];   /* the row that is row b's prompt; -1: none */
 };
 
 static void set_lengths(struct Shape *s, const int *length, int B) {
     s->B = B;
     s->start[0] = 0;
-    for (int b = 0; b < B; b++) s->start[b + 1] = s->start[b] + length[b];
+    for (int b = 0; b < B; b++) s->start[b + 1] = s->start[b] + length[b], s->prompt[b] = -1;
     s->N = s->start[B];
     s->QKV = (s->NH + 2 * s->NKV) * s->HS;
 }
 
+static int row_length(const struct Shape *s, int b) { return s->start[b + 1] - s->start[b]; }
+
+/* Of a row and its prompt. */
 static int longest(const struct Shape *s) {
     int max = 0;
-    for (int b = 0; b < s->B; b++)
-        if (s->start[b + 1] - s->start[b] > max) max = s->start[b + 1] - s->start[b];
+    for (int b = 0; b < s->B; b++) {
+        int keys = row_length(s, b) + (s->prompt[b] < 0 ? 0 : row_length(s, s->prompt[b]));
+        if (keys > max) max = keys;
+    }
     return max;
 }
 
@@ -42,16 +48,25 @@ static double dot(const double *a, const double *b, int n) {
     return sum;
 }
 
-/* p [n - first + 1] of query n, head h, whose row starts at token `first`; returns lse. */
-static double probabilities(double *p, const double *qkv, const struct Shape *s, int first, int n,
-                            int h) {
+/* The tokens that token n of row b attends to; returns how many. */
+static int keys_of(int *keys, const struct Shape *s, int b, int n) {
+    int count = 0, prompt = s->prompt[b];
+    for (int j = 0; prompt >= 0 && j < row_length(s, prompt); j++)
+        keys[count++] = s->start[prompt] + j;
+    for (int j = s->start[b]; j <= n; j++) keys[count++] = j;
+    return count;
+}
+
+/* p [count] of query n, head h, over the tokens `keys`; returns lse. */
+static double probabilities(double *p, const double *qkv, const struct Shape *s, const int *keys,
+                            int count, int n, int h) {
     double max = -INFINITY, sum = 0;
-    for (int j = first; j <= n; j++) {
-        p[j - first] = dot(query(qkv, s, n, h), key(qkv, s, j, h), s->HS) / sqrt(s->HS);
-        max = fmax(max, p[j - first]);
+    for (int j = 0; j < count; j++) {
+        p[j] = dot(query(qkv, s, n, h), key(qkv, s, keys[j], h), s->HS) / sqrt(s->HS);
+        max = fmax(max, p[j]);
     }
-    for (int j = first; j <= n; j++) sum += exp(p[j - first] - max);
-    for (int j = first; j <= n; j++) p[j - first] = exp(p[j - first] - max) / sum;
+    for (int j = 0; j < count; j++) sum += exp(p[j] - max);
+    for (int j = 0; j < count; j++) p[j] = exp(p[j] - max) / sum;
     return max + log(sum);
 }
 
@@ -76,53 +91,57 @@ static void round_all(double *x, size_t n) {
 static void reference_forward(double *out, double *lse, double *entropy, const double *qkv,
                               const struct Shape *s) {
     double *p = new_doubles(s->N);
+    int *keys = malloc((size_t)s->N * sizeof *keys);
     memset(out, 0, (size_t)s->N * s->NH * s->HS * sizeof *out);
     for (int b = 0; b < s->B; b++)
         for (int n = s->start[b]; n < s->start[b + 1]; n++)
             for (int h = 0; h < s->NH; h++) {
-                double l = probabilities(p, qkv, s, s->start[b], n, h), H = 0, top = 0;
-                for (int j = s->start[b]; j <= n; j++) top = fmax(top, p[j - s->start[b]]);
-                for (int j = s->start[b]; j <= n; j++) {
-                    double pj = p[j - s->start[b]], weight = rounded(pj / top) * top;
+                int count = keys_of(keys, s, b, n);
+                double l = probabilities(p, qkv, s, keys, count, n, h), H = 0, top = 0;
+                for (int j = 0; j < count; j++) top = fmax(top, p[j]);
+                for (int j = 0; j < count; j++) {
+                    double weight = rounded(p[j] / top) * top;
                     for (int i = 0; i < s->HS; i++)
-                        out[((size_t)n * s->NH + h) * s->HS + i] += weight * value(qkv, s, j, h)[i];
-                    if (pj > 0) H -= pj * log(pj);
+                        out[((size_t)n * s->NH + h) * s->HS + i] +=
+                            weight * value(qkv, s, keys[j], h)[i];
+                    if (p[j] > 0) H -= p[j] * log(p[j]);
                 }
                 if (lse) lse[(size_t)h * s->N + n] = l;
                 if (entropy) entropy[(size_t)h * s->N + n] = H;
             }
     round_all(out, (size_t)s->N * s->NH * s->HS);
-    free(p);
+    free(p), free(keys);
 }
 
 static void reference_backward(double *dqkv, const double *dout, const double *out,
                                const double *qkv, const struct Shape *s) {
     double *p = new_doubles(s->N), *dp = new_doubles(s->N);
+    int *keys = malloc((size_t)s->N * sizeof *keys);
     memset(dqkv, 0, (size_t)s->N * s->QKV * sizeof *dqkv);
     for (int b = 0; b < s->B; b++)
         for (int n = s->start[b]; n < s->start[b + 1]; n++)
             for (int h = 0; h < s->NH; h++) {
                 size_t at = ((size_t)n * s->NH + h) * s->HS;
                 const double *d = dout + at;
-                int first = s->start[b];
+                int count = keys_of(keys, s, b, n);
                 double delta = dot(d, out + at, s->HS);
-                probabilities(p, qkv, s, first, n, h);
-                for (int j = first; j <= n; j++) dp[j - first] = dot(d, value(qkv, s, j, h), s->HS);
-                for (int j = first; j <= n; j++) {
-                    double ds = rounded(p[j - first] * (dp[j - first] - delta)) / sqrt(s->HS);
-                    double weight = rounded(p[j - first]);
+                probabilities(p, qkv, s, keys, count, n, h);
+                for (int j = 0; j < count; j++) dp[j] = dot(d, value(qkv, s, keys[j], h), s->HS);
+                for (int j = 0; j < count; j++) {
+                    double ds = rounded(p[j] * (dp[j] - delta)) / sqrt(s->HS);
+                    double weight = rounded(p[j]);
                     double *dq = dqkv + (query(qkv, s, n, h) - qkv);
-                    double *dk = dqkv + (key(qkv, s, j, h) - qkv);
-                    double *dv = dqkv + (value(qkv, s, j, h) - qkv);
+                    double *dk = dqkv + (key(qkv, s, keys[j], h) - qkv);
+                    double *dv = dqkv + (value(qkv, s, keys[j], h) - qkv);
                     for (int i = 0; i < s->HS; i++) {
-                        dq[i] += ds * key(qkv, s, j, h)[i];
+                        dq[i] += ds * key(qkv, s, keys[j], h)[i];
                         dk[i] += ds * query(qkv, s, n, h)[i];
                         dv[i] += weight * d[i];
                     }
                 }
             }
     round_all(dqkv, (size_t)s->N * s->QKV);
-    free(p), free(dp);
+    free(p), free(dp), free(keys);
 }
 
 struct Loss {
@@ -146,7 +165,8 @@ static double *widen(const float *x, size_t n) {
 static void test_reference_by_differences(void **state) {
     (void)state;
     struct Shape s = {.NH = 4, .NKV = 2, .HS = 6};
-    set_lengths(&s, (const int[]){1, 5, 9}, 3);
+    set_lengths(&s, (const int[]){1, 5, 9, 2}, 4);
+    s.prompt[2] = s.prompt[3] = 1;
     size_t nq = (size_t)s.N * s.QKV, no = (size_t)s.N * s.NH * s.HS;
     float *x = new_normal(nq, 1, 1), *d = new_normal(no, 1, 2);
     double *qkv = widen(x, nq), *dout = widen(d, no), *out = new_doubles(no);
@@ -171,27 +191,37 @@ struct Case {
     enum Where where;
     int NH, NKV, HS, B, length[8]; /* B < 0: -B rows of 1 to 16 tokens */
     float scale;                   /* of the inputs; 0: 1 */
+    char prompts[9];               /* a letter for each row: P of a prompt, - of a row that the
+                                      last prompt is of; else the row stands alone */
 };
 
 /* Rows end one before, at and one after 32, 64 and 128, the sizes of tiles; head sizes are the
    multiples of 16 and 32 that have code of their own, and odd ones whose rows are not aligned. */
 static const struct Case cases[] = {
-    {EVERYWHERE, 1, 1, 16, 1, {1}, 0},
-    {EVERYWHERE, 2, 1, 8, 3, {2, 1, 5}, 0},
-    {EVERYWHERE, 2, 1, 64, 2, {31, 129}, 0},
-    {EVERYWHERE, 3, 1, 20, 2, {15, 66}, 0},
-    {EVERYWHERE, 2, 2, 21, 1, {33}, 0},
-    {EVERYWHERE, 1, 1, 128, 2, {67, 1}, 0},
-    {EVERYWHERE, 1, 1, 6, -70, {0}, 0},
-    {EVERYWHERE, 3, 3, 80, 3, {32, 31, 128}, 0},
-    {EVERYWHERE, 2, 1, 32, 2, {127, 65}, 0},
-    {EVERYWHERE, 1, 1, 96, 2, {97, 64}, 0},
-    {NOT_SLOW, 2, 1, 128, 2, {129, 63}, 0},
-    {NOT_SLOW, 1, 1, 16, -1100, {0}, 0},
-    {NOT_SLOW, 1, 1, 64, 2, {200, 3}, 4}, /* scores of +-128: nearly one-hot */
-    {CPU_ONLY, 4, 2, 64, 7, {1, 2, 63, 64, 65, 130, 257}, 0},
-    {CPU_ONLY, 6, 2, 32, 2, {100, 193}, 0},
-    {CPU_ONLY, 4, 4, 16, -512, {0}, 0},
+    {EVERYWHERE, 1, 1, 16, 1, {1}, 0, ""},
+    {EVERYWHERE, 2, 1, 8, 3, {2, 1, 5}, 0, ""},
+    {EVERYWHERE, 2, 1, 64, 2, {31, 129}, 0, ""},
+    {EVERYWHERE, 3, 1, 20, 2, {15, 66}, 0, ""},
+    {EVERYWHERE, 2, 2, 21, 1, {33}, 0, ""},
+    {EVERYWHERE, 1, 1, 128, 2, {67, 1}, 0, ""},
+    {EVERYWHERE, 1, 1, 6, -70, {0}, 0, ""},
+    {EVERYWHERE, 3, 3, 80, 3, {32, 31, 128}, 0, ""},
+    {EVERYWHERE, 2, 1, 32, 2, {127, 65}, 0, ""},
+    {EVERYWHERE, 1, 1, 96, 2, {97, 64}, 0, ""},
+    {NOT_SLOW, 2, 1, 128, 2, {129, 63}, 0, ""},
+    {NOT_SLOW, 1, 1, 16, -1100, {0}, 0, ""},
+    {NOT_SLOW, 1, 1, 64, 2, {200, 3}, 4, ""}, /* scores of +-128: nearly one-hot */
+    {EVERYWHERE, 2, 1, 16, 4, {3, 2, 1, 5}, 0, "P--."},
+    {EVERYWHERE, 2, 1, 64, 3, {31, 34, 1}, 0, "P--"},
+    {EVERYWHERE, 2, 2, 20, 4, {1, 33, 64, 3}, 0, "P--."},
+    {EVERYWHERE, 1, 1, 128, 3, {65, 2, 31}, 0, ".P-"},
+    {NOT_SLOW, 3, 1, 32, 8, {7, 129, 66, 1, 64, 33, 65, 130}, 0, ".P--P---"},
+    {NOT_SLOW, 4, 2, 21, 5, {150, 130, 3, 1, 20}, 2, "P---."},
+    {NOT_SLOW, 2, 1, 96, 5, {32, 96, 64, 128, 17}, 0, "P--P-"},
+    {CPU_ONLY, 4, 2, 64, 7, {1, 2, 63, 64, 65, 130, 257}, 0, ""},
+    {CPU_ONLY, 6, 6, 64, 8, {128, 64, 1, 257, 63, 300, 90, 2}, 0, "P---P---"},
+    {CPU_ONLY, 6, 2, 32, 2, {100, 193}, 0, ""},
+    {CPU_ONLY, 4, 4, 16, -512, {0}, 0, ""},
 };
 
 static bool runs_here(enum Where where) {
@@ -204,6 +234,10 @@ static void shape_of(struct Shape *s, const struct Case *c) {
     for (int b = 0; b < 2048; b++) length[b] = 1 + (b * 7 + b / 16) % 16;
     if (c->B > 0) set_lengths(s, c->length, c->B);
     else set_lengths(s, length, -c->B);
+    for (int b = 0, prompt = 0; c->prompts[0] && b < c->B; b++) {
+        if (c->prompts[b] == 'P') prompt = b;
+        if (c->prompts[b] == '-') s->prompt[b] = prompt;
+    }
 }
 
 static void *workspace_of(const struct Shape *s) {
@@ -224,7 +258,7 @@ struct Expected {
 /* Everything is made twice, the second time without entropy, and must have the same bits. */
 static struct Got run_backend(const struct Shape *s, const floatX *qkv, const floatX *dout) {
     size_t nq = (size_t)s->N * s->QKV, no = (size_t)s->N * s->NH * s->HS, nl = (size_t)s->NH * s->N;
-    const struct Rows rows = put_rows(s->start, s->B);
+    const struct Rows rows = put_rows(s->start, s->prompt, s->B);
     const struct Heads heads = {s->NH, s->NKV, s->HS};
     float *entropy = new_floats(nl);
     void *ws = workspace_of(s);

@@ -97,7 +97,7 @@ static void test_silent_file_is_named(void **state) {
 static void check_blocks(const int *start, int B, int block) {
     int N = start[B], *seen = calloc((size_t)N + 1, sizeof *seen);
     struct QueryBlock *blocks = calloc((size_t)(N / block + B) + 1, sizeof *blocks);
-    int count = rows_cut_blocks(blocks, start, B, block);
+    int count = rows_cut_blocks(blocks, start, NULL, B, block);
     assert_true(count <= N / block + B);
     for (int i = 0; i < count; i++) {
         assert_true(blocks[i].row >= 0 && blocks[i].row < B && blocks[i].first % block == 0);
@@ -121,9 +121,23 @@ static void test_blocks(void **state) {
         check_blocks(short_rows, 4, block);
     }
     struct QueryBlock by_hand[8];
-    assert_int_equal(rows_cut_blocks(by_hand, (const int[]){0, 5, 7, 11}, 3, 2), 6);
+    assert_int_equal(rows_cut_blocks(by_hand, (const int[]){0, 5, 7, 11}, NULL, 3, 2), 6);
     static const struct QueryBlock expected[] = {{0, 4}, {0, 2}, {2, 2}, {0, 0}, {1, 0}, {2, 0}};
     assert_memory_equal(by_hand, expected, sizeof expected);
+}
+
+/* The example of struct Rows: keys of a prompt count. */
+static void test_blocks_of_rows_with_prompts(void **state) {
+    (void)state;
+    static const int start[] = {0, 3, 5, 8, 10}, prompt[] = {-1, 0, 0, -1};
+    static const int expected_seen[] = {8, 5, 8, 10};
+    static const struct QueryBlock expected[] = {{2, 2}, {1, 0}, {2, 0}, {0, 2}, {0, 0}, {3, 0}};
+    struct QueryBlock blocks[9];
+    int seen[4];
+    assert_int_equal(rows_cut_blocks(blocks, start, prompt, 4, 2), 6);
+    assert_memory_equal(blocks, expected, sizeof expected);
+    rows_seen(seen, start, prompt, 4);
+    assert_memory_equal(seen, expected_seen, sizeof seen);
 }
 
 int main(int argc, char **argv) {
@@ -134,6 +148,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_list_is_whole),
         cmocka_unit_test(test_silent_file_is_named),
         cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_blocks_of_rows_with_prompts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -112,16 +112,26 @@ static inline float *get_x(const floatX *in, size_t n) {
     return get_floats(wide, n);
 }
 
-/* A packed batch whose rows begin at start [B+1]: it, and its blocks where the backend wants some,
-   to the backend. */
-static inline struct Rows put_rows(const int *start, int B) {
+/* A packed batch whose rows begin at start [B+1] and have these prompts [B] (NULL: none): it, and
+   its blocks where the backend wants some, to the backend. */
+static inline struct Rows put_rows(const int *start, const int *prompt, int B) {
     struct Rows rows = {.N = start[B], .B = B, .start = put_ints(start, (size_t)B + 1)};
-    for (int b = 0; b < B; b++)
-        if (start[b + 1] - start[b] > rows.max_T) rows.max_T = start[b + 1] - start[b];
+    for (int b = 0; b < B; b++) {
+        int before = prompt ? prompt[b] : -1, length = start[b + 1] - start[b];
+        if (before >= 0) length += start[before + 1] - start[before];
+        if (length > rows.max_T) rows.max_T = length;
+    }
+    if (prompt) {
+        int *seen = malloc((size_t)B * sizeof *seen);
+        assert_non_null(seen);
+        rows_seen(seen, start, prompt, B);
+        rows.prompt = put_ints(prompt, (size_t)B), rows.seen = put_ints(seen, (size_t)B);
+        free(seen);
+    }
     if (ops->attention_block == 0) return rows;
     struct QueryBlock *block = malloc((size_t)(rows.N / ops->attention_block + B) * sizeof *block);
     assert_non_null(block);
-    rows.blocks = rows_cut_blocks(block, start, B, ops->attention_block);
+    rows.blocks = rows_cut_blocks(block, start, prompt, B, ops->attention_block);
     rows.block = put_bytes(block, (size_t)rows.blocks * sizeof *block);
     free(block);
     return rows;

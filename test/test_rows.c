@@ -7,7 +7,7 @@
 static void check(const int *start, int B, int block) {
     int N = start[B], *seen = calloc((size_t)N, sizeof *seen);
     struct QueryBlock *out = malloc((size_t)(N / block + B) * sizeof *out);
-    int blocks = rows_cut_blocks(out, start, B, block);
+    int blocks = rows_cut_blocks(out, start, NULL, B, block);
     assert_true(blocks <= N / block + B);
     for (int i = 0; i < blocks; i++) {
         int row = out[i].row, first = out[i].first;

@@ -96,7 +96,7 @@ static void score(float **logp, float **entropy, const struct RolloutRequest *re
     struct Activations *activations = activations_reserve(model, &memory, N, rollout->count,
                                                           CONTEXT, RECOMPUTE_LAYER);
     arena_commit(&memory, ops);
-    struct Batch batch = {.rows = put_rows(row_start, rollout->count),
+    struct Batch batch = {.rows = put_rows(row_start, NULL, rollout->count),
                           .token = put_ints(token, (size_t)N),
                           .position = put_ints(position, (size_t)N),
                           .loss = {put_ints(row, (size_t)n), put_ints(target, (size_t)n), n, N}};

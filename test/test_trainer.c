@@ -8,8 +8,7 @@ static const struct OptimizerOptions still = {.9f, .95f, 1e-8f, 0, 0};
 static const int order[COUNT] = {4, 0, 2, 5, 1, 3};
 
 /* Tokens in the order of the picked sequences, whatever the size of a micro-batch. */
-static void test_score_order(void **state) {
-    (void)state;
+static void check_score_order(const int *order) {
     static const int sizes[] = {LONGEST - 1, 11, 64};
     for (int m = 0; m < 3; m++)
         for (int warm = 0; warm < 2; warm++) {
@@ -36,6 +35,16 @@ static void test_score_order(void **state) {
             ASSERT_CLOSE("first", fabs(found[0][0] - want.logp[rig.loss_start[order[0]]]), 2e-5);
             rig_close(&rig);
         }
+}
+
+static void test_score_order(void **state) {
+    (void)state;
+    static const int as_in_the_set[COUNT] = {0, 1, 2, 3, 4, 5};
+    check_score_order(order);
+    prompts = alike;
+    check_score_order(order);
+    check_score_order(as_in_the_set);
+    prompts = apart;
 }
 
 /* ---- gradients ------------------------------------------------------------------------------ */
@@ -117,8 +126,17 @@ static void check_update(int micro_tokens, int which) {
     for (size_t i = 0; i < rig.model->num_parameters; i++)
         norm += (double)gradient[i] * gradient[i];
     assert_true(result.made && !result.skipped && result.overflows == 0);
-    assert_int_equal(result.tokens, 7 + 6 + 5 + 4 + 1);   /* inputs of all but sequence 2 */
-    assert_int_equal(result.micro_batches, micro_tokens == 8 ? 4 : 1);   /* 7 | 6 | 5 | 4 1 */
+    if (prompts == apart) {
+        assert_int_equal(result.tokens, 6 + 4 + 1 + 7 + 5);   /* inputs of all but sequence 2 */
+        assert_int_equal(result.micro_batches, micro_tokens == 8 ? 4 : 1);   /* 6 | 4 1 | 7 | 5 */
+    } else if (micro_tokens == 8) {
+        assert_int_equal(result.tokens, (2 + 4 + 2) + (1 + 4 + 3) + 5);   /* the second prompt
+                                                                             twice: no room */
+        assert_int_equal(result.micro_batches, 3);
+    } else {
+        assert_int_equal(result.tokens, (2 + 4 + 2) + 1 + (4 + 3 + 1));
+        assert_int_equal(result.micro_batches, 1);
+    }
     ASSERT_CLOSE("norm", fabs(result.grad_norm - sqrt(norm)), 1e-6 * sqrt(norm));
     ASSERT_CLOSE("loss", fabs(stats.loss - loss_of(&rig, &o, rig.w)), 1e-5);
     assert_true(stats.tokens == rig.loss_start[COUNT] - rig.loss_start[3] + rig.loss_start[2]);
@@ -131,6 +149,14 @@ static void test_gradients(void **state) {
     (void)state;
     for (int i = 0; i < (int)(sizeof learnt / sizeof *learnt); i++) check_update(8, i);
     for (int i = 0; i < (int)(sizeof learnt / sizeof *learnt); i++) check_update(64, i);
+}
+
+/* What completions of one prompt share goes through the network once, and the gradient is that of
+   the sequences one by one. */
+static void test_gradients_of_shared_prompts(void **state) {
+    prompts = alike;
+    test_gradients(state);
+    prompts = apart;
 }
 
 /* ---- the step ------------------------------------------------------------------------------- */
@@ -311,39 +337,49 @@ static void test_loss_scale_that_is_not_the_cause(void **state) {
 
 /* ---- attention entropy ---------------------------------------------------------------------- */
 
-/* Of the first micro-batch: H / log(number of keys), over tokens that have a choice. */
+/* Of the first micro-batch: H / log(number of keys), over tokens that have a choice, each once. */
+static void check_attention_entropy(int micro_tokens, int sequences) {
+    struct Rig rig;
+    struct Reference unused;
+    static double entropy[LAYERS * HEADS * 64];
+    rig_open(&rig, micro_tokens, &still, NULL);
+    reference_set(&unused, &rig, rig.w, 1, entropy);
+    assert_null(trainer_attention_entropy(rig.trainer));
+    learn(&rig, objective_find("ce"), 0);
+    assert_null(trainer_attention_entropy(rig.trainer));   /* nobody watched */
+    trainer_watch_attention(rig.trainer);
+    learn(&rig, objective_find("ce"), 0);
+    const double *found = trainer_attention_entropy(rig.trainer);
+    assert_non_null(found);
+    for (int h = 0; h < LAYERS * HEADS; h++) {
+        double sum = 0;
+        int tokens = 0;
+        for (int s = 0; s < sequences; s++) {
+            bool shared = prompts == alike && s > 0 && prompts[s] == prompts[s - 1];
+            for (int t = shared ? prompts[s] - 1 : 1; t < whole[s] - 1; t++, tokens++)
+                sum += entropy[h * 64 + rig.start[s] + t] / log(t + 1.0);
+        }
+        ASSERT_CLOSE("attention entropy", fabs(found[h] - sum / tokens), 1e-5);
+    }
+    rig_close(&rig);
+}
+
 static void test_attention_entropy(void **state) {
     (void)state;
-    static const struct { int micro_tokens, sequences; } cases[] = {{64, COUNT}, {8, 1}, {13, 2}};
-    for (int c = 0; c < 3; c++) {
-        struct Rig rig;
-        struct Reference unused;
-        static double entropy[LAYERS * HEADS * 64];
-        rig_open(&rig, cases[c].micro_tokens, &still, NULL);
-        reference_set(&unused, &rig, rig.w, 1, entropy);
-        assert_null(trainer_attention_entropy(rig.trainer));
-        learn(&rig, objective_find("ce"), 0);
-        assert_null(trainer_attention_entropy(rig.trainer));   /* nobody watched */
-        trainer_watch_attention(rig.trainer);
-        learn(&rig, objective_find("ce"), 0);
-        const double *found = trainer_attention_entropy(rig.trainer);
-        assert_non_null(found);
-        for (int h = 0; h < LAYERS * HEADS; h++) {
-            double sum = 0;
-            int tokens = 0;
-            for (int i = 0; i < cases[c].sequences; i++)
-                for (int t = 1; t < whole[order[i]] - 1; t++, tokens++)
-                    sum += entropy[h * 64 + rig.start[order[i]] + t] / log(t + 1.0);
-            ASSERT_CLOSE("attention entropy", fabs(found[h] - sum / tokens), 1e-5);
-        }
-        rig_close(&rig);
-    }
+    check_attention_entropy(64, COUNT);
+    check_attention_entropy(8, 1);
+    check_attention_entropy(13, 2);
+    prompts = alike;
+    check_attention_entropy(64, COUNT);
+    check_attention_entropy(8, 2);
+    prompts = apart;
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_score_order),
         cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_gradients_of_shared_prompts),
         cmocka_unit_test(test_nothing_to_learn),
         cmocka_unit_test(test_gradient_clipping),
         cmocka_unit_test(test_skipped_updates),

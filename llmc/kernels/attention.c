@@ -1,4 +1,5 @@
-/* Causal softmax attention inside each row of a packed batch, and in the decode cache.
+/* Causal softmax attention inside each row of a packed batch, and to its prompt, and in the decode
+   cache.
 
        s_ij = q_i k_j / sqrt(HS), j <= i,    lse_i = log sum_j exp s_ij,   p_ij = exp(s_ij - lse_i)
        out_i = sum_j p_ij v_j,               H_i = lse_i - sum_j p_ij s_ij
@@ -18,7 +19,10 @@
 
    Scores lie with the queries side by side, [keys][64], so that maxima and sums over keys are taken
    for 16 queries at once, and a short row costs no more than its numbers. Short rows need no code
-   of their own: OpenBLAS has kernels for small products (0.1 us for 10 x 10). */
+   of their own: OpenBLAS has kernels for small products (0.1 us for 10 x 10).
+
+   Where a row has a prompt, its queries have two pieces of keys: the prompt's, all of them, and the
+   row's own. Their scores lie under each other as if they were one row. */
 #include <float.h>
 #include "cpu.h"
 
@@ -36,6 +40,22 @@ static struct HeadPlace head_of(int start, int h, const struct Heads *heads) {
     size_t group = (size_t)(h / (NH / NKV));
     return (struct HeadPlace){row + (size_t)h * HS, row + (NH + group) * HS,
                               row + (NH + NKV + group) * HS};
+}
+
+/* Keys that lie one behind the other. */
+struct Piece {
+    int start, count;   /* the first one's token; how many */
+};
+
+/* What the queries of a row see: pieces[0] is the prompt, empty where there is none, and pieces[1]
+   the row itself. */
+static void row_pieces(struct Piece pieces[2], const struct Rows *rows, int b) {
+    int prompt = rows->prompt ? rows->prompt[b] : -1;
+    pieces[0] = (struct Piece){0, 0};
+    if (prompt >= 0)
+        pieces[0] = (struct Piece){rows->start[prompt],
+                                   rows->start[prompt + 1] - rows->start[prompt]};
+    pieces[1] = (struct Piece){rows->start[b], rows->start[b + 1] - rows->start[b]};
 }
 
 /* The scores s [keys][BLOCK] of queries t, t + 1, .. become exp(s - max of the query); scale
@@ -87,30 +107,44 @@ static float *thread_scratch(void *workspace, int max_T, int HS) {
     return (float *)workspace + (size_t)omp_get_thread_num() * scratch_size(max_T, HS);
 }
 
+/* Queries [t, t + queries) of a row, one head of them. */
+static void forward_block(floatX *out, float *lse, float *entropy, const floatX *qkv,
+                          const struct Piece pieces[2], int h, int t, int queries,
+                          const struct Heads *heads, float *s, float *transposed) {
+    const int HS = heads->HS, QKV = heads_qkv(heads), C = heads->NH * HS, P = pieces[0].count;
+    const int count[2] = {P, t + queries};
+    struct HeadPlace head[2] = {head_of(pieces[0].start, h, heads),
+                                head_of(pieces[1].start, h, heads)};
+    float scale[BLOCK];
+    transpose_block(transposed, qkv + head[1].q + (size_t)t * QKV, 1.0f / sqrtf((float)HS), QKV,
+                    queries, HS);
+    for (int i = P ? 0 : 1; i < 2; i++)
+        gemm_nn(s + (size_t)i * P * BLOCK, BLOCK, qkv + head[i].k, QKV, transposed, BLOCK, count[i],
+                queries, HS, 1.0f, 0.0f);
+    softmax_block(s, scale, lse, entropy, P + t, queries);
+    for (int i = P ? 0 : 1; i < 2; i++)
+        gemm_tn(out, C, s + (size_t)i * P * BLOCK, BLOCK, qkv + head[i].v, QKV, queries, HS,
+                count[i], 1.0f, P && i ? 1.0f : 0.0f);
+    for (int i = 0; i < queries; i++)
+        for (int c = 0; c < HS; c++) out[(size_t)i * C + c] *= scale[i];
+}
+
 static void attention_forward(floatX *out, float *lse, float *entropy, const floatX *qkv,
                               const struct Rows *rows, const struct Heads *heads,
                               void *workspace) {
-    const int N = rows->N, max_T = rows->max_T, NH = heads->NH, HS = heads->HS;
-    const int QKV = heads_qkv(heads), C = NH * HS;
-    const float root = 1.0f / sqrtf((float)HS);
+    const int N = rows->N, max_T = rows->max_T, NH = heads->NH, HS = heads->HS, C = NH * HS;
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int b = 0; b < rows->B; b++) {
         for (int h = 0; h < NH; h++) {
-            float *s = thread_scratch(workspace, max_T, HS), scale[BLOCK];
-            float *transposed = s + (size_t)BLOCK * 2 * max_T;
-            int start = rows->start[b], T = rows->start[b + 1] - start;
-            struct HeadPlace head = head_of(start, h, heads);
-            for (int t = 0; t < T; t += BLOCK) {
-                int queries = min_int(BLOCK, T - t), keys = t + queries;
-                size_t first = (size_t)start + t, index = (size_t)h * N + first;
-                floatX *out_t = out + first * C + (size_t)h * HS;
-                transpose_block(transposed, qkv + head.q + (size_t)t * QKV, root, QKV, queries, HS);
-                gemm_nn(s, BLOCK, qkv + head.k, QKV, transposed, BLOCK, keys, queries, HS, 1.0f,
-                        0.0f);
-                softmax_block(s, scale, lse + index, entropy ? entropy + index : NULL, t, queries);
-                gemm_tn(out_t, C, s, BLOCK, qkv + head.v, QKV, queries, HS, keys, 1.0f, 0.0f);
-                for (int i = 0; i < queries; i++)
-                    for (int c = 0; c < HS; c++) out_t[(size_t)i * C + c] *= scale[i];
+            float *s = thread_scratch(workspace, max_T, HS);
+            struct Piece pieces[2];
+            row_pieces(pieces, rows, b);
+            for (int t = 0; t < pieces[1].count; t += BLOCK) {
+                size_t first = (size_t)pieces[1].start + t, index = (size_t)h * N + first;
+                forward_block(out + first * C + (size_t)h * HS, lse + index,
+                              entropy ? entropy + index : NULL, qkv, pieces, h, t,
+                              min_int(BLOCK, pieces[1].count - t), heads, s,
+                              s + (size_t)BLOCK * 2 * max_T);
             }
         }
     }
@@ -131,52 +165,76 @@ static void softmax_backward_block(float *s, float *dp, const float *lse, const 
     }
 }
 
-/* The blocks of one query head of a row of T tokens: dq is written, dk and dv are added to. */
-static void backward_head(floatX *dqkv, const floatX *dout, const floatX *out, const floatX *qkv,
-                          const float *lse, const struct HeadPlace *head, int T, int QKV, int C,
-                          int HS, float *scratch) {
+/* Queries [t, t + queries) of a row, one head of them: dq is written, dk and dv are added to.
+   scratch [2 * keys + HS][BLOCK]. */
+static void backward_block(floatX *dqkv, const floatX *dout, const floatX *out, const floatX *qkv,
+                           const float *lse, const struct Piece pieces[2], int h, int t,
+                           int queries, const struct Heads *heads, float *scratch) {
+    const int HS = heads->HS, QKV = heads_qkv(heads), C = heads->NH * HS, P = pieces[0].count;
+    const int count[2] = {P, t + queries};
     const float root = 1.0f / sqrtf((float)HS);
-    float *s = scratch, *dp = s + (size_t)BLOCK * T, *transposed = dp + (size_t)BLOCK * T;
-    for (int t = 0; t < T; t += BLOCK) {
-        int queries = min_int(BLOCK, T - t), keys = t + queries;
-        size_t q = head->q + (size_t)t * QKV, at = (size_t)t * C;
-        float delta[BLOCK] = {0}, lse_t[BLOCK] = {0};
-        transpose_block(transposed, qkv + q, root, QKV, queries, HS);
-        gemm_nn(s, BLOCK, qkv + head->k, QKV, transposed, BLOCK, keys, queries, HS, 1.0f, 0.0f);
-        transpose_block(transposed, dout + at, 1.0f, C, queries, HS);
-        gemm_nn(dp, BLOCK, qkv + head->v, QKV, transposed, BLOCK, keys, queries, HS, 1.0f, 0.0f);
-        for (int i = 0; i < queries; i++)
-            delta[i] = vm_dot(dout + at + (size_t)i * C, out + at + (size_t)i * C, HS);
-        memcpy(lse_t, lse + t, (size_t)queries * sizeof *lse);
-        softmax_backward_block(s, dp, lse_t, delta, t, queries);
-        gemm_tn(dqkv + q, QKV, dp, BLOCK, qkv + head->k, QKV, queries, HS, keys, root, 0.0f);
-        gemm_nn(dqkv + head->k, QKV, dp, BLOCK, qkv + q, QKV, keys, HS, queries, root, 1.0f);
-        gemm_nn(dqkv + head->v, QKV, s, BLOCK, dout + at, C, keys, HS, queries, 1.0f, 1.0f);
+    struct HeadPlace head[2] = {head_of(pieces[0].start, h, heads),
+                                head_of(pieces[1].start, h, heads)};
+    const size_t q = head[1].q + (size_t)t * QKV, keys = (size_t)P + t + queries;
+    float *s = scratch, *dp = s + BLOCK * keys, *transposed = dp + BLOCK * keys;
+    float delta[BLOCK] = {0}, lse_t[BLOCK] = {0};
+    transpose_block(transposed, qkv + q, root, QKV, queries, HS);
+    for (int i = P ? 0 : 1; i < 2; i++)
+        gemm_nn(s + (size_t)i * P * BLOCK, BLOCK, qkv + head[i].k, QKV, transposed, BLOCK, count[i],
+                queries, HS, 1.0f, 0.0f);
+    transpose_block(transposed, dout, 1.0f, C, queries, HS);
+    for (int i = P ? 0 : 1; i < 2; i++)
+        gemm_nn(dp + (size_t)i * P * BLOCK, BLOCK, qkv + head[i].v, QKV, transposed, BLOCK,
+                count[i], queries, HS, 1.0f, 0.0f);
+    for (int i = 0; i < queries; i++)
+        delta[i] = vm_dot(dout + (size_t)i * C, out + (size_t)i * C, HS);
+    memcpy(lse_t, lse, (size_t)queries * sizeof *lse);
+    softmax_backward_block(s, dp, lse_t, delta, P + t, queries);
+    for (int i = P ? 0 : 1; i < 2; i++) {
+        const float *s_i = s + (size_t)i * P * BLOCK, *ds_i = dp + (size_t)i * P * BLOCK;
+        gemm_tn(dqkv + q, QKV, ds_i, BLOCK, qkv + head[i].k, QKV, queries, HS, count[i], root,
+                P && i ? 1.0f : 0.0f);
+        gemm_nn(dqkv + head[i].k, QKV, ds_i, BLOCK, qkv + q, QKV, count[i], HS, queries, root,
+                1.0f);
+        gemm_nn(dqkv + head[i].v, QKV, s_i, BLOCK, dout, C, count[i], HS, queries, 1.0f, 1.0f);
     }
 }
 
-/* One turn of the loop owns a key-value head of a row, and takes its query heads in order. */
+/* The query heads of key-value head g, in all of row b. */
+static void backward_row(floatX *dqkv, const floatX *dout, const floatX *out, const floatX *qkv,
+                         const float *lse, const struct Rows *rows, int b, int g,
+                         const struct Heads *heads, float *scratch) {
+    const int group = heads->NH / heads->NKV, HS = heads->HS, C = heads->NH * HS;
+    struct Piece pieces[2];
+    row_pieces(pieces, rows, b);
+    for (int h = g * group; h < (g + 1) * group; h++)
+        for (int t = 0; t < pieces[1].count; t += BLOCK) {
+            size_t token = (size_t)pieces[1].start + t, at = token * C + (size_t)h * HS;
+            backward_block(dqkv, dout + at, out + at, qkv, lse + (size_t)h * rows->N + token,
+                           pieces, h, t, min_int(BLOCK, pieces[1].count - t), heads, scratch);
+        }
+}
+
+/* One turn of the loop owns a key-value head of a row and of those that it is the prompt of, and
+   takes their query heads in order. */
 static void attention_backward(floatX *dqkv, const floatX *dout, const floatX *out,
                                const floatX *qkv, const float *lse, const struct Rows *rows,
                                const struct Heads *heads, void *workspace) {
-    const int N = rows->N, max_T = rows->max_T, NKV = heads->NKV, HS = heads->HS;
-    const int QKV = heads_qkv(heads), C = heads->NH * HS, group = heads->NH / NKV;
+    const int NKV = heads->NKV, HS = heads->HS, QKV = heads_qkv(heads), *prompt = rows->prompt;
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int b = 0; b < rows->B; b++) {
         for (int g = 0; g < NKV; g++) {
-            float *scratch = thread_scratch(workspace, max_T, HS);
-            int start = rows->start[b], T = rows->start[b + 1] - start;
-            struct HeadPlace head = head_of(start, g * group, heads);
-            for (int t = 0; t < T; t++) {
-                memset(dqkv + head.k + (size_t)t * QKV, 0, (size_t)HS * sizeof *dqkv);
-                memset(dqkv + head.v + (size_t)t * QKV, 0, (size_t)HS * sizeof *dqkv);
+            if (prompt && prompt[b] >= 0) continue;   /* its prompt's turn */
+            int end = b + 1;
+            while (prompt && end < rows->B && prompt[end] == b) end++;
+            struct HeadPlace head = head_of(rows->start[b], g * (heads->NH / NKV), heads);
+            for (int n = 0; n < rows->start[end] - rows->start[b]; n++) {
+                memset(dqkv + head.k + (size_t)n * QKV, 0, (size_t)HS * sizeof *dqkv);
+                memset(dqkv + head.v + (size_t)n * QKV, 0, (size_t)HS * sizeof *dqkv);
             }
-            for (int h = g * group; h < (g + 1) * group; h++) {
-                size_t at = (size_t)start * C + (size_t)h * HS;
-                head.q = head_of(start, h, heads).q;
-                backward_head(dqkv, dout + at, out + at, qkv, lse + (size_t)h * N + start, &head,
-                              T, QKV, C, HS, scratch);
-            }
+            float *scratch = thread_scratch(workspace, rows->max_T, HS);
+            for (int r = b; r < end; r++)
+                backward_row(dqkv, dout, out, qkv, lse, rows, r, g, heads, scratch);
         }
     }
 }

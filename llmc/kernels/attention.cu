@@ -132,16 +132,17 @@ static __device__ __forceinline__ void softmax_tile(float s[M][N][4], struct Sof
 
 /* ---- forward -------------------------------------------------------------------------------- */
 
-/* Keys and values from position `first` on of a row of T, into a stage [2][ROWS][PITCH]. key: the
+/* Keys and values from position `first` on of a tile's row, into a stage [2][ROWS][PITCH]. key: the
    row's first. */
 template <int ROWS, int HSP>
 static __device__ __forceinline__ void load_keys(floatX *stage, const floatX *key, int first,
-                                                 int T, const struct Packed batch) {
+                                                 const struct Tile tile,
+                                                 const struct Packed batch) {
     int stride = (batch.NH + 2 * batch.NKV) * batch.HS;
     const floatX *from = key + (int64_t)first * stride;
-    load_tile<ROWS, HSP>(stage, from, stride, T - first, batch);
+    load_tile<ROWS, HSP>(stage, from, stride, tile.T - first, batch, tile.P - first, tile.away);
     load_tile<ROWS, HSP>(stage + ROWS * (HSP + VEC), from + batch.NKV * batch.HS, stride,
-                         T - first, batch);
+                         tile.T - first, batch, tile.P - first, tile.away);
 }
 
 /* lse and entropy of a warp's rows; factor becomes 1 / sum. */
@@ -181,7 +182,7 @@ forward_kernel(floatX *out, float *lse, float *entropy, const floatX *qkv,
 
     load_tile<Tiles::OWN, HSP>(q, qkv + vector_at(tile.start + tile.first, heads, h, batch.HS),
                                heads * batch.HS, tile.T - tile.first, batch);
-    load_keys<STREAM, HSP>(stages, key, 0, tile.T, batch);
+    load_keys<STREAM, HSP>(stages, key, 0, tile, batch);
     cp_async_commit();
     float sum[M][HSP / 8][4] = {}, factor[M][2];
     struct Softmax state[M][2];
@@ -192,7 +193,7 @@ forward_kernel(floatX *out, float *lse, float *entropy, const floatX *qkv,
         __syncthreads();
         if (first + STREAM < keys)
             load_keys<STREAM, HSP>(stages + (stage ^ 1) * 2 * STREAM * PITCH, key, first + STREAM,
-                                   tile.T, batch);
+                                   tile, batch);
         cp_async_commit();
         if (x.rows <= 0 || first >= x.own + 16 * M) continue; /* all these keys are later */
         float s[M][N][4] = {};
@@ -255,7 +256,7 @@ backward_queries_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, con
                                heads * batch.HS, tile.T - tile.first, batch);
     load_tile<Tiles::OWN, HSP>(d, dout + vector_at(start, batch.NH, h, batch.HS),
                                batch.NH * batch.HS, tile.T - tile.first, batch);
-    load_keys<STREAM, HSP>(stages, key, 0, tile.T, batch);
+    load_keys<STREAM, HSP>(stages, key, 0, tile, batch);
     cp_async_commit();
     float dq[M][HSP / 8][4] = {}, lse_of[M][2], delta_of[M][2], factor[M][2];
     for (int m = 0; m < M; m++)
@@ -272,7 +273,7 @@ backward_queries_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, con
         __syncthreads();
         if (first + STREAM < keys)
             load_keys<STREAM, HSP>(stages + (stage ^ 1) * 2 * STREAM * PITCH, key, first + STREAM,
-                                   tile.T, batch);
+                                   tile, batch);
         cp_async_commit();
         if (x.rows <= 0 || first >= x.own + 16 * M) continue;
         float s[M][N][4] = {}, dp[M][N][4] = {};
@@ -303,7 +304,8 @@ static __device__ __forceinline__ void load_queries(floatX *stage, const floatX 
                                                     const floatX *dout, const float *lse,
                                                     const float *delta, const struct Packed batch,
                                                     const struct Tile tile, int h, int first) {
-    int heads = batch.NH + 2 * batch.NKV, token = tile.start + first, rows = tile.T - first;
+    int heads = batch.NH + 2 * batch.NKV, token = tile.start + first;
+    int rows = tile.queries - first;
     floatX *d = stage + ROWS * (HSP + VEC);
     size_t index = (size_t)h * batch.N + token;
     load_tile<ROWS, HSP>(stage, qkv + vector_at(token, heads, h, batch.HS),
@@ -352,7 +354,7 @@ backward_keys_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const 
     const floatX *key = qkv + vector_at(tile.start, heads, batch.NH + g, batch.HS);
     floatX *k = (floatX *)shared, *v = k + Tiles::OWN * PITCH, *stages = v + Tiles::OWN * PITCH;
 
-    load_keys<Tiles::OWN, HSP>(k, key, tile.first, tile.T, batch);
+    load_keys<Tiles::OWN, HSP>(k, key, tile.first, tile, batch);
     load_queries<STREAM, HSP>(stages, qkv, dout, lse, delta, batch, tile, g * group, tile.first);
     cp_async_commit();
     float dk[M][HSP / 8][4] = {}, dv[M][HSP / 8][4] = {}, factor[M][2];
@@ -361,7 +363,7 @@ backward_keys_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const 
          h = next_h, first = next, stage ^= 1) {
         floatX *q = stages + stage * 2 * STREAM * PITCH, *d = q + STREAM * PITCH;
         next_h = h, next = first + STREAM;
-        if (next >= tile.T) next_h = h + 1, next = tile.first;
+        if (next >= tile.queries) next_h = h + 1, next = tile.first;
         cp_async_wait<0>();
         __syncthreads();
         if (next_h < (g + 1) * group)
@@ -393,8 +395,8 @@ static struct Packed packed_batch(const struct Rows *rows, const struct Heads *h
     bool aligned = true;
     for (int i = 0; i < count; i++)
         aligned = aligned && rows_aligned(pointers[i], (size_t)HS, sizeof(floatX));
-    return Packed{rows->start, rows->block, rows->blocks, rows->N, heads->NH, heads->NKV, HS,
-                  1.0f / sqrtf((float)HS), aligned};
+    return Packed{rows->start, rows->prompt, rows->seen, rows->block, rows->blocks, rows->N,
+                  heads->NH, heads->NKV, HS, 1.0f / sqrtf((float)HS), aligned};
 }
 
 template <int HSP>

@@ -17,7 +17,8 @@ enum { WARPS = 4, THREADS = WARPS * WARP };
 /* ---- the packed batch ----------------------------------------------------------------------- */
 
 struct Packed {
-    const int *row_start;           /* [B+1], device memory */
+    const int *row_start;           /* [B+1], device memory, as all three */
+    const int *prompt, *seen;       /* [B], or both NULL */
     const struct QueryBlock *block; /* [blocks] the list of work, device memory */
     int blocks, N, NH, NKV, HS;
     float scale;  /* 1 / sqrt(HS) */
@@ -25,9 +26,17 @@ struct Packed {
 };
 
 /* Positions [first, first + OWN) of a row of T tokens, whose first is token `start`; nothing where
-   first >= T. */
+   first >= T.
+
+   For queries, a row's prompt counts as its first positions, P of them. Their tokens are `away`
+   from where the row would have them, which is 0 or less:
+
+       prompt   a row of its length   this row          position  0 1 2 3 4
+       x y      ... ...               a b c             token     x y a b c      */
 struct Tile {
     int start, T, first;
+    int P, away;
+    int queries;   /* for keys: positions from the row's first on whose tokens attend to the row */
 };
 
 /* Queries of an entry of the list; every kernel's tile divides it. */
@@ -38,17 +47,32 @@ enum { LIST_QUERIES = NARROW ? 128 : 64 };
 template <int OWN>
 static __device__ __forceinline__ struct Tile query_tile(const struct Packed batch, int number) {
     enum { TILES = LIST_QUERIES / OWN };
-    if (number >= batch.blocks * TILES) return Tile{0, 0, 0};
+    if (number >= batch.blocks * TILES) return Tile{};
     const struct QueryBlock entry = batch.block[number / TILES];
-    int start = batch.row_start[entry.row], T = batch.row_start[entry.row + 1] - start;
-    return Tile{start, T, entry.first + (TILES - 1 - number % TILES) * OWN};
+    struct Tile tile = {};
+    tile.start = batch.row_start[entry.row];
+    tile.T = batch.row_start[entry.row + 1] - tile.start;
+    tile.first = entry.first + (TILES - 1 - number % TILES) * OWN;
+    const int prompt = batch.prompt ? batch.prompt[entry.row] : -1;
+    if (prompt < 0 || tile.first >= tile.T) return tile;
+    tile.P = batch.row_start[prompt + 1] - batch.row_start[prompt];
+    tile.start -= tile.P, tile.T += tile.P, tile.first += tile.P;
+    tile.away = batch.row_start[prompt] - tile.start;
+    return tile;
 }
 
 /* The same list for tiles of keys: a tile as far from the row's first as that one is from its last.
    The first keys have the most queries, so these too begin with the most work. */
 template <int OWN>
 static __device__ __forceinline__ struct Tile key_tile(const struct Packed batch, int number) {
-    struct Tile tile = query_tile<OWN>(batch, number);
+    enum { TILES = LIST_QUERIES / OWN };
+    if (number >= batch.blocks * TILES) return Tile{};
+    const struct QueryBlock entry = batch.block[number / TILES];
+    struct Tile tile = {};
+    tile.start = batch.row_start[entry.row];
+    tile.T = batch.row_start[entry.row + 1] - tile.start;
+    tile.queries = batch.seen ? batch.seen[entry.row] - tile.start : tile.T;
+    tile.first = entry.first + (TILES - 1 - number % TILES) * OWN;
     if (tile.first < tile.T) tile.first = (tile.T - 1) / OWN * OWN - tile.first;
     return tile;
 }
@@ -90,10 +114,12 @@ static __device__ __forceinline__ int64_t vector_at(int token, int heads, int he
 /* ---- tiles in shared memory ----------------------------------------------------------------- */
 
 /* Starts bringing `rows` vectors of HS elements, `stride` apart, to a tile [ROWS][PITCH]; what is
-   beyond them becomes 0. All threads together; done after cp_async_wait and a barrier. */
+   beyond them becomes 0. The first `before` of them are `away` vectors from where they would be.
+   All threads together; done after cp_async_wait and a barrier. */
 template <int ROWS, int HSP>
 static __device__ __forceinline__ void load_tile(floatX *tile, const floatX *from, int stride,
-                                                 int rows, const struct Packed batch) {
+                                                 int rows, const struct Packed batch,
+                                                 int before = 0, int away = 0) {
     enum { CHUNKS = HSP / VEC, AT_ONCE = THREADS / CHUNKS, PITCH = HSP + VEC };
     int first = threadIdx.x / CHUNKS, column = threadIdx.x % CHUNKS * VEC;
     int count = batch.HS - column;
@@ -101,11 +127,12 @@ static __device__ __forceinline__ void load_tile(floatX *tile, const floatX *fro
     if (first >= AT_ONCE) return;
     if (batch.aligned) {
         const floatX *source = from + (count > 0 ? column : 0);
+        const int64_t jump = (int64_t)away * stride;
 #pragma unroll
         for (int i = 0; i < ROWS; i += AT_ONCE) {
             if (ROWS % AT_ONCE && first + i >= ROWS) return;
             int row = min_int(first + i, rows - 1); /* the address is valid for 0 bytes too */
-            cp_async16(to + i * PITCH, source + row * stride,
+            cp_async16(to + i * PITCH, source + row * stride + (row < before ? jump : 0),
                        first + i < rows && count > 0 ? 16 : 0);
         }
         return;
@@ -113,7 +140,9 @@ static __device__ __forceinline__ void load_tile(floatX *tile, const floatX *fro
 #pragma unroll 1
     for (int i = 0; first + i < ROWS; i += AT_ONCE) {
         float x[VEC];
-        load_some(x, from + (first + i) * stride + column, first + i < rows ? count : 0, false);
+        const int row = first + i;
+        const int64_t jump = row < before ? (int64_t)away * stride : 0;
+        load_some(x, from + row * stride + jump + column, row < rows ? count : 0, false);
         store_vector(to + i * PITCH, x);
     }
 }

@@ -15,7 +15,7 @@
 
 /* Host arrays of the present minibatch; they grow to the largest one so far. */
 struct Minibatch {
-    int *pick;                 /* active sequences, in the order given */
+    int *pick;                 /* active sequences, in the set's order */
     int *length;               /* tokens with loss */
     int *sequence_start, *sequence_of;
     unsigned char *active, *selected;
@@ -38,6 +38,7 @@ struct Trainer {
     uint64_t seed;
     struct Batch batch;        /* backend arrays */
     int *token, *position, *row_start, *row, *target;   /* host copies of batch's arrays */
+    int *prompt, *seen;
     struct QueryBlock *block;
     double *norm_squared;      /* backend, one number */
     float *attention;          /* backend [L,NH,N] when attention entropy is wanted */
@@ -107,6 +108,8 @@ struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena,
     arena_reserve(arena, &t->batch.token, ints, "batch", "token [%d]", N);
     arena_reserve(arena, &t->batch.position, ints, "batch", "position [%d]", N);
     arena_reserve(arena, &t->batch.rows.start, ints, "batch", "row_start [%d]", N + 1);
+    arena_reserve(arena, &t->batch.rows.prompt, ints, "batch", "prompt [%d]", N);
+    arena_reserve(arena, &t->batch.rows.seen, ints, "batch", "seen [%d]", N);
     arena_reserve(arena, &t->batch.loss.row, ints, "batch", "row [%d]", N);
     arena_reserve(arena, &t->batch.loss.target, ints, "batch", "target [%d]", N);
     int block = t->ops->attention_block, blocks = block ? N / block + N : 0;
@@ -115,9 +118,10 @@ struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena,
     t->activations = activations_reserve(model, arena, N, N, shape->max_T,
                                          optimizer ? recompute : RECOMPUTE_LAYER);
     arena->section = ARENA_ALWAYS;
-    t->token = check_alloc(5 * (size_t)(N + 1), sizeof(int), "the batch");
+    t->token = check_alloc(7 * (size_t)(N + 1), sizeof(int), "the batch");
     t->position = t->token + (N + 1), t->row_start = t->position + (N + 1);
     t->row = t->row_start + (N + 1), t->target = t->row + (N + 1);
+    t->prompt = t->target + (N + 1), t->seen = t->prompt + (N + 1);
     t->block = check_alloc((size_t)blocks + 1, sizeof *t->block, "the batch");
     return t;
 }
@@ -177,8 +181,14 @@ static void minibatch_grow(struct Minibatch *m, int sequences, int tokens) {
     }
 }
 
+static int compare_ints(const void *a, const void *b) {
+    int x = *(const int *)a, y = *(const int *)b;
+    return (x > y) - (x < y);
+}
+
 /* Gathers the picked sequences that are active and have tokens with loss. The others have no
-   gradient, so they do not go through the network. */
+   gradient, so they do not go through the network. They are put in the set's order, in which
+   completions of one prompt are neighbours. */
 static void minibatch_gather(struct Minibatch *m, const struct TrainingSet *set, const int *pick,
                              int num_pick) {
     int tokens = 0;
@@ -187,10 +197,13 @@ static void minibatch_gather(struct Minibatch *m, const struct TrainingSet *set,
     minibatch_grow(m, num_pick, tokens);
     m->sequences = m->tokens = 0;
     for (int i = 0; i < num_pick; i++) {
-        int s = pick[i], begin = set->loss_start[s], length = set->loss_start[s + 1] - begin;
-        if ((set->active && !set->active[s]) || length == 0) continue;
-        int k = m->sequences++;
-        m->pick[k] = s, m->length[k] = length, m->active[k] = 1;
+        int length = set->loss_start[pick[i] + 1] - set->loss_start[pick[i]];
+        if ((!set->active || set->active[pick[i]]) && length > 0) m->pick[m->sequences++] = pick[i];
+    }
+    qsort(m->pick, (size_t)m->sequences, sizeof *m->pick, compare_ints);
+    for (int k = 0; k < m->sequences; k++) {
+        int s = m->pick[k], begin = set->loss_start[s], length = set->loss_start[s + 1] - begin;
+        m->length[k] = length, m->active[k] = 1;
         m->advantage[k] = set->advantage ? set->advantage[s] : 0;
         m->sequence_start[k] = m->tokens;
         for (int j = 0; j < length; j++, m->tokens++) {
@@ -208,50 +221,94 @@ static void micro_batch_upload(struct Trainer *t) {
     const struct Ops *ops = t->ops;
     struct Rows *rows = &t->batch.rows;
     struct HeadTokens *loss = &t->batch.loss;
+    rows_seen(t->seen, t->row_start, t->prompt, rows->B);
     ops->upload(t->batch.token, t->token, (size_t)rows->N * sizeof(int));
     ops->upload(t->batch.position, t->position, (size_t)rows->N * sizeof(int));
     ops->upload(rows->start, t->row_start, (size_t)(rows->B + 1) * sizeof(int));
+    ops->upload(rows->prompt, t->prompt, (size_t)rows->B * sizeof(int));
+    ops->upload(rows->seen, t->seen, (size_t)rows->B * sizeof(int));
     ops->upload(loss->row, t->row, (size_t)loss->n * sizeof(int));
     ops->upload(loss->target, t->target, (size_t)loss->n * sizeof(int));
     if (ops->attention_block == 0) return;
-    rows->blocks = rows_cut_blocks(t->block, t->row_start, rows->B, ops->attention_block);
+    rows->blocks = rows_cut_blocks(t->block, t->row_start, t->prompt, rows->B,
+                                   ops->attention_block);
     ops->upload(rows->block, t->block, (size_t)rows->blocks * sizeof *t->block);
 }
 
-/* Packs sequences from pick[first] on, as many as fit, into the backend's batch arrays. A sequence
-   of T tokens gives T - 1 inputs: its last token is predicted, and predicts nothing.
+/* Tokens of sequence s before the one whose prediction is the first that has a loss: what it may
+   share with others. */
+static int leading_tokens(const struct TrainingSet *set, int s) {
+    int begin = set->start[s], length = set->start[s + 1] - begin, first = 1;
+    while (first < length && !set->loss_mask[begin + first]) first++;
+    return first < length ? first - 1 : 0;
+}
 
-       token     a b c | d e f g      position  0 1 2 | 0 1 2 3       row_start  0 3 7
+static bool begin_alike(const struct TrainingSet *set, int a, int b, int tokens) {
+    return leading_tokens(set, b) == tokens &&
+           memcmp(set->token + set->start[a], set->token + set->start[b],
+                  (size_t)tokens * sizeof(int)) == 0;
+}
+
+/* Appends a row: inputs [first, end) of sequence s. */
+static void append_row(struct Trainer *t, const struct TrainingSet *set, int s, int first, int end,
+                       int prompt) {
+    struct Rows *rows = &t->batch.rows;
+    struct HeadTokens *loss = &t->batch.loss;
+    int begin = set->start[s];
+    t->prompt[rows->B] = prompt;
+    t->row_start[rows->B++] = rows->N;
+    for (int k = first; k < end; k++) {
+        t->token[rows->N] = set->token[begin + k];
+        t->position[rows->N] = k;
+        if (set->loss_mask[begin + k + 1]) {
+            t->row[loss->n] = rows->N;
+            t->target[loss->n++] = set->token[begin + k + 1];
+        }
+        rows->N++;
+    }
+    t->row_start[rows->B] = rows->N;
+    if (end > rows->max_T) rows->max_T = end;
+}
+
+/* Packs sequences from pick[first] on, as many as fit, into the backend's batch arrays. A sequence
+   of T tokens gives T - 1 inputs: its last token is predicted, and predicts nothing. Neighbours
+   that begin alike (the completions of a prompt) share a row of those tokens, which so go through
+   the network once. Their last one is not among them: it predicts another token in each.
+
+       sequences   a b c|d e f    a b c|g h    i j|k       | where the loss begins
+
+       token     a b | c d e | c g | i j       position  0 1 | 2 3 4 | 2 3 | 0 1
+       row_start 0     2       5     7   9     prompt   -1     0       0    -1
        target[i] follows token[row[i]] in its sequence, for tokens with loss only
 
    Returns the index in pick after the last sequence packed. */
 static int micro_batch_pack(struct Trainer *t, const struct TrainingSet *set, const int *pick,
                             int num_pick, int first) {
     struct Rows *rows = &t->batch.rows;
-    struct HeadTokens *loss = &t->batch.loss;
-    rows->N = rows->B = rows->max_T = loss->n = 0;
+    int prompt = -1, shared = 0, owner = 0;   /* the last prompt's row, its tokens, and the sequence
+                                                 that they were taken from */
     int s = first;
+    rows->N = rows->B = rows->max_T = t->batch.loss.n = 0;
+    t->row_start[0] = 0;
     for (; s < num_pick; s++) {
-        int begin = set->start[pick[s]], inputs = set->start[pick[s] + 1] - begin - 1;
+        int inputs = set->start[pick[s] + 1] - set->start[pick[s]] - 1;
         if (inputs < 1) continue;
-        if (rows->N + inputs > t->micro_tokens) break;
-        t->row_start[rows->B++] = rows->N;
-        for (int k = 0; k < inputs; k++) {
-            t->token[rows->N] = set->token[begin + k];
-            t->position[rows->N] = k;
-            if (set->loss_mask[begin + k + 1]) {
-                t->row[loss->n] = rows->N;
-                t->target[loss->n++] = set->token[begin + k + 1];
+        bool joins = prompt >= 0 && begin_alike(set, owner, pick[s], shared);
+        if (rows->N + inputs - (joins ? shared : 0) > t->micro_tokens) break;
+        if (!joins) {
+            prompt = -1, shared = leading_tokens(set, pick[s]), owner = pick[s];
+            if (s + 1 == num_pick || !begin_alike(set, owner, pick[s + 1], shared)) shared = 0;
+            if (shared > 0) {
+                prompt = rows->B;
+                append_row(t, set, owner, 0, shared, -1);
             }
-            rows->N++;
         }
-        if (inputs > rows->max_T) rows->max_T = inputs;
+        append_row(t, set, pick[s], shared, inputs, prompt);
     }
     if (s == first)
         die_machine("a sequence of %d tokens does not fit into a micro-batch of %d",
                     set->start[pick[s] + 1] - set->start[pick[s]], t->micro_tokens);
-    t->row_start[rows->B] = rows->N;
-    loss->N = rows->N;
+    t->batch.loss.N = rows->N;
     micro_batch_upload(t);
     return s;
 }

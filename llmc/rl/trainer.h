@@ -1,7 +1,8 @@
 /* One optimizer step on one minibatch: sequences are packed into micro-batches; each goes through
    the forward pass, the head (which calls the objective) and the backward pass; the gradients are
    summed over ranks and clipped; AdamW updates the weights. The warm start and every objective use
-   this path. */
+   this path. Tokens that neighbours of a set begin with, and that have no loss (the prompt of a
+   group), go through the network once a micro-batch. */
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
 
@@ -70,7 +71,8 @@ struct UpdateResult {
                                  loss" */
     int micro_batches;
     int overflows;            /* how often the pass was made again with a smaller loss scale */
-    long tokens;              /* input tokens of the minibatch, without repeated passes */
+    long tokens;              /* tokens that went through the network: inputs of the minibatch,
+                                 shared prompts once a micro-batch, without repeated passes */
 };
 
 /* Makes one update on the sequences of `set` listed in pick [num_pick]. batch_template: the members

@@ -143,7 +143,7 @@ static struct Sizes choose_sizes(const struct Session *s) {
     int64_t wanted = o->score[0] ? 4096 : sequences_of_update(s) * (longest - 1);
     /* On the CPU more than that is not faster; a device takes what its memory has (plan_memory). */
     bool on_cpu = strcmp(s->ops->name, "cpu") == 0;
-    int N = o->micro_tokens ? (int)o->micro_tokens : smaller(wanted, on_cpu ? 4096 : 1 << 18);
+    int N = o->micro_tokens ? (int)o->micro_tokens : smaller(wanted, on_cpu ? 1024 : 1 << 18);
     if (s->place.resumed && !o->micro_tokens) N = (int)s->progress.micro_tokens;
     if (N < longest - 1) N = longest - 1;
     int64_t completions = sampled_at_once(s);
