@@ -34,6 +34,20 @@ static _Noreturn void die_no_model(const struct Options *o, const char *checkpoi
               checkpoint);
 }
 
+/* The end of text, where the tokenizer's files name none, is the first one that config.json or
+   generation_config.json names. Returns NULL or a problem. */
+static const char *find_end_of_text(struct Tokenizer *tokenizer, const char *checkpoint) {
+    struct Ends ends = {.count = 0};
+    if (tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT) >= 0) return NULL;
+    const char *problem = checkpoint_ends(checkpoint, tokenizer_vocab_size(tokenizer), &ends);
+    if (problem) return problem;
+    if (ends.count == 0)
+        return "no token ends a text: name one as eos_token in tokenizer_config.json, or as "
+               "eos_token_id in config.json or generation_config.json";
+    tokenizer_set_role(tokenizer, TOKENIZER_ENDS_TEXT, ends.id[0]);
+    return NULL;
+}
+
 /* The model's configuration, from a checkpoint or by the options, and with it its tokenizer. */
 static struct ModelConfig choose_model(const struct Session *s, struct Tokenizer **tokenizer) {
     const struct Options *o = &s->options;
@@ -47,9 +61,7 @@ static struct ModelConfig choose_model(const struct Session *s, struct Tokenizer
         problem = tokenizer_load(tokenizer, checkpoint);
         if (!problem && tokenizer_vocab_size(*tokenizer) > config.V)
             problem = "the tokenizer has more tokens than config.json's vocab_size";
-        if (!problem && tokenizer_role(*tokenizer, TOKENIZER_ENDS_TEXT) < 0)
-            problem = "the tokenizer has no token that ends a text: eos_token in "
-                      "tokenizer_config.json names one";
+        if (!problem) problem = find_end_of_text(*tokenizer, checkpoint);
         if (problem && !o->score[0]) die_input("%s: %s", checkpoint, problem);
         /* What cannot be decoded is never sampled; --score without a tokenizer takes all words. */
         if (!problem) config.V = tokenizer_vocab_size(*tokenizer);
