@@ -141,6 +141,9 @@ static void test_reasoning_gym(void **state) {
     const cJSON *metadata = cJSON_GetObjectItem(lines->child, "metadata");
     assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(metadata, "numbers")), 4);
     cJSON_Delete(lines);
+    RUN_OK("%s/reasoning.py countdown --size 1 --seed 5 --lessons | python3 -c 'import json; "
+           "line = json.loads(input()); assert line[\"completion\"] == line[\"answer\"]' && "
+           "! grep -q completion a.jsonl", data);
     assert_int_equal(run("%s/reasoning.py countdown --set numbers=3", data), 2);
     assert_int_equal(run("%s/reasoning.py no_such_task", data), 2);
     assert_int_equal(run("%s/reasoning.py countdown --set min_numbers=0", data), 2);

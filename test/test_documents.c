@@ -36,7 +36,8 @@ static void test_options_of_the_pages(void **state) {
     static const char *const pages[] = {"README.md", "CONTRIBUTING.md", "doc/tour.md",
                                         "doc/glossary.md", "doc/formats.md", "doc/objectives.md",
                                         "doc/entropy.md", "doc/head.md", "doc/benchmarks.md",
-                                        "doc/cuda.md", "doc/cudasim.md", "doc/data.md"};
+                                        "doc/cuda.md", "doc/cudasim.md", "doc/data.md",
+                                        "doc/memory.md"};
     int wrong = 0, seen = 0;
     for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) {
         char *page = read_page(pages[i]);

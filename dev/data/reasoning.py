@@ -8,10 +8,11 @@
     python3 dev/data/reasoning.py --list
 
 Out: `prompt`; `answer` (left out where the task has many and names none); `metadata`, all that the
-package's score_answer needs: examples/reward_reasoning_gym.py calls it. The same name, seed, size
-and settings give the same file with the same version of the package. A prompt that was there
-before is left out. --set NAME=VALUE changes a field of the task's configuration; a wrong name is
-answered with those that there are.
+package's score_answer needs: examples/reward_reasoning_gym.py calls it; with --lessons also
+`completion`, the answer again, which supervised learning teaches (--objective ce). The same name,
+seed, size and settings give the same file with the same version of the package. A prompt that was
+there before is left out. --set NAME=VALUE changes a field of the task's configuration; a wrong
+name is answered with those that there are.
 
 Needs reasoning-gym (Apache-2.0).
 """
@@ -77,7 +78,7 @@ def check(dataset, name):
         lines.die(f"{name}: the package does not score what comes back from JSON as before")
 
 
-def objects(dataset, skipped):
+def objects(dataset, lessons, skipped):
     seen = set()
     for index in range(len(dataset)):
         item = as_json(dataset[index])
@@ -88,6 +89,8 @@ def objects(dataset, skipped):
         ours = {"prompt": item["question"]}
         if item["answer"] is not None:
             ours["answer"] = item["answer"]
+            if lessons:
+                ours["completion"] = item["answer"]
         ours["metadata"] = item["metadata"]
         yield ours
 
@@ -100,6 +103,7 @@ def main():
     parser.add_argument("--out", default="-", help="the file to write (standard output)")
     parser.add_argument("--set", type=setting, nargs="+", default=[], metavar="NAME=VALUE",
                         help="fields of the task's configuration")
+    parser.add_argument("--lessons", action="store_true", help="also `completion`: the answer")
     parser.add_argument("--list", action="store_true", help="the names of all tasks")
     arguments = parser.parse_args()
     if arguments.list:
@@ -110,7 +114,7 @@ def main():
     dataset = make_dataset(arguments.task, arguments.seed, arguments.size, dict(arguments.set))
     check(dataset, arguments.task)
     skipped = lines.Skipped()
-    count = lines.write_objects(arguments.out, objects(dataset, skipped))
+    count = lines.write_objects(arguments.out, objects(dataset, arguments.lessons, skipped))
     lines.report(arguments.out, count, skipped)
 
 

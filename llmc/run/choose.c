@@ -45,7 +45,9 @@ static struct Task *choose_data(const struct Options *o, struct Scorer *scorer) 
                                          "system", "reward", "reward-regex", "max-prompt",
                                          "shuffle-buffer", "bad-lines", "scorer"};
     for (size_t i = 0; i < sizeof others / sizeof *others && !o->data[0]; i++)
-        if (options_on_line(o, others[i])) die_input("--%s is for --data FILE", others[i]);
+        if (options_on_line(o, others[i]) &&
+            !(o->device_memory > 0 && strcmp(others[i], "max-prompt") == 0))   /* a plan's length */
+            die_input("--%s is for --data FILE", others[i]);
     if (!o->data[0] || o->score[0]) return NULL;
     if (options_given(o, "task") || o->tasks[0])
         die_input("--data names what to learn; leave out --task and --tasks");

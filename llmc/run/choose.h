@@ -4,6 +4,7 @@
 #ifndef LLMC_CHOOSE_H
 #define LLMC_CHOOSE_H
 
+#include "directory.h"
 #include "options.h"
 #include "../checkpoint.h"
 #include "../rl/entropy.h"
@@ -43,6 +44,22 @@ struct EntropyOptions choose_entropy(const struct Options *options, enum Entropy
 size_t choose_shard_bytes(const struct Options *options);
 /* Warns of options that were set and do nothing: what reads them was not chosen. */
 void choose_warn(const struct Options *options, const struct Objective *objective);
+
+/* True for a plan of memory that needs no more of the model's directory than its config.json
+   (choose_model.c): --device-memory with a directory and without --data. Its lengths are those of
+   --max-prompt (0: 512) and --max-tokens (0: 256). die_input for --device-memory without
+   --dry-run. checkpoint: struct Place's. */
+bool choose_shape_only(const struct Options *options, const char *checkpoint);
+/* The model's configuration, from place's checkpoint or by the options, with Vp for the backend;
+   and its tokenizer, which the caller frees. task: NULL for a plan by the shape alone, and then
+   *tokenizer is left as it is. die_input for what cannot be used. */
+struct ModelConfig choose_model(const struct Options *options, const struct Place *place,
+                                const struct Task *task, const struct Ops *ops,
+                                struct Tokenizer **tokenizer);
+/* What a completion ends with: the tokenizer's end of text, and all that the directory names. V:
+   words of the model. */
+struct Ends choose_ends(const struct Options *options, const struct Place *place,
+                        const struct Tokenizer *tokenizer, int V);
 
 /* Replaces the sizes of a new model that --layers, --channels and the like name. */
 void choose_shape(struct ModelConfig *config, const struct Options *options);

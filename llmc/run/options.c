@@ -198,6 +198,8 @@ static const struct Option rows[] = {
           "completions decoded side by side; 0 = the program chooses"),
     REAL("cache-gb", cache_gb, 0, 1e6, 0, MACHINE, FREE | EVAL,
          "size of the decode cache in 2^30 bytes; 0 = the program chooses"),
+    REAL("device-memory", device_memory, 0, 1e6, 0, MACHINE, ONCE | EVAL,
+         "--dry-run plans for so many 2^30 bytes; 0 = what is free here"),
     WHOLE("micro-tokens", micro_tokens, 0, MANY, 0, MACHINE, FREE | SCORE,
           "tokens per forward and backward pass; 0 = the program chooses"),
 };

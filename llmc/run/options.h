@@ -65,6 +65,7 @@ struct Options {
     char matmul[OPTION_TEXT];
     int64_t seed, threads, decode_rows, micro_tokens;   /* 0 = chosen by the program */
     double cache_gb;                                    /* likewise */
+    double device_memory;                               /* 2^30 bytes; 0 = what is free here */
     bool dry_run, quiet, help;
     unsigned char given[OPTION_LIMIT];   /* by row of the table: enum OptionGiven */
 };

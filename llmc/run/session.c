@@ -15,80 +15,6 @@
 #include "launch.h"
 #include "tokenize.h"
 
-/* ---- the model ------------------------------------------------------------------------------- */
-
-static void refuse_shape_options(const struct Session *s) {
-    static const char *const names[] = {"layers", "channels", "heads", "context", "untied"};
-    for (size_t i = 0; i < sizeof names / sizeof *names && !s->place.resumed; i++)
-        if (options_given(&s->options, names[i]))
-            die_input("--%s is for random weights; those in %s have their own shape", names[i],
-                      s->place.checkpoint);
-}
-
-/* Ends the program: `checkpoint` is what --model says, or was found in a run a moment ago. */
-static _Noreturn void die_no_model(const struct Options *o, const char *checkpoint) {
-    if (strcmp(checkpoint, o->model) == 0)
-        die_input("--model %s: neither a known size (%s) nor a directory", o->model,
-                  model_config_names());
-    die_input("%s: the run has removed this checkpoint meanwhile (its --keep); start again",
-              checkpoint);
-}
-
-/* The end of text, where the tokenizer's files name none, is the first one that config.json or
-   generation_config.json names. Returns NULL or a problem. */
-static const char *find_end_of_text(struct Tokenizer *tokenizer, const char *checkpoint) {
-    struct Ends ends = {.count = 0};
-    if (tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT) >= 0) return NULL;
-    const char *problem = checkpoint_ends(checkpoint, tokenizer_vocab_size(tokenizer), &ends);
-    if (problem) return problem;
-    if (ends.count == 0)
-        return "no token ends a text: name one as eos_token in tokenizer_config.json, or as "
-               "eos_token_id in config.json or generation_config.json";
-    tokenizer_set_role(tokenizer, TOKENIZER_ENDS_TEXT, ends.id[0]);
-    return NULL;
-}
-
-/* The model's configuration, from a checkpoint or by the options, and with it its tokenizer. */
-static struct ModelConfig choose_model(const struct Session *s, struct Tokenizer **tokenizer) {
-    const struct Options *o = &s->options;
-    struct ModelConfig config = {0};
-    const char *problem;
-    const char *checkpoint = s->place.checkpoint;
-    if (checkpoint[0]) {
-        problem = checkpoint_config(checkpoint, &config);
-        if (problem && !path_exists(checkpoint)) die_no_model(o, checkpoint);
-        if (problem) die_input("%s/config.json: %s", checkpoint, problem);
-        problem = tokenizer_load(tokenizer, checkpoint);
-        if (!problem && tokenizer_vocab_size(*tokenizer) > config.V)
-            problem = "the tokenizer has more tokens than config.json's vocab_size";
-        if (!problem) problem = find_end_of_text(*tokenizer, checkpoint);
-        if (problem && !o->score[0]) die_input("%s: %s", checkpoint, problem);
-        /* What cannot be decoded is never sampled; --score without a tokenizer takes all words. */
-        if (!problem) config.V = tokenizer_vocab_size(*tokenizer);
-        refuse_shape_options(s);
-    } else {
-        model_config_named(&config, o->model);
-        *tokenizer = tokenizer_from_alphabet(s->task->alphabet);
-        choose_shape(&config, o);
-        config.V = config.V_saved = tokenizer_vocab_size(*tokenizer);
-    }
-    int multiple = s->ops->vocabulary_multiple;
-    config.Vp = (config.V_saved + multiple - 1) / multiple * multiple;
-    problem = model_config_problem(&config);
-    if (problem) die_input("the model cannot be built: %s", problem);
-    return config;
-}
-
-/* What a completion ends with: the tokenizer's end of text, and all that the directory names. */
-static struct Ends choose_ends(const struct Session *s, int V) {
-    struct Ends ends = {.count = 0};
-    if (s->tokenizer) ends_add(&ends, tokenizer_role(s->tokenizer, TOKENIZER_ENDS_TEXT));
-    if (!s->place.checkpoint[0] || s->options.score[0]) return ends;
-    const char *problem = checkpoint_ends(s->place.checkpoint, V, &ends);
-    if (problem) die_input("%s/%s", s->place.checkpoint, problem);
-    return ends;
-}
-
 /* ---- sizes and memory ------------------------------------------------------------------------ */
 
 static int smaller(int64_t a, int64_t b) { return (int)(a < b ? a : b); }
@@ -96,6 +22,7 @@ static int smaller(int64_t a, int64_t b) { return (int)(a < b ? a : b); }
 /* The longest prompt and completion over all tasks of the session, in tokens. */
 static int longest_prompt(const struct Session *s) {
     int longest = 0;
+    if (s->shape_only) return s->options.max_prompt ? (int)s->options.max_prompt : 512;
     for (int i = 0; i < s->plan.num_phases; i++)
         if (s->plan.phases[i].task->max_prompt > longest)
             longest = s->plan.phases[i].task->max_prompt;
@@ -104,6 +31,7 @@ static int longest_prompt(const struct Session *s) {
 
 static int longest_completion(const struct Session *s, int max_tokens) {
     int longest = max_tokens;   /* --max-tokens cuts rollouts, not demonstrations */
+    if (s->shape_only) return max_tokens ? max_tokens : 256;
     for (int i = 0; i < s->plan.num_phases; i++)
         if (s->plan.phases[i].task->max_completion > longest)
             longest = s->plan.phases[i].task->max_completion;
@@ -136,7 +64,7 @@ static int64_t sequences_of_update(const struct Session *s) {
     const struct Options *o = &s->options;
     if (s->plan.supervised) return o->prompts;
     int64_t per_minibatch = (o->prompts * o->group + o->minibatches - 1) / o->minibatches;
-    bool warms = !s->plan.data || o->warm_start > 0;
+    bool warms = (!s->plan.data && !s->shape_only) || o->warm_start > 0;
     return warms && o->warm_batch > per_minibatch ? o->warm_batch : per_minibatch;
 }
 
@@ -225,25 +153,56 @@ static bool plan_less(struct Session *s, bool decoding_is_larger) {
     return true;
 }
 
-/* Reserves by the wanted sizes, and by smaller ones until the plan fits: 70 % of the host's memory,
-   which others use too, or 95 % of what is free on a device. Fewer decode rows never change a
-   result, smaller micro-batches only its rounding. */
+/* Ends the program: even the smallest sizes need more than there is. `fixed`: bytes of the weights
+   and, where they are trained, of all that there is once for each of them. */
+static _Noreturn void refuse_plan(const struct Session *s, size_t fixed, size_t budget) {
+    const struct Options *o = &s->options;
+    bool learns = !o->eval_only && !o->score[0];
+    double gib = 1 << 30, needed = (double)s->arena.total / gib, there = (double)budget / gib;
+    if (fixed > budget)
+        die_machine("the smallest plan needs %.1f GiB, %.1f of them for the weights%s, and %.1f "
+                    "GiB may be used: no option makes that smaller; choose a smaller --model or a "
+                    "machine with more memory", needed, (double)fixed / gib,
+                    learns ? ", their gradients and the optimizer" : "", there);
+    die_machine("the smallest plan needs %.1f GiB and %.1f GiB may be used; what helps:%s%s%s%s "
+                "lower --max-prompt and --max-tokens, a smaller --model", needed, there,
+                learns && strcmp(o->recompute, "layer") != 0 ? " --recompute layer," : "",
+                o->micro_tokens ? " a smaller --micro-tokens," : "",
+                o->decode_rows ? " a smaller --decode-rows," : "",
+                o->cache_gb > 0 ? " a smaller --cache-gb," : "");
+}
+
+/* Bytes of the buffers that have the same size in every plan of this model. */
+static size_t fixed_bytes(const struct Arena *arena) {
+    static const char *const groups[] = {"weights", "optimizer", "gradients"};
+    size_t bytes = 0;
+    for (int i = 0; i < arena->count; i++)
+        for (size_t g = 0; g < sizeof groups / sizeof *groups; g++)
+            if (strcmp(arena->entries[i].group, groups[g]) == 0) bytes += arena->entries[i].bytes;
+    return bytes;
+}
+
+/* What the plan may use: 70 % of the host's memory, which others use too, or 95 % of what is free
+   on a device. --device-memory stands for what would be free on another machine. */
+static size_t memory_budget(const struct Session *s) {
+    double given = s->options.device_memory * (1 << 30);
+    size_t available = given > 0 ? (size_t)given : s->ops->memory_available();
+    return available / 100 * (strcmp(s->ops->name, "cpu") == 0 ? 70 : 95);
+}
+
+/* Reserves by the wanted sizes, and by smaller ones until the plan fits. Fewer decode rows never
+   change a result, smaller micro-batches only its rounding. */
 static void plan_memory(struct Session *s) {
-    size_t available = s->ops->memory_available();
-    size_t budget = available / 100 * (strcmp(s->ops->name, "cpu") == 0 ? 70 : 95);
+    size_t budget = memory_budget(s);
     int least = sampler_least_pages(longest_prompt(s), s->max_tokens);
     if (!s->options.score[0])
         s->cache_pages = choose_pages(s->options.cache_gb, (double)budget,
                                       (double)decode_page_bytes(s->model), least, most_pages(s));
     for (reserve(s); s->arena.total > budget; reserve(s)) {
-        size_t needed = s->arena.total, *sections = s->arena.section_bytes;
+        size_t *sections = s->arena.section_bytes;
         bool decoding_is_larger = sections[ARENA_DECODING] > sections[ARENA_TRAINING];
+        if (!plan_less(s, decoding_is_larger)) refuse_plan(s, fixed_bytes(&s->arena), budget);
         unreserve(s);
-        if (!plan_less(s, decoding_is_larger))
-            die_machine("the smallest plan needs %.1f GiB and %.1f GiB are there; choose a smaller "
-                        "--model, --decode-rows or --micro-tokens, or --recompute layer (--dry-run "
-                        "with a small --model shows what takes how much)",
-                        (double)needed / (1 << 30), (double)available / (1 << 30));
     }
 }
 
@@ -297,7 +256,10 @@ static void describe(const struct Session *s) {
     const struct ModelConfig *c = &s->model->config;
     char objective[512];
     objective_describe(&s->objective, objective, sizeof objective);
-    for (int i = 0; i < s->plan.num_phases; i++)
+    if (s->shape_only)
+        say("task      none: prompts of %d and completions of %d tokens, by --max-prompt and "
+            "--max-tokens", longest_prompt(s), s->max_tokens);
+    for (int i = 0; i < s->plan.num_phases && !s->shape_only; i++)
         say("task      %s, to step %lld: %s", s->plan.phases[i].task->name,
             (long long)s->plan.phases[i].end, s->plan.phases[i].task->help);
     say("objective %s", objective);
@@ -526,6 +488,7 @@ static void choose(struct Session *s, int argc, char **argv) {
     s->entropy_options = choose_entropy(o, s->objective.control);
     s->shard_bytes = choose_shard_bytes(o);
     s->place = directory_find(o, s->plan.phases[0].task->name);
+    s->shape_only = choose_shape_only(o, s->place.checkpoint);
     if (s->place.resumed) resume(s);
     o->seed = choose_held_out(s);
     s->task = s->plan.phases[choose_phase(&s->plan, &s->progress)].task;
@@ -562,14 +525,16 @@ static bool is_over(const struct Session *s) {
 }
 
 void session_open(struct Session *s, int argc, char **argv) {
+    const struct Options *o = &s->options;
     *s = (struct Session){.saved.step = -1};
     choose(s, argc, argv);
     s->ops = ops_open(s->options.backend, s->options.dtype);
     s->scores_old = strcmp(s->options.old_logp, "auto") == 0
                         ? strcmp(s->ops->dtype, "fp32") != 0
                         : strcmp(s->options.old_logp, "scored") == 0;
-    struct ModelConfig config = choose_model(s, &s->tokenizer);
-    s->ends = choose_ends(s, config.V);
+    struct ModelConfig config =
+        choose_model(o, &s->place, s->shape_only ? NULL : s->task, s->ops, &s->tokenizer);
+    if (!s->shape_only) s->ends = choose_ends(o, &s->place, s->tokenizer, config.V);
     s->model = model_build(&config, s->ops);
     if (s->plan.data) prepare_data(s);
     s->options.warm_start = choose_warm_start(s);

@@ -34,6 +34,7 @@ struct Session {
     struct OpsShape shape;           /* micro-batch, decode rows, lengths */
     int decode_rows, max_tokens, threads;
     int cache_pages;                 /* of the decode cache (struct KvCache) */
+    bool shape_only;                 /* choose_shape_only */
     bool scores_old;                 /* old log-probabilities by a scoring pass */
     struct Trainer *trainer;
     struct Sampler *sampler;

@@ -1,0 +1,122 @@
+/* --dry-run --device-memory: the plan of memory for a machine that is not this one, from a model's
+   config.json alone. The sizes are compared with sums by hand. */
+#include "program_rig.h"
+
+static char shapes[4200];   /* examples/shapes of this checkout */
+
+/* Sizes as the models' config.json has them; tied: the head is the embedding. */
+static const struct Shape {
+    const char *name;
+    int64_t V, C, F, L, NH, NKV, HS;
+    bool tied;
+} qwen3[] = {
+    {"qwen3-0.6b", 151936, 1024, 3072, 28, 16, 8, 128, true},
+    {"qwen3-4b", 151936, 2560, 9728, 36, 32, 8, 128, true},
+    {"qwen3-8b", 151936, 4096, 12288, 36, 32, 8, 128, false},
+};
+
+/* Embedding and head; in each layer q and o, k and v, gate, up and down, two norms of C and two of
+   HS; the last norm. */
+static int64_t parameters(const struct Shape *s) {
+    int64_t layer = 2 * s->C * s->NH * s->HS + 2 * s->C * s->NKV * s->HS + 3 * s->C * s->F +
+                    2 * s->C + 2 * s->HS;
+    return (s->tied ? 1 : 2) * s->V * s->C + s->L * layer + s->C;
+}
+
+/* MiB of a line of the plan that was printed; 0 if there is none. */
+static double planned(const char *group) {
+    char line[64];
+    snprintf(line, sizeof line, "\n  %s ", group);
+    const char *at = strstr(output, line);
+    return at ? atof(at + strlen(line)) : 0;
+}
+
+static int plan(const char *backend, const struct Shape *s, int gib, const char *more) {
+    return run("%s --backend %s --dry-run --device-memory %d --model %s/%s --prompts 16 --group 8 "
+               "--max-prompt 512 --max-tokens 512 %s",
+               train, backend, gib, shapes, s->name, more);
+}
+
+/* A line is printed in hundredths of a MiB; buffers are filled up to 256 bytes. */
+static void assert_planned(const char *group, int64_t bytes) {
+    double mib = (double)bytes / (1 << 20);
+    if (fabs(planned(group) - mib) > 0.02)
+        fail_msg("%s: %.2f MiB planned, %.2f by hand:\n%s", group, planned(group), mib, output);
+}
+
+/* Each parameter of `weight` bytes, with `masters` copies in float32, two moments, a gradient. */
+static void assert_parts(const struct Shape *s, int weight, int masters) {
+    char says[64];
+    int64_t count = parameters(s);
+    snprintf(says, sizeof says, "qwen3: %lld parameters", (long long)count);
+    if (!strstr(output, says)) fail_msg("not %s:\n%s", says, output);
+    assert_planned("weights", count * weight);
+    assert_planned("optimizer", count * 4 * (2 + masters));
+    assert_planned("gradients", count * 4);
+}
+
+/* Memory far beyond this machine's: nothing of it is asked for. */
+static void test_from_a_config_alone(void **state) {
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        if (plan("cpu", &qwen3[i], 4000, "")) fail_msg("%s: %s", qwen3[i].name, output);
+        assert_parts(&qwen3[i], 4, 0);
+        assert_non_null(strstr(output, "prompts of 512 and completions of 512 tokens"));
+    }
+    RUN_OK("$T --dry-run --device-memory 4000 --model %s/%s", shapes, qwen3[0].name);
+    assert_non_null(strstr(output, "prompts of 512 and completions of 256 tokens"));
+}
+
+/* What the plan may use, and no more: 70 % of what it is told. */
+static void test_keeps_to_what_it_is_told(void **state) {
+    (void)state;
+    double before = 0;
+    for (int gib = 17; gib <= 68; gib *= 2) {
+        if (plan("cpu", &qwen3[0], gib, "")) fail_msg("%d: %s", gib, output);
+        double total = planned("total");
+        assert_true(total <= .7 * 1024 * gib);
+        assert_true(total >= before);
+        before = total;
+    }
+    assert_int_equal(plan("cpu", &qwen3[0], 3, ""), 1);
+}
+
+/* The device's sizes, by the CUDA files themselves, where the simulator's plug-in was built. */
+static void test_of_a_device(void **state) {
+    (void)state;
+    int code = plan("sim", &qwen3[0], 78, "--dtype bf16");
+    if (strstr(output, "there is no backend_sim.so")) skip();
+    if (code) fail_msg("exit code %d: %s", code, output);
+    assert_parts(&qwen3[0], 2, 1);
+    assert_true(planned("total") <= .95 * 1024 * 78);
+    assert_int_equal(plan("sim", &qwen3[2], 78, "--dtype bf16 --recompute layer"), 1);
+    assert_non_null(strstr(output, "137.3 of them for the weights, their gradients and the opti"));
+}
+
+static void test_refusals(void **state) {
+    (void)state;
+    assert_int_equal(plan("cpu", &qwen3[2], 100, ""), 1);
+    assert_non_null(strstr(output, "no option makes that smaller"));
+    assert_int_equal(plan("cpu", &qwen3[0], 16, "--micro-tokens 100000"), 1);
+    assert_non_null(strstr(output, "what helps: --recompute layer, a smaller --micro-tokens"));
+    assert_null(strstr(output, "--cache-gb"));
+    assert_int_equal(run("$T --device-memory 80 --steps 1"), 2);
+    assert_non_null(strstr(output, "--dry-run"));
+    assert_int_equal(run("$T --max-prompt 80 --dry-run"), 2);
+    RUN_OK("$T --dry-run --device-memory 500 --model gpt2");   /* a named size has its own task */
+    assert_non_null(strstr(output, "task      countdown"));
+    assert_int_equal(run("$T --dry-run --model %s/%s", shapes, qwen3[0].name), 2);
+    assert_non_null(strstr(output, "tokenizer.json"));
+}
+
+int main(void) {
+    always = "--backend cpu";
+    if (!realpath("examples/shapes", shapes)) return print_error("no examples/shapes here\n"), 1;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_from_a_config_alone),
+        cmocka_unit_test(test_keeps_to_what_it_is_told),
+        cmocka_unit_test(test_of_a_device),
+        cmocka_unit_test(test_refusals),
+    };
+    return cmocka_run_group_tests(tests, make_place, remove_place);
+}
