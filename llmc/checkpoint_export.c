@@ -161,3 +161,15 @@ const char *checkpoint_ends(const char *directory, int V, struct Ends *ends) {
     }
     return problem;
 }
+
+const char *checkpoint_end_of_text(struct Tokenizer *tokenizer, const char *directory) {
+    struct Ends ends = {.count = 0};
+    if (tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT) >= 0) return NULL;
+    const char *problem = checkpoint_ends(directory, tokenizer_vocab_size(tokenizer), &ends);
+    if (problem) return problem;
+    if (ends.count == 0)
+        return "no token ends a text: name one as eos_token in tokenizer_config.json, or as "
+               "eos_token_id in config.json or generation_config.json";
+    tokenizer_set_role(tokenizer, TOKENIZER_ENDS_TEXT, ends.id[0]);
+    return NULL;
+}

@@ -10,6 +10,7 @@
 #include "io/assets.h"
 #include "io/ends.h"
 #include "io/safetensors.h"
+#include "io/tokenizer.h"
 #include "model.h"
 
 /* Zero-initialised: random weights, float32, one file. */
@@ -41,5 +42,8 @@ size_t export_shard_bytes(const char *text);
    number or a list; those that are not below V are left out. Returns NULL or one sentence saying
    what is wrong, with the file's name (static storage). */
 const char *checkpoint_ends(const char *directory, int V, struct Ends *ends);
+/* The end of text, where the tokenizer's files name none, becomes the first one that those name;
+   NULL, or what is wrong (static storage). */
+const char *checkpoint_end_of_text(struct Tokenizer *tokenizer, const char *directory);
 
 #endif

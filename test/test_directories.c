@@ -78,6 +78,30 @@ static void test_ends_of_the_source(void **state) {
     RUN_OK("rm -rf seed ends short long");
 }
 
+/* A tokenizer whose files name no end of text: config.json's or generation_config.json's is it, in
+   rollouts, demonstrations and checkpoints; with none at all the directory is refused. */
+static void test_end_of_text_from_config(void **state) {
+    (void)state;
+    RUN_OK("$T --warm-start 2 --warm-batch 8 --steps 0 --eval-every 0 --quiet --run seed && "
+           "cp -r seed/checkpoints/step_000000 nameless && cd nameless && "
+           "rm checksums optimizer.safetensors trainer_state.json && "
+           "sed -i 's/<|endoftext|>/<|done|>/g' *.json && "
+           "sed -i '/\"eos_token\"/d; /\"bos_token\"/d; /\"unk_token\"/d' "
+           "tokenizer_config.json && cp config.json ../config.json");
+    RUN_OK("! grep -q eos_token nameless/tokenizer_config.json");
+    RUN_OK("$T --model nameless --warm-start 2 --warm-batch 8 --steps 1 --prompts 4 --group 4 "
+           "--eval-every 0 --quiet --run after && $T --model seed --warm-start 2 --warm-batch 8 "
+           "--steps 1 --prompts 4 --group 4 --eval-every 0 --quiet --run before");
+    assert_same_log("before/metrics.jsonl", "after/metrics.jsonl");
+    RUN_OK("sed -i '/\"eos_token_id\"/d; /\"bos_token_id\"/d' nameless/config.json");
+    assert_int_equal(run("$T --model nameless --steps 1 --run none"), 2);
+    assert_non_null(strstr(output, "eos_token_id in config.json or generation_config.json"));
+    RUN_OK("printf '{\"eos_token_id\": [7, 3]}' >nameless/generation_config.json && "
+           "$T --model nameless --steps 1 --prompts 4 --group 4 --eval-every 0 --quiet "
+           "--run other");
+    RUN_OK("rm -rf seed nameless before after other config.json");
+}
+
 /* What a shard's name, or another trainer's state, must not break; what is wrong is said. */
 static void test_odd_directories(void **state) {
     (void)state;
@@ -103,6 +127,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bf16_source),
         cmocka_unit_test(test_ends_of_the_source),
+        cmocka_unit_test(test_end_of_text_from_config),
         cmocka_unit_test(test_odd_directories),
     };
     return cmocka_run_group_tests(tests, make_place, remove_place);

@@ -105,6 +105,10 @@ int tokenizer_vocab_size(const struct Tokenizer *t) { return t->size; }
 
 int tokenizer_role(const struct Tokenizer *t, enum TokenizerRole role) { return t->role[role]; }
 
+void tokenizer_set_role(struct Tokenizer *t, enum TokenizerRole role, int id) {
+    t->role[role] = id;
+}
+
 /* Its scratch memory is not what `const` promises to leave alone. */
 static struct Tokenizer *scratch_of(const struct Tokenizer *t) { return (struct Tokenizer *)t; }
 

@@ -44,6 +44,8 @@ bool tokenizer_is_special(const struct Tokenizer *tokenizer, int id);
    <|endoftext|> is it, if there is such a token. */
 enum TokenizerRole { TOKENIZER_ENDS_TEXT, TOKENIZER_BEGINS_TEXT, TOKENIZER_PADS, TOKENIZER_ROLES };
 int tokenizer_role(const struct Tokenizer *tokenizer, enum TokenizerRole role);
+/* Gives a token of the vocabulary a role that its files do not name. */
+void tokenizer_set_role(struct Tokenizer *tokenizer, enum TokenizerRole role, int id);
 
 /* Ids in a row, owned. Zero-initialise before first use. */
 struct Ids {

@@ -35,9 +35,7 @@ static struct Tokenizer *read_tokenizer(const struct Options *o, const char *che
     const char *problem = tokenizer_load(&tokenizer, checkpoint);
     if (!problem && tokenizer_vocab_size(tokenizer) > config->V)
         problem = "the tokenizer has more tokens than config.json's vocab_size";
-    if (!problem && tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT) < 0)
-        problem = "the tokenizer has no token that ends a text: eos_token in "
-                  "tokenizer_config.json names one";
+    if (!problem) problem = checkpoint_end_of_text(tokenizer, checkpoint);
     if (problem && !o->score[0]) die_input("%s: %s", checkpoint, problem);
     /* What cannot be decoded is never sampled; --score without a tokenizer takes all words. */
     if (!problem) config->V = tokenizer_vocab_size(tokenizer);
