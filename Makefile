@@ -19,7 +19,7 @@ NEEDED := -std=gnu11 -D_GNU_SOURCE -fopenmp -fno-math-errno -fno-trapping-math \
           -Wall -Wextra -Werror=incompatible-pointer-types
 
 # Goals that only call make again. All others include a file that says where the libraries are.
-WRAPPERS := run check test asan bench cuda ptxas sim-backends sim sim-asan sim-race sim-train \
+WRAPPERS := run check test asan fuzz bench cuda ptxas sim-backends sim sim-asan sim-race sim-train \
             clean help
 
 ifneq ($(filter-out $(WRAPPERS),$(or $(MAKECMDGOALS),all)),)
@@ -48,7 +48,7 @@ ifneq ($(filter check test sim sim-asan sim-race sim-train,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
 endif
 
-.PHONY: all $(WRAPPERS) tests programs syntax FORCE
+.PHONY: all $(WRAPPERS) tests fuzzers programs syntax FORCE
 .DEFAULT_GOAL := all
 .SECONDARY:
 
@@ -87,6 +87,18 @@ asan:
 	    --quiet --run build/asan/run --overwrite
 	@$(MAKE) --no-print-directory $(ASAN) tests
 
+# Random inputs, kept and changed where they reach new code, for each reader of foreign files in
+# turn (test/fuzz/fuzz.h), FUZZ_SECONDS each. An input that breaks one is left in build/fuzz, by the
+# name of its fuzzer. Needs clang with libFuzzer.
+FUZZ_SECONDS ?= 60
+FUZZERS := $(patsubst test/fuzz/fuzz_%.c,%,$(wildcard test/fuzz/fuzz_*.c))
+FUZZ    := CC=clang BUILD=build/fuzz CFLAGS="-O1 -g -fno-omit-frame-pointer -DFUZZING" \
+           SANITIZE="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all"
+fuzz:
+	@NO_INSTALL=1 sh scripts/install_deps.sh --fuzz
+	@$(MAKE) --no-print-directory $(PARALLEL) $(FUZZ) fuzzers
+	@for name in $(FUZZERS); do sh test/fuzz/run.sh $$name $(FUZZ_SECONDS) || exit 1; done
+
 # The CUDA backend: backend_cuda.so by nvcc.
 cuda ptxas:
 	$(if $(NVCC),,$(error no nvcc here: install the CUDA toolkit, or set NVCC))
@@ -120,6 +132,7 @@ help:
 	@echo "make check   install what is missing, build and run the tests of the CPU backend"
 	@echo "make test    the same, then the CUDA kernels in the simulator (sim, sim-asan, sim-race)"
 	@echo "make asan    the tests and a short run under the sanitizers"
+	@echo "make fuzz    random inputs for the readers of foreign files (clang; FUZZ_SECONDS=60 each)"
 	@echo "make bench   time the operations"
 	@echo "make cuda    build backend_cuda.so (plain make does too, where there is nvcc)"
 	@echo "make ptxas   registers, spills, shared memory of its kernels"
@@ -162,6 +175,11 @@ $(BENCHES): $(BUILD)/%: $(BUILD)/dev/%.o $(LIBRARY)
 
 $(BUILD)/test/%: $(BUILD)/test/%.o $(LIBRARY)
 	$(COMPILE) $^ -lcmocka $(LIBS) -o $@
+
+# The fuzzers, with libFuzzer's main; only by `make fuzz`, which chooses compiler and flags.
+fuzzers: $(FUZZERS:%=$(BUILD)/fuzz_%)
+$(BUILD)/fuzz_%: $(BUILD)/test/fuzz/fuzz_%.o $(LIBRARY)
+	$(COMPILE) -fsanitize=fuzzer $^ $(LIBS) -o $@
 
 # Runs every test program on the CPU and counts their tests; fails if any does. (test_backends
 # compares another backend with it.)

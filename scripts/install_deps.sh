@@ -2,9 +2,10 @@
 # Finds what the build needs by compiling, linking and running a probe of each, and installs only
 # what a probe did not find (apt-get, as root or through sudo without a password).
 #
-#   scripts/install_deps.sh [--check | --tests] [--found FILE]
+#   scripts/install_deps.sh [--check | --tests | --fuzz] [--found FILE]
 #     --check        what the CPU's tests need too
 #     --tests        what all tests need, the simulator's too
+#     --fuzz         what `make fuzz` needs; CC is clang
 #     --found FILE   write where BLAS was found, as make variables
 #   CC=clang         the compiler to probe with (default cc)
 #   NO_INSTALL=1     never install: print the command, exit 2
@@ -17,6 +18,7 @@ while [ $# -gt 0 ]; do
     case $1 in
     --check) tests=cpu ;;
     --tests) tests=all ;;
+    --fuzz) tests=fuzz CC=clang ;;
     --found) found=${2:?--found needs a file}; shift ;;
     *) echo "install_deps.sh: unknown argument $1" >&2; exit 2 ;;
     esac
@@ -135,6 +137,18 @@ probe_gxx() {
     g++ -std=c++17 -fsanitize=address,undefined "$work/probe.cc" -o "$work/probe" >"$work/log" 2>&1
 }
 
+# libFuzzer and the sanitizers' libraries, which distributions pack apart from clang.
+probe_fuzzer() {
+    probe -fsanitize=fuzzer,address,undefined <<'END'
+#include <stddef.h>
+#include <unistd.h>
+int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size) {
+    (void)data, (void)size;
+    _exit(0);
+}
+END
+}
+
 # need PACKAGE WHY PROBE: notes the package unless the probe succeeds.
 need() {
     $3 && return
@@ -161,6 +175,10 @@ look_for_libraries() {
     need libpcre2-dev "PCRE2: the patterns of tokenizers and rewards" probe_pcre2
     need libutf8proc-dev "utf8proc: Unicode normal forms, for tokenizers" probe_utf8proc
     [ $tests = no ] && return
+    if [ $tests = fuzz ]; then
+        need libclang-rt-dev "libFuzzer of clang" probe_fuzzer
+        return
+    fi
     need libcmocka-dev "cmocka: the tests" probe_cmocka
     [ $tests = cpu ] && return
     need build-essential "g++ with AddressSanitizer: CUDA kernels in the simulator" probe_gxx

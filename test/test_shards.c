@@ -241,7 +241,7 @@ static void test_tensors_that_do_not_fit_the_model(void **state) {
     char *second = strchr(strstr(bytes + 8, "data_offsets") + 1, '}');
     char *begin = strstr(second, "data_offsets\":[") + strlen("data_offsets\":[");
     assert_int_not_equal(*begin, '0');
-    for (; *begin != ','; begin++) *begin = '0';
+    for (*begin++ = '0'; *begin != ','; begin++) *begin = ' ';
     write_whole(path, bytes, length);
     check_refused(&c, (const char *[]){shard_name(1), "tensor transformer.h.", NULL});
     free(bytes);

@@ -70,14 +70,59 @@ char *json_read_text(const char *path, size_t most_bytes, size_t *length, const 
     return NULL;
 }
 
+/* How many bytes at the start of text are a number as JSON writes it; 0: none is. */
+static size_t number_length(const char *text) {
+    static const char digits[] = "0123456789";
+    size_t n = *text == '-', more = strspn(text + n, digits);
+    if (more == 0 || (more > 1 && text[n] == '0')) return 0;
+    n += more;
+    if (text[n] == '.') {
+        if ((more = strspn(text + n + 1, digits)) == 0) return 0;
+        n += 1 + more;
+    }
+    if (text[n] != 'e' && text[n] != 'E') return n;
+    n += 1 + (text[n + 1] == '+' || text[n + 1] == '-');
+    more = strspn(text + n, digits);
+    return more ? n + more : 0;
+}
+
+enum JsonFault json_fault(const char *text, size_t length, size_t *at) {
+    bool in_string = false;
+    for (size_t i = 0, n; i < length; i += n) {
+        unsigned char c = (unsigned char)text[i];
+        bool blank = c == ' ' || c == '\t' || c == '\r' || c == '\n';
+        *at = i;
+        n = 1;
+        if (c < 32 && (in_string || !blank)) return JSON_LAX;
+        if (c == '"') in_string = !in_string;
+        if (in_string && c == '\\') {
+            if (strncmp(text + i + 1, "u0000", 5) == 0) return JSON_ZERO;
+            n = 2;
+        }
+        if (in_string) continue;
+        if (c > 127) return JSON_LAX;
+        if (c == '-' || (c >= '0' && c <= '9')) n = number_length(text + i);
+        if (n == 0) return JSON_LAX;
+    }
+    return JSON_GOOD;
+}
+
+/* What is wrong with a text before it is parsed; NULL: nothing is known. */
+static const char *text_problem(const char *text, size_t length) {
+    size_t mark = strncmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0, at;
+    if (memchr(text, 0, length) != NULL) return "holds a zero byte: not JSON";
+    if (!utf8_is_valid(text, length)) return "is not UTF-8";
+    enum JsonFault fault = json_fault(text + mark, length - mark, &at);
+    if (fault == JSON_ZERO)
+        return sentence("has the character \\u0000 at byte %zu, which is not read here", mark + at);
+    return fault == JSON_GOOD ? NULL : sentence("is not JSON, at byte %zu", mark + at);
+}
+
 cJSON *json_parse(const char *text, size_t length, const char **problem) {
     const char *end = text;
     cJSON *json = NULL;
-    *problem = NULL;
-    if (memchr(text, 0, length) != NULL) {
-        *problem = "holds a zero byte: not JSON";
-        return NULL;
-    }
+    *problem = text_problem(text, length);
+    if (*problem != NULL) return NULL;
     json = cJSON_ParseWithOpts(text, &end, false);
     while (json != NULL && end < text + length && strchr(" \t\r\n", *end) != NULL) end++;
     if (json == NULL || end != text + length)

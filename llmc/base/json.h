@@ -14,12 +14,20 @@
    itself would go on: a file would be written without a field, or a good file be called bad. */
 void json_memory(void *(*allocate)(size_t));
 
+/* cJSON reads more than JSON (RFC 8259): control characters as blanks and within strings, numbers
+   such as 01 and 1., bytes in front of it that mark UTF-8. Whoever looks for the same places in the
+   text itself would find others, and other programs refuse such files. And at the character \u0000
+   its strings end: two names could be one. This tells such a text [length], terminated, and where
+   it is (from 0). Of a text that is no JSON at all it says so, or GOOD. */
+enum JsonFault { JSON_GOOD, JSON_LAX, JSON_ZERO };
+enum JsonFault json_fault(const char *text, size_t length, size_t *at);
+
 /* The one JSON object that the file holds, for cJSON_Delete; or NULL and in *problem one sentence
    that says what is wrong (static storage, without the file's name). Where the machine failed
    (memory, disk, too many files) it ends the program. */
 cJSON *json_read(const char *path, size_t most_bytes, const char **problem);
 /* The two halves of it: the file as terminated text (free it), and the object that a text [length],
-   terminated, holds. */
+   terminated, holds. It is UTF-8 without a fault, but for a mark of UTF-8 in front. */
 char *json_read_text(const char *path, size_t most_bytes, size_t *length, const char **problem);
 cJSON *json_parse(const char *text, size_t length, const char **problem);
 /* A line with one JSON object [length], terminated, whose strings may have zero characters

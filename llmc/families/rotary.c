@@ -29,6 +29,16 @@ static const char *read_number(double *out, const cJSON *json, const char *key, 
     return family_sentence("the rotary position's \"%s\" must be a number in [1, 1e12]", key);
 }
 
+/* Is there an object in it? Two such values are not compared: for each object around another cJSON
+   takes twice the time. */
+static bool has_object(const cJSON *item) {
+    const cJSON *part;
+    if (cJSON_IsObject(item)) return true;
+    cJSON_ArrayForEach(part, item)
+        if (has_object(part)) return true;
+    return false;
+}
+
 /* Finds the object that describes the rotation, NULL where there is none. transformers 5 takes
    rope_scaling where both have something in them; two that differ are refused. */
 static const char *find_parameters(const cJSON **out, const cJSON *json) {
@@ -39,7 +49,7 @@ static const char *find_parameters(const cJSON **out, const cJSON *json) {
         if (item == NULL) continue;
         if (!cJSON_IsObject(item)) return family_sentence("\"%s\" must be an object", keys[i]);
         cJSON_ArrayForEach(part, item)
-            if (cJSON_IsObject(part))
+            if (has_object(part))
                 return family_sentence("\"%s\" for each kind of layer (\"%s\") is not run here",
                                        keys[i], quote(part->string));
         if (item->child == NULL) continue;

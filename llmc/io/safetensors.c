@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include "../base/check.h"
 #include "../base/files.h"
+#include "../base/json.h"
 #include "../base/text.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the format is little-endian");
@@ -193,7 +194,11 @@ static const char *parse(struct Safetensors *file) {
     char *text = check_alloc(length + 1, 1, "a safetensors header");
     read_at(file, text, sizeof length, length);
     const char *end = text, *wrong = "its header is not JSON";
-    cJSON *root = text[0] == '{' ? cJSON_ParseWithOpts(text, &end, false) : NULL;
+    size_t at;
+    enum JsonFault fault = json_fault(text, length, &at);
+    if (fault == JSON_ZERO) wrong = "its header has the character \\u0000";
+    cJSON *root = text[0] == '{' && fault == JSON_GOOD ? cJSON_ParseWithOpts(text, &end, false)
+                                                       : NULL;
     if (root) wrong = read_header(file, root);
     if (!wrong && end + strspn(end, " ") != text + length)
         wrong = "its header goes on after the JSON object";

@@ -33,8 +33,11 @@ static const char *base_name(const char *path) {
     return slash ? slash + 1 : path;
 }
 
-/* A shard lies beside its index; a name that leads elsewhere could make any file be read. */
+/* A shard lies beside its index; a name that leads elsewhere could make any file be read, and one
+   with a newline would break a message. */
 static bool is_plain_name(const char *name) {
+    for (const char *c = name; *c; c++)
+        if ((unsigned char)*c < 32 || *c == 127) return false;
     return name[0] != '\0' && name[0] != '.' && strchr(name, '/') == NULL &&
            strlen(name) < 256;
 }

@@ -43,8 +43,8 @@ static const struct Text *kept_file(const struct Tokenizer *t, const char *name)
 /* The file's object; NULL and no problem: there is no such file. */
 static cJSON *parse_kept(const struct Tokenizer *t, const char *name, const char **problem) {
     const struct Text *text = kept_file(t, name);
-    *problem = text && !utf8_is_valid(text->bytes, text->length) ? "is not UTF-8" : NULL;
-    cJSON *json = text && !*problem ? json_parse(text->bytes, text->length, problem) : NULL;
+    *problem = NULL;
+    cJSON *json = text ? json_parse(text->bytes, text->length, problem) : NULL;
     if (*problem) *problem = tokenizer_wrong(name, "%s", *problem);
     return json;
 }

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include "../base/json.h"
 
 static const char *const prompt_keys[] = {"prompt", "input", "question", "problem", "messages",
                                           NULL};
@@ -42,7 +43,8 @@ static const char *add_messages(struct Turns *turns, const cJSON *list) {
 /* ---- the line as it stands ------------------------------------------------------------------- */
 
 /* cJSON keeps no places, and its numbers are doubles. So values that are passed on are copied from
-   the line itself: it is known to be JSON, and the k-th member of an object is the k-th child. */
+   the line itself: it is known to be JSON without a fault (json_fault), and the k-th member of an
+   object is the k-th child. */
 
 static const char *skip_blanks(const char *at) { return at + strspn(at, " \t\r\n"); }
 
@@ -154,22 +156,6 @@ void record_keys(struct Text *out, const struct Record *r) {
 
 /* ---- a line ---------------------------------------------------------------------------------- */
 
-/* Is the character U+0000 written in it, \u0000? Texts end at it elsewhere. */
-static bool has_zero_escape(const char *line) {
-    for (const char *at = line; (at = strstr(at, "\\u0000")) != NULL; at++) {
-        int slashes = 0;
-        for (const char *c = at; c > line && c[-1] == '\\'; c--) slashes++;
-        if (slashes % 2 == 0) return true;
-    }
-    return false;
-}
-
-static bool is_utf8(const char *text, size_t length) {
-    for (size_t i = 0, n; i < length; i += n)
-        if ((n = utf8_length(text + i, length - i)) == 0) return false;
-    return true;
-}
-
 static const cJSON *first_of(const struct Record *r, const char *const *keys) {
     for (; *keys; keys++) {
         const cJSON *found = record_find(r, *keys);
@@ -205,6 +191,7 @@ static const char *find_members(struct Record *r) {
 }
 
 const char *record_read(struct Record *r, const char *line, size_t length) {
+    size_t at;
     cJSON_Delete(r->json);
     r->json = NULL;
     r->prompt = r->answer = r->completion = r->completion_text = r->text = NULL;
@@ -212,11 +199,12 @@ const char *record_read(struct Record *r, const char *line, size_t length) {
     text_clear(&r->line);
     text_append(&r->line, line, length);
     if (memchr(line, 0, length)) return "holds a zero byte";
-    if (!is_utf8(line, length)) return "is not UTF-8";
-    r->json = cJSON_ParseWithOpts(r->line.bytes, NULL, true);
+    if (!utf8_is_valid(line, length)) return "is not UTF-8";
+    enum JsonFault fault = json_fault(r->line.bytes, length, &at);
+    if (fault != JSON_LAX) r->json = cJSON_ParseWithOpts(r->line.bytes, NULL, true);
     if (!r->json) return "is not JSON";
     if (!cJSON_IsObject(r->json)) return "is not a JSON object";
-    if (has_zero_escape(r->line.bytes)) return "holds the character \\u0000";
+    if (fault == JSON_ZERO) return "holds the character \\u0000";
     return find_members(r);
 }
 

@@ -1,6 +1,7 @@
 #include "template.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "../base/check.h"
@@ -36,27 +37,33 @@ static int line_of(const char *text, const char *at) {
     return line;
 }
 
-/* The placeholder that opens at `at`; its end. */
-static const char *read_placeholder(struct Template *form, const char *path, const char *text,
-                                    const char *at) {
-    const char *end = at + 1 + strcspn(at + 1, "{}\n");
-    if (*end != '}')
-        die_input("--prompt-template %s:%d: a { without its }; a brace that is meant as such is "
-                  "{{ or }}", path, line_of(text, at));
-    while (at[1] == ' ') at++;
-    size_t length = (size_t)(end - at - 1);
-    while (length > 0 && at[length] == ' ') length--;
-    if (length == 0)
-        die_input("--prompt-template %s:%d: {} has no name in it; a brace that is meant as such "
-                  "is {{ or }}", path, line_of(text, at));
-    text_list_add(&form->name, at + 1, length);
-    return end + 1;
+/* ":LINE" and what is wrong there, for template_parse. */
+static const char *wrong_at(const char *text, const char *at, const char *what) {
+    static char problem[160];
+    snprintf(problem, sizeof problem, ":%d%s", line_of(text, at), what);
+    return problem;
 }
 
-static void parse(struct Template *form, const char *path, const char *text) {
+#define ADVICE "; a brace that is meant as such is {{ or }}"
+
+/* The placeholder that opens at *at, which moves behind it. NULL, or what is wrong. */
+static const char *read_placeholder(struct Template *form, const char *text, const char **at) {
+    const char *begin = *at + 1, *end = begin + strcspn(begin, "{}\n");
+    if (*end != '}') return wrong_at(text, *at, ": a { without its }" ADVICE);
+    *at = end + 1;
+    while (*begin == ' ') begin++;
+    while (end > begin && end[-1] == ' ') end--;
+    if (end == begin) return wrong_at(text, begin, ": {} has no name in it" ADVICE);
+    text_list_add(&form->name, begin, (size_t)(end - begin));
+    return NULL;
+}
+
+/* Pieces of a terminated text. NULL, or what is wrong. */
+static const char *parse(struct Template *form, const char *text) {
     struct Text literal = {0};
+    const char *problem = NULL;
     text_clear(&literal);
-    for (const char *at = text; *at;) {
+    for (const char *at = text; *at && !problem;) {
         bool twice = at[1] == *at;
         if ((*at == '{' || *at == '}') && twice) {
             text_append(&literal, at, 1);
@@ -64,34 +71,45 @@ static void parse(struct Template *form, const char *path, const char *text) {
         } else if (*at == '{') {
             text_list_add(&form->literal, literal.bytes, literal.length);
             text_clear(&literal);
-            at = read_placeholder(form, path, text, at);
+            problem = read_placeholder(form, text, &at);
         } else if (*at == '}') {
-            die_input("--prompt-template %s:%d: a } without its {; a brace that is meant as such "
-                      "is {{ or }}", path, line_of(text, at));
+            problem = wrong_at(text, at, ": a } without its {" ADVICE);
         } else {
             text_append(&literal, at++, 1);
         }
     }
     text_list_add(&form->literal, literal.bytes, literal.length);
     text_free(&literal);
+    return problem;
+}
+
+struct Template *template_parse(const char *text, size_t length, const char **problem) {
+    struct Template *form = check_alloc(1, sizeof *form, "a template");
+    struct Text copy = {0};
+    text_clear(&copy);
+    text_append(&copy, text, length);
+    *problem = memchr(copy.bytes, 0, length) ? " holds a zero byte: not a text" : NULL;
+    for (size_t i = 0, n; i < length && !*problem; i += n)
+        if ((n = utf8_length(copy.bytes + i, length - i)) == 0)
+            *problem = wrong_at(copy.bytes, copy.bytes + i, " is not UTF-8");
+    if (length > 0 && copy.bytes[length - 1] == '\n') copy.bytes[length - 1] = 0;
+    if (!*problem) *problem = parse(form, copy.bytes);
+    text_free(&copy);
+    if (!*problem) return form;
+    template_close(form);
+    return NULL;
 }
 
 struct Template *template_open(const char *path) {
     enum { MOST = 1 << 20 };
     struct Text text = {0};
-    struct Template *form = check_alloc(1, sizeof *form, "a template");
+    const char *problem;
     if (!read_file(&text, path, MOST)) {
         if (errno == EFBIG) die_input("--prompt-template %s is larger than 1 MB", path);
         die_errno("read --prompt-template", path);
     }
-    if (memchr(text.bytes, 0, text.length))
-        die_input("--prompt-template %s holds a zero byte: not a text", path);
-    for (size_t i = 0, n; i < text.length; i += n)
-        if ((n = utf8_length(text.bytes + i, text.length - i)) == 0)
-            die_input("--prompt-template %s:%d is not UTF-8", path,
-                      line_of(text.bytes, text.bytes + i));
-    if (text.length > 0 && text.bytes[text.length - 1] == '\n') text.bytes[--text.length] = 0;
-    parse(form, path, text.bytes);
+    struct Template *form = template_parse(text.bytes, text.length, &problem);
+    if (!form) die_input("--prompt-template %s%s", path, problem);
     text_free(&text);
     return form;
 }

@@ -22,6 +22,9 @@ struct Template;
 /* Reads the file; die_input if it cannot be read, is larger than 1 MB, is no UTF-8 text, or has a
    brace without its other one. The file's last newline is not part of it. */
 struct Template *template_open(const char *path);
+/* The same of a text [length] in memory: NULL, and in *problem what belongs behind the file's name
+   in a message (static storage). */
+struct Template *template_parse(const char *text, size_t length, const char **problem);
 void template_close(struct Template *form);
 /* Appends the template with the line's values. NULL, or the name of a placeholder that the line
    does not have. */
