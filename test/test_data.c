@@ -520,6 +520,63 @@ static void test_lessons_left_out(void **state) {
 }
 
 /* Without objective ce, lines with completions are for the warm start; others have none. */
+/* Lines {"text": "t17"}, of numbers first to first + count - 1. */
+static void write_texts(const char *path, int first, int count) {
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    for (int i = first; i < first + count; i++) fprintf(file, "{\"text\": \"t%d\"}\n", i);
+    assert_int_equal(fclose(file), 0);
+}
+
+/* Marks the numbers of a lesson's rows. */
+static void mark_texts(bool *seen, const struct Lesson *lesson) {
+    for (int r = 0, from = 0; r < lesson->end.count; from = lesson->end.id[r++]) {
+        int number = 0;
+        assert_int_equal(data_alphabet[lesson->ids.id[from]], 't');
+        for (int i = from + 1; i + 1 < lesson->end.id[r]; i++)
+            number = 10 * number + data_alphabet[lesson->ids.id[i]] - '0';
+        assert_in_range(number, 0, 99);
+        seen[number] = true;
+    }
+}
+
+/* Three passes over the file's lessons, and what is held out. */
+static void teach_all(bool *taught, bool *held, const struct DataOptions *o) {
+    struct Task *task = open_data(o);
+    for (int i = 0; i < 300; i++) {
+        struct Lesson lesson = {0};
+        task->teach(task, &lesson, 0, (uint64_t)i);
+        mark_texts(taught, &lesson);
+        lesson_free(&lesson);
+    }
+    assert_non_null(task->held_out_lessons);
+    assert_int_equal(task->num_held_out, 0);
+    mark_texts(held, task->held_out_lessons);
+    data_close(task);
+}
+
+/* In a supervised run plain text is held out too: a share of it, or what is in another file.
+   Nothing is both. */
+static void test_held_out_lessons(void **state) {
+    (void)state;
+    struct DataOptions o = data_options();
+    o.supervised = true, o.eval_share = 0.2, o.eval_prompts = 1000;
+    write_texts(data_path, 0, 100);
+    bool taught[100] = {0}, held[100] = {0};
+    int count = 0;
+    teach_all(taught, held, &o);
+    for (int i = 0; i < 100; i++) {
+        assert_true(taught[i] != held[i]);
+        count += held[i];
+    }
+    assert_in_range(count, 5, 40);   /* of 100 at a share of 0.2 */
+    write_texts(other_path, 90, 10);
+    o.eval_share = 0, o.eval_path = other_path;
+    memset(taught, 0, sizeof taught), memset(held, 0, sizeof held);
+    teach_all(taught, held, &o);
+    for (int i = 0; i < 100; i++) assert_true(held[i] == (i >= 90) && taught[i] == (i < 90));
+}
+
 static void test_warm_start(void **state) {
     (void)state;
     struct DataOptions o = data_options();
@@ -625,6 +682,7 @@ int main(void) {
         cmocka_unit_test(test_long_prompts),
         cmocka_unit_test(test_large_file),  cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_lessons),       cmocka_unit_test(test_lessons_left_out),
+        cmocka_unit_test(test_held_out_lessons),
         cmocka_unit_test(test_warm_start),    cmocka_unit_test(test_auto_reward),
         cmocka_unit_test(test_bad_files),     cmocka_unit_test(test_sample),
     };

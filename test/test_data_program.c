@@ -67,17 +67,33 @@ static void test_warm_start_is_supervised_learning(void **state) {
     cJSON_Delete(warm), cJSON_Delete(steps);
 }
 
-/* Plain text needs no prompts, and has nothing to evaluate. */
+/* Plain text needs no prompts. The loss of what is held out is measured, and falls where it is like
+   what is learnt. */
 static void test_text(void **state) {
     (void)state;
     RUN_OK("printf '{\"text\": \"the quick brown fox jumps over the lazy dog, and again\"}\\n"
            "{\"text\": \"the dog sleeps\"}\\n' > text.jsonl");
     RUN_OK("$T --threads 2 --data text.jsonl --objective ce --lr 1e-2 --prompts 8 --steps 40 "
-           "--run text");
+           "--eval-share 0 --run text");
     assert_non_null(strstr(output, "held out: nothing, and so nothing is evaluated"));
     cJSON *log = read_log("text/metrics.jsonl");
     assert_true(logged(log, 40, "loss") < 0.3 * logged(log, 1, "loss"));
+    assert_true(isnan(logged(log, 40, "eval/loss")));
     cJSON_Delete(log);
+    RUN_OK("seq 100 | sed 's/.*/{\"text\": \"& and & again\"}/' >again.jsonl");
+    RUN_OK("$T --threads 2 --data again.jsonl --objective ce --lr 5e-3 --prompts 16 --steps 60 "
+           "--eval-every 30 --context 32 --max-tokens 20 --max-prompt 4 --run again");
+    assert_non_null(strstr(output, "held-out loss"));
+    log = read_log("again/metrics.jsonl");
+    double loss = logged(log, 60, "eval/loss");
+    assert_true(loss < 0.7 * logged(log, 1, "loss") && loss > 0);
+    assert_true(fabs(logged(log, 60, "eval/perplexity") - exp(loss)) < 1e-4 * exp(loss));
+    assert_true(isnan(logged(log, 60, "eval/pass@1")) && isnan(logged(log, 31, "eval/loss")));
+    cJSON_Delete(log);
+    RUN_OK("$T --resume again --eval-only");
+    char shown[32];
+    snprintf(shown, sizeof shown, "loss %.4f", loss);
+    assert_non_null(strstr(output, shown));
 }
 
 /* What a person is told: the file, what is held out, the first lines that are wrong. */
@@ -117,7 +133,7 @@ static void test_refused(void **state) {
         {"$T --data sums.jsonl --reward numbr", "unknown; known are exact number choice"},
         {"$T --data sums.jsonl --chat llama3", "the tokenizer has no <|begin_of_text|>"},
         {"$T --data sums.jsonl --max-tokens 16 --max-prompt 10", "do not fit the model's context"},
-        {"$T --model whole --data sums.jsonl --eval-share 0 --eval-only", "no prompt is held out"},
+        {"$T --model whole --data sums.jsonl --eval-share 0 --eval-only", "nothing is held out"},
         {"$T --data no.jsonl", "cannot read --data no.jsonl"},
         {"$T --dataset-name x", "here it is --data"},
         {"echo '{qestion}' > t; $T --data sums.jsonl --prompt-template t",

@@ -162,6 +162,9 @@ static void test_keys_of_the_files(void **state) {
         snprintf(name, sizeof name, "keys-%zu/metrics.jsonl", i);
         add_file(&metrics, name);
     }
+    RUN_OK("seq 9 | sed 's/.*/{\"text\": \"&+&\"}/' >learn.jsonl; $T " SMALL
+           "--data learn.jsonl --warm-start 0 --objective ce --steps 1 --run keys-learn");
+    add_file(&metrics, "keys-learn/metrics.jsonl");
     compare("## metrics.jsonl", &metrics, " loss_scale loss_scale_overflows completions/unscored "
             "eval/unscored perf/peak_host_mem_gb scorer/unscored scorer/failed scorer/restarts "
             "scorer/bad_lines ");

@@ -30,7 +30,8 @@ static struct Experience experience_by_hand(void) {
 }
 
 static struct Evaluation evaluation_by_hand(void) {
-    return (struct Evaluation){.num_prompts = 3, .samples = 4, .pass_at = {.25, .75, NAN, NAN},
+    return (struct Evaluation){.num_prompts = 3, .samples = 4, .loss = NAN,
+                               .pass_at = {.25, .75, NAN, NAN},
                                .distinct_correct = 1.5, .reward = .25, .entropy = .4,
                                .mean_length = 6, .truncated = .125};
 }

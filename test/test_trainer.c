@@ -2,6 +2,7 @@
    of a loss written out here, whatever the micro-batch; what is inactive; clipping, skipping and
    the loss scale; attention entropy. Runs do not depend on their micro-batch: test_program.c. */
 #include "trainer_rig.h"
+#include "../llmc/rl/evaluate.h"
 
 /* lr 0 moves nothing: the gradients stay those of the weights at the start. */
 static const struct OptimizerOptions still = {.9f, .95f, 1e-8f, 0, 0};
@@ -45,6 +46,23 @@ static void test_score_order(void **state) {
     check_score_order(order);
     check_score_order(as_in_the_set);
     prompts = apart;
+}
+
+/* The mean of -log p over the learnt tokens of rows that are held out. */
+static void test_loss_of_a_lesson(void **state) {
+    (void)state;
+    struct Rig rig;
+    struct Reference want;
+    double sum = 0;
+    rig_open(&rig, 11, NULL, NULL);
+    reference_set(&want, &rig, rig.w, 1, NULL);
+    for (int t = 0; t < rig.loss_start[COUNT]; t++) sum -= want.logp[t];
+    struct Lesson lesson = {.ids = {.id = rig.token, .count = rig.start[COUNT]},
+                            .loss = {.bytes = (char *)rig.mask},
+                            .end = {.id = rig.start + 1, .count = COUNT}};
+    ASSERT_CLOSE("loss", fabs(evaluate_lesson(rig.trainer, &lesson) - sum / rig.loss_start[COUNT]),
+                 2e-5);
+    rig_close(&rig);
 }
 
 /* ---- gradients ------------------------------------------------------------------------------ */
@@ -378,6 +396,7 @@ static void test_attention_entropy(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_score_order),
+        cmocka_unit_test(test_loss_of_a_lesson),
         cmocka_unit_test(test_gradients),
         cmocka_unit_test(test_gradients_of_shared_prompts),
         cmocka_unit_test(test_nothing_to_learn),

@@ -75,7 +75,7 @@ static void add_rollout_means(struct Evaluation *result, const struct Rollout *r
 struct Evaluation evaluation_of(const struct Examples *held_out, const struct Rollout *rollout,
                                 int samples) {
     int n = held_out->count;
-    struct Evaluation result = {.num_prompts = n, .samples = samples};
+    struct Evaluation result = {.num_prompts = n, .samples = samples, .loss = NAN};
     struct TextList text = {0};
     struct Reward *reward =
         check_alloc((size_t)rollout->count, sizeof *reward, "evaluation rewards");
@@ -109,4 +109,23 @@ struct Evaluation evaluate(struct Sampler *sampler, const struct Weights *weight
     rollout_free(&rollout);
     examples_free(&held_out);
     return result;
+}
+
+double evaluate_lesson(struct Trainer *trainer, const struct Lesson *lesson) {
+    int rows = lesson->end.count, n = lesson->ids.count;
+    int *ints = check_alloc(3 * ((size_t)rows + 1), sizeof *ints, "held-out lessons");
+    int *start = ints, *loss_start = start + rows + 1, *pick = loss_start + rows + 1;
+    float *logp = check_alloc((size_t)n + 1, sizeof *logp, "held-out lessons");
+    const unsigned char *mask = (const unsigned char *)lesson->loss.bytes;
+    for (int r = 0; r < rows; r++) {
+        start[r + 1] = lesson->end.id[r], loss_start[r + 1] = loss_start[r], pick[r] = r;
+        for (int t = start[r]; t < start[r + 1]; t++) loss_start[r + 1] += mask[t];
+    }
+    struct TrainingSet set = {.count = rows, .start = start, .token = lesson->ids.id,
+                              .loss_mask = mask, .loss_start = loss_start};
+    struct HeadStats out = {.logp = logp};
+    trainer_score(trainer, trainer_weights(trainer), &set, pick, rows, 1, &out);
+    double loss = -mean_of(logp, loss_start[rows]);
+    free(ints), free(logp);
+    return loss;
 }

@@ -4,15 +4,17 @@
 #define LLMC_EVALUATE_H
 
 #include "sampler.h"
+#include "trainer.h"
 #include "../tasks/examples.h"
 
 struct Evaluation {
-    int num_prompts, samples;
+    int num_prompts, samples;   /* no prompts: the next four lines have no meaning */
     double pass_at[4];          /* k = 1, 4, 16, 64; NaN where k > samples */
     double distinct_correct;    /* mean number of different right answers per prompt, among
                                    `samples` completions */
     double reward, entropy, mean_length, truncated;   /* means; truncated: share without
                                                          end-of-text; entropy in nats */
+    double loss;                /* of held-out lessons: nats per token; NaN: there are none */
     bool interrupted;           /* the program is asked to stop: it is not to be used */
     int unscored;               /* completions without a reward; pass_at, distinct_correct and
                                    reward leave them out */
@@ -31,5 +33,9 @@ struct Evaluation evaluate(struct Sampler *sampler, const struct Weights *weight
                            const struct Task *task, const struct Tokenizer *tokenizer,
                            const struct Ends *ends, uint64_t seed, int num_prompts, int samples,
                            float temperature, int max_tokens, void *workspace);
+
+/* Mean of -log p over the learnt tokens of a lesson's rows, at temperature 1: what a supervised
+   step minimises. The trainer's batches hold the longest row. */
+double evaluate_lesson(struct Trainer *trainer, const struct Lesson *lesson);
 
 #endif

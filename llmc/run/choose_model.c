@@ -11,9 +11,10 @@ bool choose_shape_only(const struct Options *o, const char *checkpoint) {
     return o->device_memory > 0 && checkpoint[0] && !o->data[0];
 }
 
+/* With --resume they are those that the run began with, also where it is only evaluated. */
 static void refuse_shape_options(const struct Options *o, const struct Place *place) {
     static const char *const names[] = {"layers", "channels", "heads", "context", "untied"};
-    for (size_t i = 0; i < sizeof names / sizeof *names && !place->resumed; i++)
+    for (size_t i = 0; i < sizeof names / sizeof *names && !o->resume[0]; i++)
         if (options_given(o, names[i]))
             die_input("--%s is for random weights; those in %s have their own shape", names[i],
                       place->checkpoint);

@@ -89,6 +89,9 @@ static void evaluated(struct Report *r, const char *task, const char *name, doub
 }
 
 static void write_evaluation(struct Report *r, const char *task, const struct Evaluation *e) {
+    if (!isnan(e->loss)) evaluated(r, task, "loss", e->loss);
+    if (!isnan(e->loss)) evaluated(r, task, "perplexity", exp(e->loss));
+    if (e->num_prompts == 0) return;
     for (int i = 0; i < 4; i++) {
         char name[16];
         snprintf(name, sizeof name, "pass@%d", evaluation_k[i]);
@@ -284,6 +287,9 @@ void report_evaluation(struct Report *r, const char *task, int64_t step, const c
 
 void report_describe_evaluation(const struct Evaluation *e, char *out, int capacity) {
     int at = 0;
+    out[0] = '\0';
+    if (!isnan(e->loss)) at = snprintf(out, (size_t)capacity, "loss %.4f  ", e->loss);
+    if (e->num_prompts == 0) return;
     for (int i = 0; i < 4 && at < capacity; i++)
         if (!isnan(e->pass_at[i]))
             at += snprintf(out + at, (size_t)(capacity - at), "pass@%d %.3f  ", evaluation_k[i],
@@ -449,7 +455,9 @@ void report_summary(struct Report *r, int64_t steps_done) {
         else say("%-22s %9.3f %9.3f", "reward", r->first_reward, r->last_reward);
         say("%-22s %9.3f %9.3f", "entropy (nats)", r->first_entropy, r->last_entropy);
     }
-    if (r->evaluated) {
+    if (r->evaluated && !isnan(r->last.loss))
+        say("%-22s %9.4f %9.4f", "held-out loss", r->first.loss, r->last.loss);
+    if (r->evaluated && r->last.num_prompts > 0) {
         for (int i = 0; i < 4; i++)
             if (!isnan(r->last.pass_at[i]))
                 say("held-out pass@%-9d %9.3f %9.3f", evaluation_k[i], r->first.pass_at[i],

@@ -501,9 +501,9 @@ static void prepare_data(struct Session *s) {
     data_prepare(s->plan.data, s->tokenizer, s->place.checkpoint, s->model->config.max_T,
                  (uint64_t)o->seed);
     data_add_ends(s->plan.data, &s->ends);
-    if (s->plan.data->num_held_out > 0) return;
+    if (s->plan.data->num_held_out > 0 || s->plan.data->held_out_lessons) return;
     if (o->eval_only)
-        die_input("--eval-only: no prompt is held out; give --eval-data FILE or --eval-share");
+        die_input("--eval-only: nothing is held out; give --eval-data FILE or --eval-share");
     o->eval_every = 0;
 }
 
@@ -563,14 +563,20 @@ void session_open(struct Session *s, int argc, char **argv) {
 
 struct Evaluation session_evaluate(struct Session *s, const struct Task *task) {
     const struct Options *o = &s->options;
-    sampler_load_weights(s->sampler, trainer_weights(s->trainer));
-    struct Evaluation e =
-        evaluate(s->sampler, trainer_weights(s->trainer), task, s->tokenizer, &s->ends,
-                 (uint64_t)o->seed, evaluated_prompts(s, task), (int)o->eval_samples,
-                 (float)o->temperature, s->max_tokens, trainer_workspace(s->trainer));
-    if (!isfinite(e.entropy))
-        die_machine("step %lld: the policy's entropy on held-out prompts is not finite, so the "
-                    "weights are worth nothing; an earlier checkpoint may be good",
+    const struct Lesson *lessons = task->held_out_lessons;
+    double loss = lessons ? evaluate_lesson(s->trainer, lessons) : NAN;
+    struct Evaluation e = {0};
+    int prompts = evaluated_prompts(s, task);
+    if (prompts > 0) {
+        sampler_load_weights(s->sampler, trainer_weights(s->trainer));
+        e = evaluate(s->sampler, trainer_weights(s->trainer), task, s->tokenizer, &s->ends,
+                     (uint64_t)o->seed, prompts, (int)o->eval_samples, (float)o->temperature,
+                     s->max_tokens, trainer_workspace(s->trainer));
+    }
+    e.loss = loss;
+    if (!isfinite(e.entropy) || (lessons && !isfinite(loss)))
+        die_machine("step %lld: the policy's entropy or loss on what is held out is not finite, so "
+                    "the weights are worth nothing; an earlier checkpoint may be good",
                     (long long)s->progress.step);
     return e;
 }

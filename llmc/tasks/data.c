@@ -91,6 +91,16 @@ static uint64_t hash_prompt(struct Data *d) {
     return data_hash(d->scratch.bytes, d->scratch.length);
 }
 
+/* The same for a line without a prompt: by its text, or by its first message. */
+static uint64_t hash_lesson(struct Data *d) {
+    const struct Record *r = &d->record;
+    if (!r->text) return data_hash(text_list_at(&r->turns.content, 0),
+                                   text_list_length(&r->turns.content, 0));
+    text_clear(&d->scratch);
+    record_text(&d->scratch, r, r->text);
+    return data_hash(d->scratch.bytes, d->scratch.length);
+}
+
 /* Does the conversation teach something? */
 static bool has_assistant(const struct Turns *turns) {
     for (int i = 0; i < turns->role.count; i++)
@@ -108,6 +118,8 @@ const char *data_read(struct Data *d, const char *line, size_t length, struct Li
     out->lesson = (r->completion && out->prompt) || has_assistant(&r->turns) || r->text;
     out->answer = r->answer != NULL || (r->prompt && has_assistant(&r->turns));
     if (out->prompt) out->hash = hash_prompt(d);
+    else if (out->lesson) out->hash = hash_lesson(d);
+    if (d->reads_held_out && (out->prompt || out->lesson)) return NULL;
     if (d->options.supervised && out->lesson) return NULL;
     if (d->options.supervised)
         return "has nothing to learn (a prompt with completion or response, messages with a turn "
@@ -172,7 +184,7 @@ static bool cut_row(struct Data *d, struct Lesson *lesson, int begin) {
     return learns;
 }
 
-static const char *add_lesson(struct Data *d, struct Lesson *lesson) {
+const char *data_lesson(struct Data *d, struct Lesson *lesson) {
     const struct Record *r = &d->record;
     int begin = lesson->ids.count;
     const char *problem;
@@ -238,7 +250,8 @@ static void next_line(struct Data *d, struct Blocks *blocks, bool lesson, struct
                       lesson ? "learnt from" : "trained on");
         const char *problem = data_read(d, text, length, line);
         if (problem) note_once(d, blocks, FAULT_BAD, *number, problem);
-        bool held_out = !problem && line->prompt && data_holds_out(d, line->hash);
+        bool held_out = !problem && (line->prompt || d->options.supervised) &&
+                        data_holds_out(d, line->hash);
         if (!problem && !held_out && (lesson ? line->lesson : line->prompt)) return;
     }
 }
@@ -267,7 +280,7 @@ static void next_lesson(struct Data *d, struct Lesson *lesson) {
     const char *problem;
     do {
         next_line(d, &d->lessons, true, &line, &number);
-        problem = add_lesson(d, lesson);
+        problem = data_lesson(d, lesson);
         if (problem) note_once(d, &d->lessons, FAULT_LONG, number, problem);
     } while (problem);
     d->idle_passes[1] = 0;
@@ -384,6 +397,7 @@ void data_prepare(struct Task *task, const struct Tokenizer *tokenizer, const ch
     task->max_prompt = d->max_prompt;
     task->max_completion = d->max_tokens;
     task->num_held_out = d->num_held_out;
+    if (d->held_out_lessons.end.count > 0) task->held_out_lessons = &d->held_out_lessons;
     if (d->lines_with_lesson > 0) task->teach = teach;
 }
 
@@ -405,6 +419,7 @@ void data_close(struct Task *task) {
     record_free(&d->record), turns_free(&d->turns);
     text_free(&d->filled), text_free(&d->scratch), text_free(&d->help);
     for (int i = 0; i < d->num_held_out; i++) example_free(&d->held_out[i]);
+    lesson_free(&d->held_out_lessons);
     free(d->held_out), free(d->eval_hash), free(d);
     free(task);
 }

@@ -31,6 +31,9 @@ struct Data {
     size_t num_eval_hashes;
     struct Example *held_out;
     int num_held_out;
+    struct Lesson held_out_lessons;  /* where the run is supervised */
+    bool reads_held_out;             /* the line in hand may be of any use: a prompt to evaluate on,
+                                        or something to learn */
     /* counts */
     int64_t faults[FAULTS], cut_rows;
     int64_t surveyed_lines;          /* lines whose faults were noted at start */
@@ -60,6 +63,8 @@ void data_note(struct Data *d, enum DataFault fault, const char *path, int64_t l
 const char *data_read(struct Data *d, const char *line, size_t length, struct Line *out);
 /* Appends the line in hand to an empty example; likewise. */
 const char *data_example(struct Data *d, struct Example *example);
+/* Appends the rows of the line in hand to a lesson; likewise, and then nothing is appended. */
+const char *data_lesson(struct Data *d, struct Lesson *lesson);
 /* Says that a prompt has too many tokens. */
 const char *data_too_long(const struct Data *d, int tokens);
 uint64_t data_hash(const char *bytes, size_t length);

@@ -29,8 +29,9 @@ struct Survey {
     double share;
     struct Place *place;             /* what may be held out */
     size_t count, capacity;
-    struct Place least;              /* the prompt with the smallest hash */
-    bool several;                    /* there are prompts with different hashes */
+    struct Place least;              /* the one with the smallest hash */
+    bool several;                    /* there are different hashes */
+    int64_t places;                  /* lines that they are of */
     int64_t lines, prompts, answers, lessons;
     int shortest, longest;           /* tokens, where they were counted */
     bool over;                       /* the file was longer than was looked at */
@@ -75,13 +76,17 @@ static bool count_tokens(struct Data *d, struct Survey *s, int64_t line) {
     return true;
 }
 
-static void note_prompt(struct Survey *s, const struct Line *line, struct Place place,
-                        const struct Record *record) {
-    bool first = s->prompts++ == 0;
+/* Notes a line that may be held out. */
+static void note_place(struct Survey *s, struct Place place) {
+    bool first = s->places++ == 0;
     if (!first && place.hash != s->least.hash) s->several = true;
     if (first || place.hash < s->least.hash) s->least = place;
     if (s->evaluation || (s->share > 0 && place.hash <= share_threshold(s->share)))
         add_place(s, place);
+}
+
+static void note_prompt(struct Survey *s, const struct Line *line, const struct Record *record) {
+    s->prompts++;
     if (line->answer && s->answers++ == 0 && record->answer) {
         text_clear(&s->first_answer);
         record_text(&s->first_answer, record, record->answer);
@@ -109,9 +114,10 @@ static void survey_file(struct Data *d, struct Survey *s, struct LineReader *rea
         if (problem) continue;
         place.hash = line.hash;
         s->lessons += line.lesson;
-        if (line.prompt && (!d->surveyed_tokens || d->options.supervised ||
-                            count_tokens(d, s, reader->line)))
-            note_prompt(s, &line, place, &d->record);
+        bool usable = line.prompt && (!d->surveyed_tokens || d->options.supervised ||
+                                      count_tokens(d, s, reader->line));
+        if (usable || d->options.supervised) note_place(s, place);
+        if (usable) note_prompt(s, &line, &d->record);
     }
     if (!s->evaluation) d->surveyed_lines = reader->line;
     s->over = reader->offset >= SURVEY_BYTES;
@@ -125,56 +131,63 @@ static int by_hash(const void *a, const void *b) {
     return x->line < y->line ? -1 : x->line > y->line;
 }
 
-/* Reads the held-out examples, those with the smallest hashes first, each text once. */
-static void read_held_out(struct Data *d, struct Survey *s, struct LineReader *reader) {
-    int64_t most = d->options.eval_prompts;
-    bool supervised = d->options.supervised;
-    d->held_out = check_alloc(s->count, sizeof *d->held_out, "held-out prompts");
-    d->options.supervised = false;   /* of a held-out line the prompt is wanted */
-    for (size_t i = 0; i < s->count && d->num_held_out < most; i++) {
-        struct Example *e = &d->held_out[d->num_held_out];
+/* The line in hand as a prompt to evaluate on. */
+static void hold_out_example(struct Data *d, const char *path, int64_t line) {
+    struct Example *e = &d->held_out[d->num_held_out];
+    text_clear(&e->prompt), text_clear(&e->answer), text_clear(&e->metadata);
+    e->ids.count = 0;
+    const char *problem = data_example(d, e);
+    if (!problem && e->ids.count <= d->max_prompt) {
+        d->num_held_out++;
+        return;
+    }
+    if (problem) data_note(d, FAULT_BAD, path, line, problem);
+    else if (!d->surveyed_tokens)
+        data_note(d, FAULT_LONG, path, line, data_too_long(d, e->ids.count));
+    example_free(e);
+}
+
+/* Reads what is held out, lines with the smallest hashes first, each text once: prompts where
+   completions can be judged, and what there is to learn where that is what the run does. */
+static void read_held_out(struct Data *d, struct Survey *s, struct LineReader *reader,
+                          bool judged) {
+    int64_t most = d->options.eval_prompts, lessons = 0;
+    d->held_out = check_alloc(s->count + 1, sizeof *d->held_out, "held-out prompts");
+    d->reads_held_out = true;
+    for (size_t i = 0; i < s->count && d->num_held_out < most && lessons < most; i++) {
         struct Line line;
         if (i > 0 && s->place[i].hash == s->place[i - 1].hash) continue;
         line_reader_seek(reader, s->place[i].offset, s->place[i].line - 1);
         if (!line_reader_next(reader)) continue;
         if (data_read(d, reader->text.bytes, reader->text.length, &line)) continue;
-        text_clear(&e->prompt), text_clear(&e->answer), text_clear(&e->metadata);
-        e->ids.count = 0;
-        const char *problem = data_example(d, e);
-        if (!problem && e->ids.count <= d->max_prompt) {
-            d->num_held_out++;
-            continue;
-        }
-        if (problem) data_note(d, FAULT_BAD, s->path, reader->line, problem);
-        else if (!d->surveyed_tokens) data_note(d, FAULT_LONG, s->path, reader->line,
-                                                data_too_long(d, e->ids.count));
-        example_free(e);
+        if (line.prompt && judged) hold_out_example(d, s->path, reader->line);
+        if (line.lesson && d->options.supervised && !data_lesson(d, &d->held_out_lessons))
+            lessons++;
     }
-    d->options.supervised = supervised;
+    d->reads_held_out = false;
 }
 
 /* A share of the file's own prompts; of several at least one. */
-static void hold_out_share(struct Data *d, struct Survey *s) {
+static void hold_out_share(struct Data *d, struct Survey *s, bool judged) {
     if (s->share == 0 || !s->several) return;
     d->threshold_set = true;
     d->threshold = s->count > 0 || s->over ? share_threshold(s->share) : s->least.hash;
     if (s->count == 0) add_place(s, s->least);
     qsort(s->place, s->count, sizeof *s->place, by_hash);
-    read_held_out(d, s, &d->reader);
+    read_held_out(d, s, &d->reader, judged);
 }
 
 /* All of --eval-data; its prompts are never trained on, where the data has them too. */
 static void hold_out_file(struct Data *d) {
     struct LineReader reader;
     struct Survey s = {.path = d->options.eval_path, .evaluation = true};
-    bool supervised = d->options.supervised;
     line_reader_open(&reader, s.path, "--eval-data");
-    d->options.supervised = false;
+    d->reads_held_out = d->options.supervised;
     survey_file(d, &s, &reader);
-    d->options.supervised = supervised;
     if (s.count > 0) qsort(s.place, s.count, sizeof *s.place, by_hash);   /* not of NULL */
-    read_held_out(d, &s, &reader);
-    if (d->num_held_out == 0)
+    read_held_out(d, &s, &reader, !d->options.supervised || s.answers > 0 ||
+                                      !verify_needs_answers(d->verify));
+    if (d->num_held_out == 0 && d->held_out_lessons.end.count == 0)
         die_input("--eval-data %s: no line of it can be used; the first ones that were passed over "
                   "are named above", s.path);
     d->eval_hash = check_alloc(s.count, sizeof *d->eval_hash, "held-out prompts");
@@ -231,14 +244,17 @@ static void describe(const struct Data *d, const struct Survey *s) {
     say("data      %s: %lld lines%s, %lld prompts%s%s; %lld bad, %lld too long", d->options.path,
         (long long)s->lines, s->over ? " in its first 64 MB" : "", (long long)s->prompts, tokens,
         lessons, (long long)d->faults[FAULT_BAD], (long long)d->faults[FAULT_LONG]);
-    if (d->num_held_out == 0)
+    char rows[64] = "";
+    if (d->held_out_lessons.end.count > 0)
+        snprintf(rows, sizeof rows, ", and %d rows for the loss", d->held_out_lessons.end.count);
+    if (d->num_held_out == 0 && !rows[0])
         say("          held out: nothing, and so nothing is evaluated");
     else if (d->options.eval_path[0])
-        say("          held out: %s; evaluated on %d of its prompts", d->options.eval_path,
-            d->num_held_out);
+        say("          held out: %s; evaluated on %d of its prompts%s", d->options.eval_path,
+            d->num_held_out, rows);
     else
-        say("          held out: a share of %g, by a hash of the prompt; evaluated on %d prompts",
-            d->options.eval_share, d->num_held_out);
+        say("          held out: a share of %g, by a hash of the prompt; evaluated on %d prompts%s",
+            d->options.eval_share, d->num_held_out, rows);
     const char *system = chat_system(d->chat);
     say("          chat form %s%s%s; prompts of at most %d tokens, completions of %d",
         chat_name(d->chat), system[0] ? ", system prompt " : "", system[0] ? quote(system) : "",
@@ -262,7 +278,7 @@ void data_survey(struct Data *d, const char *directory, int context) {
     open_verifiers(d, &s);
     bool judged = s.answers > 0 || (s.prompts > 0 && !verify_needs_answers(d->verify));
     if (o->eval_path[0]) hold_out_file(d);
-    else if (judged) hold_out_share(d, &s);
+    else if (judged || o->supervised) hold_out_share(d, &s, judged);
     if (d->surveyed_tokens) {   /* nothing longer will come: a smaller plan of memory */
         d->max_prompt = s.longest;
         for (int i = 0; i < d->num_held_out; i++)

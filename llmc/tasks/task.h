@@ -98,6 +98,8 @@ struct Task {
     void (*draw)(const struct Task *task, struct Example *example, uint64_t seed,
                  enum RngPurpose purpose, uint64_t ordinal);
     int num_held_out;         /* 0: none, and nothing is evaluated */
+    /* Rows whose loss an evaluation measures in a supervised run; NULL: none. */
+    const struct Lesson *held_out_lessons;
     /* Was the last judge cut short, because the program is asked to stop? Then its rewards are not
        to be used. NULL: never. */
     bool (*interrupted)(const struct Task *task);
