@@ -98,7 +98,7 @@ static bool step(struct Session *s) {
     struct Evaluation evaluation;
     struct StepReport report = {.step = s->progress.step + 1, .total_steps = s->plan.steps,
                                 .task = s->task->name, .experience = &s->experience,
-                                .entropy = &s->entropy,
+                                .entropy = &s->entropy, .converses = task_converses(s->task),
                                 .has_reference = s->reference.data != NULL};
     double begin = seconds();
     struct ScorerCounts scorer = scorer_counts(s->scorer);

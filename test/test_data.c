@@ -613,7 +613,8 @@ static void test_auto_reward(void **state) {
         assert_string_equal(task->help, wanted);
         struct Reward reward;
         const struct Example *e = drawn(task, 0);
-        struct Completion c = {e, e->answer.bytes, e->answer.length, true, 2};
+        struct Completion c = {.example = e, .text = e->answer.bytes,
+                               .length = e->answer.length, .ended = true, .tokens = 2};
         task->judge(task, &reward, &c, 1);
         assert_true(reward.value == 1 && reward.right);
         data_close(task);

@@ -155,7 +155,8 @@ static void test_keys_of_the_files(void **state) {
     static const char *const runs[] = {
         "--objective repo_d --kl-coef 0.1 --tasks countdown:2,countdown_sorted:2",
         "--steps 2 --objective adapo --eval-samples 64",
-        "--steps 2 --objective dapo --entropy-control adaptive_bonus"};
+        "--steps 2 --objective dapo --entropy-control adaptive_bonus",
+        "--steps 1 --task calculator"};
     for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
         char name[64];
         RUN_OK("$T " SMALL "%s --run keys-%zu", runs[i], i);

@@ -175,7 +175,8 @@ static void test_text_without_its_end(void **state) {
     struct TextList text = {0};
     struct Reward reward[2];
     rollout.ended[0] = 1;   /* by x, one of several ends */
-    examples_judge(reward, &text, &prompts, 2, rollout.token, rollout.start, rollout.ended);
+    struct Completed completed = rollout_completed(&rollout);
+    examples_judge(reward, &text, NULL, &prompts, 2, &completed);
     assert_string_equal(text_list_at(&text, 0), "r");
     assert_string_equal(text_list_at(&text, 1), "rx");
     assert_true(reward[0].right && !reward[1].right);

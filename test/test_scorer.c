@@ -158,7 +158,8 @@ static struct Scorer *open_tried(const char *mode, int workers, double timeout) 
 static void score(struct Scorer *s, float *reward, const char *const *text, int count) {
     struct Completion *completion = calloc((size_t)count, sizeof *completion);
     for (int i = 0; i < count; i++)
-        completion[i] = (struct Completion){&plain, text[i], strlen(text[i]), true, 3};
+        completion[i] = (struct Completion){.example = &plain, .text = text[i],
+                                            .length = strlen(text[i]), .ended = true, .tokens = 3};
     scorer_score(s, reward, completion, count);
     free(completion);
 }
@@ -298,10 +299,11 @@ static void test_requests(void **state) {
     struct Example example = {
         .prompt = {"a\n\"b\"\t\\", 7, 0}, .answer = {"4\xff", 2, 0},
         .metadata = {"{\"n\":\r[1,\n2], \"s\": \"\x01 \\\" \"}", 27, 0}};
-    struct Completion completion[] = {{&example, "\xe4\xbd\xa0\xf0\x9f\x98\x80 \xc3\x28", 10, true,
-                                       1},
-                                      {&plain, "zero \0 byte", 11, false, 1},
-                                      {&plain, big, 300000, true, 1}};
+    struct Completion completion[] = {
+        {.example = &example, .text = "\xe4\xbd\xa0\xf0\x9f\x98\x80 \xc3\x28", .length = 10,
+         .ended = true},
+        {.example = &plain, .text = "zero \0 byte", .length = 11},
+        {.example = &plain, .text = big, .length = 300000, .ended = true}};
     float reward[3];
     struct Scorer *s = open_scorer(line, 1, 5);
     scorer_score(s, reward, completion, 3);

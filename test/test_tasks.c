@@ -5,7 +5,9 @@
 #include "child.h"
 #include "../llmc/tasks/examples.h"
 
-enum { NUM_TASKS = 6, TEXT = 64 };   /* TEXT: room for any prompt or answer of a built-in task */
+/* NUM_TASKS: those of one turn come first; the others are in test_tools.c. TEXT: room for any
+   prompt or answer of a built-in task. */
+enum { NUM_TASKS = 6, ALL_TASKS = 8, TEXT = 64 };
 
 /* ---- tasks on plain strings ------------------------------------------------------------------ */
 
@@ -38,7 +40,9 @@ static bool demonstrate(const struct Task *task, char answer[TEXT], const char *
 static float reward_of(const struct Task *task, const char *prompt, const char *answer,
                        size_t length, bool ended) {
     struct Reward reward;
-    struct Completion completion = {example_of(prompt), answer, length, ended, (int)length + 1};
+    struct Completion completion = {.example = example_of(prompt), .text = answer,
+                                    .length = length, .ended = ended,
+                                    .tokens = (int)length + 1};
     task->judge(task, &reward, &completion, 1);
     assert_int_equal(reward.right, reward.value == 1);
     return reward.value;
@@ -132,9 +136,12 @@ static bool oracle(const struct Task *task, const char *prompt, const char *text
 static void test_table(void **state) {
     (void)state;
     assert_null(task_row(-1));
-    assert_null(task_row(NUM_TASKS));
+    assert_null(task_row(ALL_TASKS));
     assert_null(task_find("count"));
-    assert_string_equal(task_names(), "countdown countdown_sorted split addition reverse sort");
+    assert_string_equal(task_names(), "countdown countdown_sorted split addition reverse sort "
+                        "calculator address_book");
+    for (int i = NUM_TASKS; i < ALL_TASKS; i++)
+        assert_true(task_converses(task_row(i)) && task_find(task_row(i)->name) == task_row(i));
     for (int i = 0; i < NUM_TASKS; i++) {
         const struct Task *task = task_row(i);
         assert_ptr_equal(task_find(task->name), task);

@@ -25,7 +25,8 @@ static struct Reward judge_bytes(struct Verify *v, const char *answer, const cha
     struct Text text = text_of(completion, length);
     struct Reward reward = {.value = -1};
     if (answer) example.answer = text_of(answer, strlen(answer));
-    struct Completion c = {&example, text.bytes, length, ended, tokens};
+    struct Completion c = {.example = &example, .text = text.bytes, .length = length,
+                           .ended = ended, .tokens = tokens};
     verify_judge(v, &reward, &c, 1);
     free(text.bytes), free(example.answer.bytes);
     return reward;

@@ -65,9 +65,12 @@ static void add_tally_means(struct Evaluation *result, const struct Tally *tally
 
 /* Mean entropy over the rollout's tokens; mean length and share of truncated completions. */
 static void add_rollout_means(struct Evaluation *result, const struct Rollout *rollout) {
-    int tokens = rollout->start[rollout->count], ended = 0;
+    int ended = 0;
+    long tokens = rollout->start[rollout->count] - rollout->text_tokens;
     for (int i = 0; i < rollout->count; i++) ended += rollout->ended[i];
-    result->entropy = mean_of(rollout->entropy, tokens);
+    /* an environment's tokens have entropy 0 and do not count */
+    result->entropy = mean_of(rollout->entropy, rollout->start[rollout->count]) *
+                      (rollout->start[rollout->count] / (double)tokens);
     result->mean_length = (double)tokens / rollout->count;
     result->truncated = 1 - (double)ended / rollout->count;
 }
@@ -81,8 +84,8 @@ struct Evaluation evaluation_of(const struct Examples *held_out, const struct Ro
         check_alloc((size_t)rollout->count, sizeof *reward, "evaluation rewards");
     int *seen = check_alloc((size_t)samples, sizeof *seen, "evaluation answers");
     struct Tally *tally = check_alloc((size_t)n, sizeof *tally, "evaluation answers");
-    result.interrupted = !examples_judge(reward, &text, held_out, samples, rollout->token,
-                                         rollout->start, rollout->ended);
+    struct Completed completed = rollout_completed(rollout);
+    result.interrupted = !examples_judge(reward, &text, NULL, held_out, samples, &completed);
     for (int p = 0; p < n; p++) tally[p] = tally_group(seen, reward, &text, p * samples, samples);
     add_tally_means(&result, tally);
     add_rollout_means(&result, rollout);
@@ -104,7 +107,9 @@ struct Evaluation evaluate(struct Sampler *sampler, const struct Weights *weight
         .purpose = RNG_EVAL_SAMPLE, .temperature = temperature, .max_tokens = max_tokens,
         .ends = *ends};
     struct Rollout rollout = {0};
+    request.environment = environment_open(&held_out, samples);
     sampler_generate(sampler, weights, &request, &rollout, workspace);
+    environment_close(request.environment);
     struct Evaluation result = evaluation_of(&held_out, &rollout, samples);
     rollout_free(&rollout);
     examples_free(&held_out);

@@ -21,6 +21,7 @@ static void experience_grow(struct Experience *e, int count, size_t tokens) {
         e->ended = grown(e->ended, n, 1);
         e->active = grown(e->active, n, 1);
         e->length = grown(e->length, n, sizeof *e->length);
+        e->completion_start = grown(e->completion_start, n, sizeof *e->completion_start);
         e->capacity_count = count;
     }
     if (tokens > e->capacity_tokens) {
@@ -40,9 +41,11 @@ static void experience_clear(struct Experience *e, int group_size) {
     e->start[0] = e->loss_start[0] = 0;
     text_list_cut(&e->prompt, 0);
     text_list_cut(&e->completion, 0);
+    text_list_cut(&e->turns, 0);
     e->sum_entropy = e->sum_reward = e->reward_std = e->frac_reward_zero_std = 0;
     e->sum_length = e->truncated = 0;
     e->generated = e->scored = e->generated_tokens = 0;
+    e->texts = e->text_tokens = e->texts_cut = 0;
     e->pages_peak = e->preempted = 0;
     e->seconds_generate = e->seconds_reward = 0;
 }
@@ -55,6 +58,7 @@ static int append_tokens(struct Experience *e, const int *prompt, int prompt_len
     experience_grow(e, 2 * e->count, 2 * (size_t)(at + prompt_length + length));
     memcpy(e->token + at, prompt, (size_t)prompt_length * sizeof(int));
     memcpy(e->token + at + prompt_length, completion, (size_t)length * sizeof(int));
+    e->completion_start[i] = at + prompt_length;
     e->start[i + 1] = at + prompt_length + length;
     e->loss_start[i + 1] = loss_at + loss;
     e->length[i] = loss, e->active[i] = 1, e->ended[i] = 1;
@@ -62,13 +66,15 @@ static int append_tokens(struct Experience *e, const int *prompt, int prompt_len
     return loss_at;
 }
 
-/* The usual sequence: a prompt without loss, a completion with it. */
+/* The usual sequence: a prompt without loss, a completion with it, but for what an environment said
+   in it (exchange; may be NULL). */
 static int experience_append(struct Experience *e, const int *prompt, int prompt_length,
-                             const int *completion, int length) {
+                             const int *completion, int length, const struct Exchange *exchange) {
     int at = e->start[e->count];
-    int loss_at = append_tokens(e, prompt, prompt_length, completion, length, length);
+    int loss_at = append_tokens(e, prompt, prompt_length, completion, length,
+                                length - exchange_tokens(exchange));
     memset(e->loss_mask + at, 0, (size_t)prompt_length);
-    memset(e->loss_mask + at + prompt_length, 1, (size_t)length);
+    exchange_mask(e->loss_mask + at + prompt_length, length, exchange);
     return loss_at;
 }
 
@@ -85,29 +91,84 @@ static void append_lesson(struct Experience *e, const struct Lesson *lesson) {
     }
 }
 
+/* A demonstration in the making. */
+struct Demonstration {
+    struct Example example;
+    struct Ids prompt, completion;
+    struct Text text;
+    struct Exchange exchange;
+    struct TurnList turns;
+};
+
+static void demonstration_free(struct Demonstration *d) {
+    example_free(&d->example);
+    ids_free(&d->prompt), ids_free(&d->completion);
+    text_free(&d->text);
+    exchange_free(&d->exchange);
+    turn_list_free(&d->turns);
+}
+
+/* Appends d->text to the completion as a turn of the model. */
+static void add_model_turn(struct Demonstration *d, const struct Tokenizer *tokenizer) {
+    int end_of_text = tokenizer_role(tokenizer, TOKENIZER_ENDS_TEXT);
+    encode_text(tokenizer, &d->text, &d->completion);
+    ids_append(&d->completion, &end_of_text, 1);
+}
+
+/* What was said so far, as the task reads it. */
+static struct Completion said_so_far(struct Demonstration *d, const struct Tokenizer *tokenizer) {
+    turn_list_make(&d->turns, tokenizer, d->completion.id, d->completion.count, true,
+                   &d->exchange);
+    int at = d->exchange.at.count;
+    bool answered = at > 0 && d->exchange.at.id[at - 1] == d->completion.count;
+    return (struct Completion){.example = &d->example, .text = d->turns.whole.bytes,
+                               .length = d->turns.whole.length, .ended = true,
+                               .turn = d->turns.turn,
+                               .num_turns = d->turns.count - answered};   /* no turn began */
+}
+
+/* All turns of a task with an environment: what a right completion says, and what it is
+   answered. */
+static bool demonstrate_turns(struct Demonstration *d, const struct CollectOptions *o,
+                              struct Rng *rng) {
+    const struct Task *task = o->task;
+    struct Completion so_far = {.example = &d->example, .text = "", .ended = true};
+    for (int turn = 1;; turn++) {
+        text_clear(&d->text);
+        if (!task->demonstrate_turn(task, &d->text, &so_far, rng)) return false;
+        add_model_turn(d, o->tokenizer);
+        so_far = said_so_far(d, o->tokenizer);
+        text_clear(&d->text);
+        if (turn == task->max_turns || !task->reply(task, &d->text, &so_far)) return true;
+        int begin = d->completion.count;
+        encode_text(o->tokenizer, &d->text, &d->completion);
+        exchange_add(&d->exchange, "tool", d->text.bytes, d->text.length, begin,
+                     d->completion.count);
+        so_far = said_so_far(d, o->tokenizer);
+    }
+}
+
 /* A prompt with a random right answer; false: there is none. */
-static bool demonstrate(struct Ids *prompt, struct Ids *completion, struct Example *example,
-                        struct Text *answer, const struct CollectOptions *o, uint64_t ordinal) {
+static bool demonstrate(struct Demonstration *d, const struct CollectOptions *o,
+                        uint64_t ordinal) {
     struct Rng rng;
-    example_draw(example, o->task, o->seed, RNG_DEMONSTRATION, ordinal);
+    example_draw(&d->example, o->task, o->seed, RNG_DEMONSTRATION, ordinal);
     /* A stream of its own: example_draw used the one whose number has the top bit clear. */
     rng_open(&rng, o->seed, RNG_DEMONSTRATION, ordinal | (uint64_t)1 << 63);
-    text_clear(answer);
-    prompt->count = completion->count = 0;
-    if (!o->task->demonstrate(o->task, answer, example, &rng)) return false;
-    encode_text(o->tokenizer, &example->prompt, prompt);
-    encode_text(o->tokenizer, answer, completion);
-    int end_of_text = tokenizer_role(o->tokenizer, TOKENIZER_ENDS_TEXT);
-    ids_append(completion, &end_of_text, 1);
+    text_clear(&d->text);
+    d->prompt.count = d->completion.count = 0;
+    exchange_clear(&d->exchange);
+    encode_text(o->tokenizer, &d->example.prompt, &d->prompt);
+    if (o->task->demonstrate_turn) return demonstrate_turns(d, o, &rng);
+    if (!o->task->demonstrate(o->task, &d->text, &d->example, &rng)) return false;
+    add_model_turn(d, o->tokenizer);
     return true;
 }
 
 void experience_demonstrate(struct Experience *e, const struct CollectOptions *o, int count,
                             int64_t *ordinal) {
-    struct Example example = {0};
-    struct Text answer = {0};
+    struct Demonstration d = {.text = {0}};
     struct Lesson lesson = {0};
-    struct Ids prompt = {0}, completion = {0};
     experience_clear(e, 1);
     for (int i = 0; i < count; i++, ++*ordinal) {
         if (o->task->teach) {
@@ -115,32 +176,55 @@ void experience_demonstrate(struct Experience *e, const struct CollectOptions *o
             text_clear(&lesson.loss);
             o->task->teach(o->task, &lesson, o->seed, (uint64_t)*ordinal);
             append_lesson(e, &lesson);
-        } else if (demonstrate(&prompt, &completion, &example, &answer, o, (uint64_t)*ordinal)) {
-            experience_append(e, prompt.id, prompt.count, completion.id, completion.count);
+        } else if (demonstrate(&d, o, (uint64_t)*ordinal)) {
+            experience_append(e, d.prompt.id, d.prompt.count, d.completion.id, d.completion.count,
+                              &d.exchange);
         }
     }
-    example_free(&example), text_free(&answer), lesson_free(&lesson);
-    ids_free(&prompt), ids_free(&completion);
+    demonstration_free(&d), lesson_free(&lesson);
 }
 
 /* ---- rollouts -------------------------------------------------------------------------------- */
 
+/* The rollout's numbers of completion i, without those of an environment's text. */
+static void copy_drawn(float *logp, float *entropy, const struct Rollout *rollout, int i) {
+    const struct Exchange *exchange = rollout->exchange ? &rollout->exchange[i] : NULL;
+    int texts = exchange ? exchange->said.role.count : 0;
+    const int *at = texts > 0 ? exchange->at.id : NULL;
+    int begin = 0, first = rollout->start[i], length = rollout->start[i + 1] - first;
+    for (int k = 0; k <= texts; k++) {
+        size_t drawn = (size_t)((k < texts ? at[2 * k] : length) - begin);
+        memcpy(logp, rollout->logp + first + begin, drawn * sizeof(float));
+        memcpy(entropy, rollout->entropy + first + begin, drawn * sizeof(float));
+        logp += drawn, entropy += drawn;
+        if (k < texts) begin = at[2 * k + 1];
+    }
+}
+
+/* Texts of a rollout, by completion. */
+struct Texts {
+    struct TextList completion, turns;
+};
+
 /* Appends group g of the rollout to the experience, with its rewards and texts. */
 static void append_group(struct Experience *e, const struct Examples *prompts, int group,
-                         const struct Reward *reward, const struct TextList *text, int g) {
+                         const struct Reward *reward, const struct Texts *text, int g) {
     const struct Rollout *rollout = &e->rollout;
     const struct Text *prompt = &prompts->example[g].prompt;
     for (int i = g * group; i < (g + 1) * group; i++) {
         int begin = rollout->start[i], length = rollout->start[i + 1] - begin, k = e->count;
         int at = experience_append(e, prompts->ids.id + prompts->start[g],
                                    prompts->start[g + 1] - prompts->start[g],
-                                   rollout->token + begin, length);
-        memcpy(e->logp + at, rollout->logp + begin, (size_t)length * sizeof(float));
-        memcpy(e->entropy + at, rollout->entropy + begin, (size_t)length * sizeof(float));
+                                   rollout->token + begin, length,
+                                   rollout->exchange ? &rollout->exchange[i] : NULL);
+        copy_drawn(e->logp + at, e->entropy + at, rollout, i);
         e->ended[k] = rollout->ended[i];
         e->reward[k] = reward[i].value;
         text_list_add(&e->prompt, prompt->bytes, prompt->length);
-        text_list_add(&e->completion, text_list_at(text, i), text_list_length(text, i));
+        text_list_add(&e->completion, text_list_at(&text->completion, i),
+                      text_list_length(&text->completion, i));
+        text_list_add(&e->turns, text_list_at(&text->turns, i),
+                      text_list_length(&text->turns, i));
     }
 }
 
@@ -149,6 +233,7 @@ static void drop_last_group(struct Experience *e) {
     e->count -= e->group_size;
     text_list_cut(&e->prompt, e->count);
     text_list_cut(&e->completion, e->count);
+    text_list_cut(&e->turns, e->count);
 }
 
 /* Adds the last group to the statistics. reward_std and frac_reward_zero_std are sums here, which
@@ -205,7 +290,9 @@ static bool generate(struct Experience *e, struct Sampler *sampler, const struct
     if (o->replay)
         return replay_rollout(o->replay, o->step, &request, prompts->example,
                               tokenizer_vocab_size(o->tokenizer), &e->rollout);
+    request.environment = environment_open(prompts, o->group);
     sampler_generate(sampler, weights, &request, &e->rollout, workspace);
+    environment_close(request.environment);
     e->preempted += e->rollout.preempted;
     if (e->rollout.pages_peak > e->pages_peak) e->pages_peak = e->rollout.pages_peak;
     return true;
@@ -218,17 +305,20 @@ static int take_rollout(struct Experience *e, const struct CollectOptions *o,
                         const struct Examples *prompts) {
     int wanted = o->prompts * o->group, groups_scored = 0;
     const struct Rollout *rollout = &e->rollout;
-    struct TextList text = {0};
+    struct Texts text = {.completion = {.count = 0}};
+    struct Completed completed = rollout_completed(rollout);
     struct Reward *reward = check_alloc((size_t)rollout->count, sizeof *reward, "rewards");
-    bool judged = examples_judge(reward, &text, prompts, o->group, rollout->token, rollout->start,
-                                 rollout->ended);
+    bool judged = examples_judge(reward, &text.completion, &text.turns, prompts, o->group,
+                                 &completed);
+    e->texts += rollout->texts, e->text_tokens += rollout->text_tokens;
+    e->texts_cut += rollout->texts_cut;
     for (int g = 0; g < prompts->count && judged; g++) {
         bool full = e->count == wanted;
         append_group(e, prompts, o->group, reward, &text, g);
         groups_scored += add_group_sums(e);
         if (full || (o->filter && last_group_is_flat(e))) drop_last_group(e);
     }
-    text_list_free(&text);
+    text_list_free(&text.completion), text_list_free(&text.turns);
     free(reward);
     return judged ? groups_scored : -1;
 }
@@ -279,10 +369,11 @@ struct TrainingSet experience_training_set(const struct Experience *e) {
 void experience_free(struct Experience *e) {
     void *owned[] = {e->start, e->loss_start, e->token,  e->loss_mask, e->logp,   e->entropy,
                      e->logp_ref, e->logp_scored, e->reward,  e->advantage, e->ended,  e->active,
-                      e->length};
+                     e->length, e->completion_start};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     text_list_free(&e->prompt);
     text_list_free(&e->completion);
+    text_list_free(&e->turns);
     rollout_free(&e->rollout);
     *e = (struct Experience){0};
 }

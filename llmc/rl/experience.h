@@ -4,7 +4,9 @@
        token      3 5 7 : 2 2 = 3 * 5 + 7 EOT | 3 5 7 : 2 2 = 5 + ...       start       0   13 ...
        loss_mask  0 0 0 0 0 0 0 1 1 1 1 1 1   | 0 ...                       loss_start  0   6  ...
        logp and entropy have one number per token with loss: those of sequence i begin at
-       loss_start[i] */
+       loss_start[i]
+
+   What an environment says in a completion (environment.h) has no loss. */
 #ifndef LLMC_EXPERIENCE_H
 #define LLMC_EXPERIENCE_H
 
@@ -27,7 +29,9 @@ struct Experience {
     float *reward, *advantage;       /* [count]; reward NaN: the completion could not be scored */
     unsigned char *ended, *active;   /* [count] */
     int *length;                     /* [count] tokens with loss */
+    int *completion_start;           /* [count] where in token the completion begins */
     struct TextList prompt, completion;   /* [count] texts of a rollout batch, for the log */
+    struct TextList turns;           /* [count] likewise the turns as JSON, or "" (environment.h) */
     int capacity_count;
     size_t capacity_tokens;
     /* Statistics of all completions generated for this batch, also those of groups that the filter
@@ -38,6 +42,7 @@ struct Experience {
                                         with a scored completion; NaN if there is none */
     double frac_reward_zero_std;     /* share of groups whose scored rewards are all equal */
     long generated, scored, generated_tokens;   /* completions, scored ones, tokens */
+    long texts, text_tokens, texts_cut;   /* what an environment said, as in struct Rollout */
     long pages_peak, preempted;      /* the sampler's, of the round with the most, and of all */
     double seconds_generate, seconds_reward;
     struct Rollout rollout;          /* of the last round; kept so that its memory is reused */

@@ -123,40 +123,84 @@ static bool check_prompt(struct Replay *r, const struct Text *prompt) {
                    quote(prompt->bytes));
 }
 
-static bool read_tokens(struct Replay *r, int *token, int n, const struct Ends *ends,
-                        int V) {
-    for (int k = 0; k < n; k++) {
+/* Tokens [from, from + count) of the line, drawn by the model: only the last may end a text. */
+static bool read_tokens(struct Replay *r, int *token, int from, int count,
+                        const struct Ends *ends, int V, bool drawn) {
+    for (int k = from; k < from + count; k++) {
         double id = r->list[k];
         if (!(id >= 0 && id < V && id == floor(id)))
             return PROBLEM(r, "%s:%ld: token %d is not an id in 0..%d", AT(r), k, V - 1);
         token[k] = (int)id;
-        if (k < n - 1 && ends_has(ends, token[k]))
+        if (drawn && k < from + count - 1 && ends_has(ends, token[k]))
             return PROBLEM(r, "%s:%ld: token %d is the end of text, and more follow", AT(r), k);
     }
-    return n > 0 || PROBLEM(r, "%s:%ld: there are no \"tokens\"", AT(r));
-}
-
-static bool read_numbers(struct Replay *r, const char *key, float *out, int n, int most) {
-    int found = read_list(r, key, most);
-    if (found < 0) return false;
-    if (found != n)
-        return PROBLEM(r, "%s:%ld: %d \"tokens\" and %d \"%s\": needs as many", AT(r), n, found,
-                       key);
-    for (int k = 0; k < n; k++) out[k] = (float)r->list[k];
     return true;
 }
 
-/* Reads the line's completion into place i of the rollout. */
+/* The turns of a conversation, where the line has them: the environment's into *exchange, which is
+   empty. Else all n tokens were drawn. */
+static bool read_turns(struct Replay *r, struct Exchange *exchange, int *token, int n,
+                       const struct Ends *ends, int V) {
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(r->object, "turns"), *item;
+    int at = 0;
+    bool drawn = true;
+    if (!cJSON_IsArray(list)) return read_tokens(r, token, 0, n, ends, V, true);
+    cJSON_ArrayForEach(item, list) {
+        const cJSON *role = cJSON_GetObjectItemCaseSensitive(item, "role");
+        const cJSON *content = cJSON_GetObjectItemCaseSensitive(item, "content");
+        const cJSON *tokens = cJSON_GetObjectItemCaseSensitive(item, "tokens");
+        double count = cJSON_IsNumber(tokens) ? tokens->valuedouble : -1;
+        if (!(count >= drawn && count <= n - at) || count != floor(count) ||
+            !cJSON_IsString(role) || !cJSON_IsString(content) ||
+            (strcmp(role->valuestring, "assistant") == 0) != drawn)
+            return PROBLEM(r, "%s:%ld: \"turns\" does not say by whom the %d tokens are", AT(r),
+                           n);
+        if (!read_tokens(r, token, at, (int)count, ends, V, drawn)) return false;
+        if (!drawn)
+            exchange_add(exchange, role->valuestring, content->valuestring,
+                         strlen(content->valuestring), at, at + (int)count);
+        at += (int)count;
+        drawn = !drawn;
+    }
+    return (at == n && !drawn) ||
+           PROBLEM(r, "%s:%ld: \"turns\" does not say by whom the %d tokens are", AT(r), n);
+}
+
+/* A list with a number for each token that was drawn; 0 for those of an environment. */
+static bool read_numbers(struct Replay *r, const char *key, float *out, int n, int most,
+                         const struct Exchange *exchange) {
+    int found = read_list(r, key, most), drawn = n - exchange_tokens(exchange), next = 0;
+    if (found < 0) return false;
+    if (found != drawn)
+        return PROBLEM(r, "%s:%ld: %d \"tokens\" and %d \"%s\": needs as many", AT(r), drawn,
+                       found, key);
+    for (int k = 0, text = 0; k < n; k++) {
+        const int *at = exchange->at.id + 2 * text;
+        bool said = text < exchange->said.role.count && k >= at[0] && k < at[1];
+        out[k] = said ? 0 : (float)r->list[next++];
+        while (text < exchange->said.role.count && k + 1 >= exchange->at.id[2 * text + 1]) text++;
+    }
+    return true;
+}
+
+/* Reads the line's completion into place i of the rollout. One that its environment's text had no
+   room in is marked as not ended, though its last token ends a turn. */
 static bool read_completion(struct Replay *r, int i, const struct RolloutRequest *request, int V,
                             struct Rollout *out) {
     int most = request->max_tokens;
     size_t at = (size_t)i * (size_t)most;
+    struct Exchange *exchange = &out->exchange[i];
     int n = read_list(r, "tokens", most);
-    if (n < 0 || !read_tokens(r, out->token + at, n, &request->ends, V)) return false;
-    if (!read_numbers(r, "logp", out->logp + at, n, most)) return false;
-    if (!read_numbers(r, "entropy", out->entropy + at, n, most)) return false;
+    if (n < 0) return false;
+    if (n == 0) return PROBLEM(r, "%s:%ld: there are no \"tokens\"", AT(r));
+    if (!read_turns(r, exchange, out->token + at, n, &request->ends, V)) return false;
+    if (!read_numbers(r, "logp", out->logp + at, n, most, exchange)) return false;
+    if (!read_numbers(r, "entropy", out->entropy + at, n, most, exchange)) return false;
     out->start[i + 1] = n;
     out->ended[i] = ends_has(&request->ends, out->token[at + (size_t)n - 1]);
+    if (cJSON_IsFalse(cJSON_GetObjectItemCaseSensitive(r->object, "ended")) &&
+        cJSON_GetObjectItemCaseSensitive(r->object, "turns"))
+        out->ended[i] = 0;
     return true;
 }
 

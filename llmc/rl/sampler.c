@@ -42,7 +42,6 @@ struct Sampler {
     int *stored;                      /* [slots] how many of its entries are, or will be with this
                                          step, in the cache */
     int *users;                       /* [slots] rows that use it, the one that enters included */
-    int *back, num_back;              /* [rows] stack of completions that were put back */
     struct Load *loads;               /* [2 rows + 2] what this step stores without drawing */
 };
 
@@ -57,12 +56,23 @@ struct Load {
 #define ROW_FIELDS(X) \
     X(token) X(position) X(prompt_slot) X(prompt_length) X(tail_slot) X(ordinal) X(sample)
 
+/* A completion that is no row now, because its environment was asked. */
+struct Held {
+    int completion, slot;
+    int tail;         /* -1: it was put back, and has neither tail nor slot */
+    int stored;       /* entries of its tail that are stored */
+};
+
 /* One call of sampler_generate. */
 struct Generation {
     struct Sampler *sampler;
     const struct RolloutRequest *request;
     struct Rollout *out;
     int next;         /* the first completion that never entered */
+    int *back, num_back;   /* [count] stack of completions that were put back */
+    struct Held *waiting;  /* [num_waiting] those whose environment has not answered, and */
+    struct Held *ready;    /* [num_ready] those that have an answer and kept their tail; [count] */
+    int num_waiting, num_ready;
     int entering;     /* the completion that has a slot and a tail, but is not stored so far; -1 */
     int slot, tail;   /* of `entering` */
     int stored;       /* entries of its tail that are stored, or will be with this step */
@@ -125,12 +135,12 @@ static void open_tables(struct Sampler *s, const struct CacheSize *size) {
     pages_open(&s->pages, size->pages);
     page_table_open(&s->prompts, slots, size->prompt_width);
     page_table_open(&s->tails, rows, size->tail_width);
-    int **by_row[] = {&s->completion, &s->free_tails, &s->back};
+    int **by_row[] = {&s->completion, &s->free_tails};
     int **by_slot[] = {&s->group_of, &s->stored, &s->users};
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < 2; i++)
         *by_row[i] = check_alloc((size_t)rows, sizeof(int), "the sampler");
+    for (size_t i = 0; i < 3; i++)
         *by_slot[i] = check_alloc((size_t)slots, sizeof(int), "the sampler");
-    }
     s->loads = check_alloc(2 * (size_t)rows + 2, sizeof *s->loads, "the sampler");
     for (int i = 0; i < rows; i++) s->free_tails[s->num_free_tails++] = i;
     for (int i = 0; i < slots; i++) s->group_of[i] = -1;
@@ -179,7 +189,7 @@ void sampler_free(struct Sampler *s) {
     pages_free(&s->pages);
     page_table_free(&s->prompts);
     page_table_free(&s->tails);
-    int *arrays[] = {s->drawn,    s->completion, s->free_tails, s->back,
+    int *arrays[] = {s->drawn,    s->completion, s->free_tails,
                      s->group_of, s->stored,     s->users};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
     free(s->loads);
@@ -190,51 +200,6 @@ void sampler_free(struct Sampler *s) {
 void sampler_load_weights(struct Sampler *s, const struct Weights *weights) {
     decode_load_weights(s->model, s->decode, weights);
     s->moved = true;
-}
-
-/* ---- the rollout's memory ------------------------------------------------------------------- */
-
-void rollout_clear(struct Rollout *out, const struct RolloutRequest *request) {
-    size_t count = (size_t)request->num_prompts * (size_t)request->group;
-    size_t tokens = count * (size_t)request->max_tokens;
-    assert(tokens <= INT_MAX);
-    if (out->capacity_count < (int)count || !out->start) {
-        out->start = check_realloc(out->start, count + 1, sizeof(int), "rollouts");
-        out->ended = check_realloc(out->ended, count + 1, 1, "rollouts");
-        out->capacity_count = (int)count;
-    }
-    if (out->capacity_tokens < tokens) {
-        out->token = check_realloc(out->token, tokens, sizeof(int), "rollouts");
-        out->logp = check_realloc(out->logp, tokens, sizeof(float), "rollouts");
-        out->entropy = check_realloc(out->entropy, tokens, sizeof(float), "rollouts");
-        out->capacity_tokens = tokens;
-    }
-    memset(out->start, 0, (count + 1) * sizeof(int));
-    out->count = (int)count;
-    out->steps = out->prefill_tokens = out->decoded_tokens = 0;
-    out->pages_peak = out->preempted = 0;
-}
-
-/* In place: no completion moves to a later address, so earlier ones are never overwritten. */
-void rollout_pack(struct Rollout *out, int max_tokens) {
-    for (int i = 0; i < out->count; i++) {
-        size_t from = (size_t)i * (size_t)max_tokens, to = (size_t)out->start[i];
-        size_t length = (size_t)out->start[i + 1];
-        memmove(out->token + to, out->token + from, length * sizeof(int));
-        memmove(out->logp + to, out->logp + from, length * sizeof(float));
-        memmove(out->entropy + to, out->entropy + from, length * sizeof(float));
-        out->start[i + 1] += out->start[i];
-    }
-    out->decoded_tokens = out->start[out->count];
-}
-
-void rollout_free(struct Rollout *out) {
-    free(out->start);
-    free(out->token);
-    free(out->logp);
-    free(out->entropy);
-    free(out->ended);
-    *out = (struct Rollout){0};
 }
 
 /* ---- pages ---------------------------------------------------------------------------------- */
@@ -276,10 +241,16 @@ static void free_tail(struct Sampler *s, int tail) {
     s->free_tails[s->num_free_tails++] = tail;
 }
 
-/* The completion that enters becomes one that waits, as it was. */
+/* Frees what a completion has that is no row any more. */
+static void let_go(struct Sampler *s, int slot, int tail) {
+    free_tail(s, tail);
+    s->users[slot]--;
+}
+
+/* The completion that enters becomes one that was put back. */
 static void stop_entering(struct Generation *g) {
-    free_tail(g->sampler, g->tail);
-    g->sampler->users[g->slot]--;
+    let_go(g->sampler, g->slot, g->tail);
+    g->back[g->num_back++] = g->entering;
     g->entering = -1;
 }
 
@@ -287,11 +258,23 @@ static void stop_entering(struct Generation *g) {
 static void put_back_row(struct Generation *g) {
     struct Sampler *s = g->sampler;
     int row = --g->live;
-    s->back[s->num_back++] = s->completion[row];
-    free_tail(s, s->host.tail_slot[row]);
-    s->users[s->host.prompt_slot[row]]--;
+    g->back[g->num_back++] = s->completion[row];
+    let_go(s, s->host.prompt_slot[row], s->host.tail_slot[row]);
     g->changed = true;
     g->out->preempted++;
+}
+
+/* Puts back the youngest of those that hold a tail without being rows. False: there is none. */
+static bool put_back_held(struct Generation *g) {
+    int k = g->num_waiting - 1;
+    while (k >= 0 && g->waiting[k].tail < 0) k--;
+    if (k < 0 && g->num_ready == 0) return false;
+    struct Held *held = k >= 0 ? &g->waiting[k] : &g->ready[--g->num_ready];
+    let_go(g->sampler, held->slot, held->tail);
+    if (k >= 0) held->tail = -1;
+    else g->back[g->num_back++] = held->completion;
+    g->out->preempted++;
+    return true;
 }
 
 /* Gives every live row a page for its next entry, from the oldest row to the youngest. */
@@ -305,34 +288,68 @@ static void extend_tails(struct Generation *g) {
         while (row < g->live && !page_table_grow(&s->tails, &s->pages, tail, count)) {
             if (drop_idle_prompt(s)) continue;
             if (g->entering >= 0) stop_entering(g);
-            else put_back_row(g);
+            else if (!put_back_held(g)) put_back_row(g);
         }
     }
 }
 
 /* ---- rows enter ----------------------------------------------------------------------------- */
 
+/* Makes room for a completion that enters. Where no row is live that could free some, those that
+   are held are put back, but not for a completion that has yet to begin: that one waits, too. */
+static bool make_room(struct Generation *g, bool has_begun) {
+    return drop_idle_prompt(g->sampler) || (has_begun && g->live == 0 && put_back_held(g));
+}
+
+/* Pages for a completion that enters, and where they are scarce, for an eighth of the rows, so that
+   these find a next page before one must be put back. */
+static bool find_pages(struct Generation *g, int needed, bool has_begun) {
+    struct Sampler *s = g->sampler;
+    if (s->scarce) needed += g->live / 8;
+    while (s->pages.num_free < needed)
+        if (!make_room(g, has_begun)) return false;
+    return true;
+}
+
+/* Begins to enter a completion that kept its tail while its environment was asked. */
+static bool begin_ready(struct Generation *g) {
+    struct Sampler *s = g->sampler;
+    struct Held held = g->ready[0];
+    int tail = kv_pages(drawn_tokens(g, held.completion) + 1);
+    memmove(g->ready, g->ready + 1, (size_t)--g->num_ready * sizeof held);   /* not put back now */
+    if (!find_pages(g, tail - s->tails.count[held.tail], true)) {
+        memmove(g->ready + 1, g->ready, (size_t)g->num_ready++ * sizeof held);
+        g->ready[0] = held;
+        return false;
+    }
+    page_table_grow(&s->tails, &s->pages, held.tail, tail);
+    g->entering = held.completion;
+    g->slot = held.slot, g->tail = held.tail, g->stored = held.stored;
+    s->moved = true;
+    return true;
+}
+
 /* Begins to enter a completion: it gets a tail, a slot if its prompt has none, and the pages for
    all entries up to the next one. Returns false if there are not enough; then rows are live and
-   will free some, for a prompt without rows gives up its slot and pages. Where pages are scarce, an
-   eighth of the rows shall find a next page before a row must be put back. */
-static bool begin_entering(struct Generation *g, int completion) {
+   will free some, for a prompt without rows gives up its slot and pages; or completions wait for
+   their environment. */
+static bool begin_entering(struct Generation *g, int completion, bool has_begun) {
     struct Sampler *s = g->sampler;
     int p = completion / g->request->group, slot = slot_of(s, p);
     int prompt = kv_pages(segment_length(g->request, p));
-    int tail = kv_pages(drawn_tokens(g, completion) + 1), spare = s->scarce ? g->live / 8 : 0;
+    int tail = kv_pages(drawn_tokens(g, completion) + 1);
     assert(segment_length(g->request, p) < s->max_prompt);
     bool has_slot = slot >= 0;
     if (has_slot) s->users[slot]++;   /* so that it is not taken for idle */
-    while (slot < 0 && (slot = slot_of(s, -1)) < 0)
-        if (!drop_idle_prompt(s)) return false;
-    int needed = tail + spare + (has_slot ? 0 : prompt);
-    while (s->pages.num_free < needed)
-        if (!drop_idle_prompt(s)) {
-            if (has_slot) s->users[slot]--;
-            assert(g->live > 0);
-            return false;
-        }
+    bool room = true;
+    while (room && s->num_free_tails == 0)
+        room = has_begun && g->live == 0 && put_back_held(g);
+    while (room && slot < 0 && (slot = slot_of(s, -1)) < 0) room = make_room(g, has_begun);
+    if (!room || !find_pages(g, tail + (has_slot ? 0 : prompt), has_begun)) {
+        if (has_slot) s->users[slot]--;
+        assert(g->live > 0 || g->num_waiting > 0);
+        return false;
+    }
     if (!has_slot) {
         s->group_of[slot] = p, s->users[slot] = 1, s->stored[slot] = 0;
         page_table_grow(&s->prompts, &s->pages, slot, prompt);
@@ -341,6 +358,20 @@ static bool begin_entering(struct Generation *g, int completion) {
     page_table_grow(&s->tails, &s->pages, g->tail, tail);
     g->entering = completion;
     s->moved = true;
+    return true;
+}
+
+/* Begins to enter the next completion: those that hold a tail first, then those that were put back.
+   False: none waits, or there is no room. */
+static bool begin_next(struct Generation *g) {
+    if (g->num_ready > 0) return begin_ready(g);
+    if (g->num_back > 0) {
+        if (!begin_entering(g, g->back[g->num_back - 1], true)) return false;
+        g->num_back--;
+        return true;
+    }
+    if (g->next == g->out->count || !begin_entering(g, g->next, false)) return false;
+    g->next++;
     return true;
 }
 
@@ -373,8 +404,6 @@ static void enter_completion(struct Generation *g) {
     s->host.ordinal[row] = request->ordinal[p];
     s->host.sample[row] = (uint32_t)(i % request->group);
     s->completion[row] = i;
-    if (s->num_back > 0) s->num_back--;
-    else g->next++;
     g->entering = -1;
 }
 
@@ -397,14 +426,14 @@ static int store_load(struct Generation *g, int row, const struct Load *load) {
     return row;
 }
 
-/* Gives the free rows to waiting completions, those that were put back before all others, and
-   appends the tokens that must be stored for them. */
+/* Gives the free rows to completions that can go on or begin, and appends the tokens that must be
+   stored for them. */
 static void enter_rows(struct Generation *g) {
     struct Sampler *s = g->sampler;
     g->prefill = g->num_loads = 0;
-    while (g->live < s->rows && (s->num_back > 0 || g->next < g->out->count)) {
-        int i = s->num_back > 0 ? s->back[s->num_back - 1] : g->next, p = i / g->request->group;
-        if (g->entering < 0 && !begin_entering(g, i)) break;
+    while (g->live < s->rows) {
+        if (g->entering < 0 && !begin_next(g)) break;
+        int i = g->entering, p = i / g->request->group;
         g->changed = true;
         if (!load_segment(g, &s->stored[g->slot], segment_length(g->request, p), -1)) break;
         if (!load_segment(g, &g->stored, drawn_tokens(g, i), g->tail)) break;
@@ -500,19 +529,88 @@ static void draw_tokens(struct Generation *g, const struct Weights *weights, voi
 
 /* True if completions of prompt p have yet to enter. */
 static bool group_waits(const struct Generation *g, int p) {
-    const struct Sampler *s = g->sampler;
-    for (int i = 0; i < s->num_back; i++)
-        if (s->back[i] / g->request->group == p) return true;
-    return g->next < (p + 1) * g->request->group;
+    int group = g->request->group;
+    for (int i = 0; i < g->num_back; i++)
+        if (g->back[i] / group == p) return true;
+    for (int i = 0; i < g->num_waiting; i++)
+        if (g->waiting[i].tail < 0 && g->waiting[i].completion / group == p) return true;
+    return g->next < (p + 1) * group;
 }
 
-/* Frees the tail of a row that is finished, and its prompt if it was the last of its group. */
-static void leave_row(struct Generation *g, int row) {
+/* Frees the tail of a completion that is finished, and its prompt if it was the last of its
+   group. */
+static void leave(struct Generation *g, int slot, int tail) {
     struct Sampler *s = g->sampler;
-    int slot = s->host.prompt_slot[row];
-    free_tail(s, s->host.tail_slot[row]);
-    if (--s->users[slot] == 0 && !group_waits(g, s->group_of[slot])) free_slot(s, slot);
+    let_go(s, slot, tail);
+    if (s->users[slot] == 0 && !group_waits(g, s->group_of[slot])) free_slot(s, slot);
 }
+
+/* ---- the environment ------------------------------------------------------------------------ */
+
+/* Completion i has ended a turn: its environment is asked, if it may say something and there is
+   room for it and a next token. The row that drew it waits, and keeps its tail. */
+static bool ask_environment(struct Generation *g, int row) {
+    struct Sampler *s = g->sampler;
+    struct Environment *environment = g->request->environment;
+    int i = s->completion[row], length = drawn_tokens(g, i);
+    const int *token = g->out->token + (size_t)i * (size_t)g->request->max_tokens;
+    if (!environment || length >= g->request->max_tokens) return false;
+    if (!environment_ask(environment, i, token, length, &g->out->exchange[i])) return false;
+    g->waiting[g->num_waiting++] =   /* the token just drawn is not stored */
+        (struct Held){i, s->host.prompt_slot[row], s->host.tail_slot[row], length};
+    return true;
+}
+
+/* Appends the environment's text to a completion; false: there is no room for it and a next
+   token. */
+static bool take_text(struct Generation *g, int i, const struct Answer *answer,
+                      const struct Ids *ids) {
+    struct Rollout *out = g->out;
+    int length = drawn_tokens(g, i), end = length + ids->count;
+    size_t at = (size_t)i * (size_t)g->request->max_tokens + (size_t)length;
+    if (ids->count >= g->request->max_tokens - length) return false;
+    for (int k = 0; k < ids->count; k++) {
+        out->token[at + (size_t)k] = ids->id[k];
+        out->logp[at + (size_t)k] = out->entropy[at + (size_t)k] = 0;
+    }
+    exchange_add(&out->exchange[i], answer->role, answer->text, answer->length, length, end);
+    out->start[i + 1] = end;
+    out->ended[i] = 0;
+    return true;
+}
+
+/* What the environment said about a completion that waits: it is over, or can go on. */
+static void take_answer(struct Generation *g, const struct Answer *answer, const struct Ids *ids) {
+    int k = 0;
+    while (g->waiting[k].completion != answer->number) k++;
+    struct Held held = g->waiting[k];
+    memmove(g->waiting + k, g->waiting + k + 1, (size_t)(--g->num_waiting - k) * sizeof held);
+    if (answer->goes_on && take_text(g, held.completion, answer, ids)) {
+        if (held.tail >= 0) g->ready[g->num_ready++] = held;
+        else g->back[g->num_back++] = held.completion;
+        return;
+    }
+    if (answer->goes_on) {
+        g->out->ended[held.completion] = 0;
+        g->out->texts_cut++;
+    }
+    struct Exchange *exchange = &g->out->exchange[held.completion];
+    exchange->judged = !answer->goes_on && answer->judged, exchange->score = answer->score;
+    if (held.tail >= 0) leave(g, held.slot, held.tail);
+}
+
+/* Takes the answers that have come; with `wait` there is one at least. */
+static void take_answers(struct Generation *g, bool wait) {
+    struct Answer answer;
+    const struct Ids *ids;
+    while (g->num_waiting > 0 &&
+           environment_answer(g->request->environment, &answer, &ids, wait)) {
+        take_answer(g, &answer, ids);
+        wait = false;
+    }
+}
+
+/* ---- what a step leaves --------------------------------------------------------------------- */
 
 /* Moves row `row` to row `to` and makes `token` its next input. */
 static void keep_row(struct Sampler *s, int to, int row, int token) {
@@ -538,13 +636,18 @@ static void store_tokens(struct Generation *g) {
         out->logp[at] = g->logp[row];
         out->entropy[at] = g->entropy[row];
         out->ended[i] = ends_has(&g->request->ends, g->token[row]);
-        if (out->ended[i] || length + 1 == max_tokens)
-            leave_row(g, row);
-        else
-            keep_row(s, kept++, row, g->token[row]);
+        bool over = out->ended[i] || length + 1 == max_tokens;
+        if (!over) keep_row(s, kept++, row, g->token[row]);
+        else if (!out->ended[i] || !ask_environment(g, row))
+            leave(g, s->host.prompt_slot[row], s->host.tail_slot[row]);
     }
     g->changed = kept < g->live || g->prefill > 0; /* else decode_advance brought them up to date */
     g->live = kept;
+}
+
+static bool is_unfinished(const struct Generation *g) {
+    return g->live > 0 || g->entering >= 0 || g->num_ready > 0 || g->num_waiting > 0 ||
+           g->num_back > 0 || g->next < g->out->count;
 }
 
 void sampler_generate(struct Sampler *s, const struct Weights *weights,
@@ -553,13 +656,24 @@ void sampler_generate(struct Sampler *s, const struct Weights *weights,
     assert(request->max_tokens >= 1 && request->max_tokens <= s->max_tokens);
     rollout_clear(out, request);
     struct Generation g = {.sampler = s, .request = request, .out = out, .entering = -1};
+    size_t count = (size_t)out->count + 1;
+    g.back = check_alloc(count, sizeof *g.back, "the sampler");
+    g.waiting = check_alloc(count, sizeof *g.waiting, "the sampler");
+    g.ready = check_alloc(count, sizeof *g.ready, "the sampler");
     s->pages.peak = 0;
-    while (g.live > 0 || s->num_back > 0 || g.next < out->count) {
+    while (is_unfinished(&g)) {
+        take_answers(&g, false);
         extend_tails(&g);
         enter_rows(&g);
+        if (g.live + g.prefill == 0) {   /* all that is left waits */
+            take_answers(&g, true);
+            continue;
+        }
         draw_tokens(&g, weights, workspace);
         store_tokens(&g);
     }
+    while (drop_idle_prompt(s)) continue;   /* the last of its group may have ended put back */
+    free(g.back), free(g.waiting), free(g.ready);
     out->pages_peak = s->pages.peak;
     assert(s->pages.num_free == s->pages.total && s->num_free_tails == s->rows);
     rollout_pack(out, request->max_tokens);

@@ -19,13 +19,19 @@
 
    Prompts and tails are made of pages of KV_PAGE positions from one pool. A tail gets a page every
    KV_PAGE tokens. When none is free, the youngest row is put back: it leaves, keeps what it has
-   drawn, and enters again later; its keys and values are then computed again. */
+   drawn, and enters again later; its keys and values are then computed again.
+
+   With an environment (environment.h) a row whose model has ended its turn leaves the step and
+   waits for the answer, with its tail; other rows go on, and others enter. With the answer it comes
+   back, and only the tokens since are stored. When pages are short, rows that wait are put back
+   before others. */
 #ifndef LLMC_SAMPLER_H
 #define LLMC_SAMPLER_H
 
 #include "../model.h"
 #include "../base/rng.h"
 #include "../io/ends.h"
+#include "../tasks/examples.h"
 
 /* What to generate. Host arrays, owned by the caller. */
 struct RolloutRequest {
@@ -38,6 +44,7 @@ struct RolloutRequest {
     float temperature;             /* 0 = greedy */
     int max_tokens;
     struct Ends ends;              /* a completion ends with the first of them that is drawn */
+    struct Environment *environment;   /* or only a turn does, if this one goes on; NULL: none */
 };
 
 /* The result; completion i = prompt * group + sample. Host memory that the struct owns, grown as
@@ -46,9 +53,13 @@ struct Rollout {
     int count;                /* completions */
     int *start;               /* [count + 1] into the flat arrays */
     int *token;               /* the one that ends it included, where it was drawn */
-    float *logp, *entropy;    /* of each drawn token, at the request's temperature */
+    float *logp, *entropy;    /* of each drawn token, at the request's temperature; 0 where the
+                                 environment's text stands */
     unsigned char *ended;     /* [count] 1: by a token of `ends`; 0: cut at max_tokens */
-    long steps, decoded_tokens;
+    struct Exchange *exchange;   /* [count] what the environment said; NULL: nothing */
+    long steps, decoded_tokens;   /* drawn */
+    long texts, text_tokens;  /* what the environment said */
+    long texts_cut;           /* completions cut because its text had no room */
     long prefill_tokens;      /* tokens stored without a draw, those stored again included */
     long pages_peak;          /* the most pages in use at once */
     long preempted;           /* how often a row was put back */
@@ -83,6 +94,8 @@ void sampler_free(struct Sampler *sampler);
 void rollout_clear(struct Rollout *out, const struct RolloutRequest *request);
 void rollout_pack(struct Rollout *out, int max_tokens);
 void rollout_free(struct Rollout *rollout);
+/* As examples_judge reads it; pointers into the rollout. */
+struct Completed rollout_completed(const struct Rollout *rollout);
 /* The number of rows of the largest step, prefill included: what R of struct OpsShape must be for
    workspace_size; max_length is max_prompt + max_tokens. */
 int sampler_step_rows(const struct Ops *ops, int rows, int max_prompt);

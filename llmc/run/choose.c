@@ -29,8 +29,8 @@ static _Noreturn void die_of_two_plans(const struct Options *o) {
 }
 
 struct Scorer *choose_scorer(const struct Options *o, int threads) {
-    static const char *const others[] = {"scorer-workers", "scorer-timeout"};
-    for (int i = 0; i < 2 && !o->scorer[0]; i++)
+    static const char *const others[] = {"scorer-workers", "scorer-timeout", "max-turns"};
+    for (int i = 0; i < 3 && !o->scorer[0]; i++)
         if (options_on_line(o, others[i])) die_input("--%s is for --scorer COMMAND", others[i]);
     if (!o->scorer[0] || o->score[0]) return NULL;
     int workers = o->scorer_workers ? (int)o->scorer_workers : threads < 8 ? threads : 8;
@@ -59,7 +59,8 @@ static struct Task *choose_data(const struct Options *o, struct Scorer *scorer) 
         .eval_share = o->eval_share, .eval_prompts = o->eval_prompts,
         .shuffle_buffer = o->shuffle_buffer, .max_prompt = o->max_prompt,
         .max_tokens = o->max_tokens, .bad_lines = o->bad_lines,
-        .supervised = strcmp(o->objective, "ce") == 0, .scorer = scorer});
+        .supervised = strcmp(o->objective, "ce") == 0, .scorer = scorer,
+        .max_turns = scorer ? o->max_turns : 1});
 }
 
 /* --tasks NAME:STEPS,NAME:STEPS sets the phases and with them the steps; else there is one. */

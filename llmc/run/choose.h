@@ -52,9 +52,10 @@ void choose_warn(const struct Options *options, const struct Objective *objectiv
 bool choose_shape_only(const struct Options *options, const char *checkpoint);
 /* The model's configuration, from place's checkpoint or by the options, with Vp for the backend;
    and its tokenizer, which the caller frees. task: NULL for a plan by the shape alone, and then
-   *tokenizer is left as it is. die_input for what cannot be used. */
+   *tokenizer is left as it is. longest: positions that a new model has at least where --context
+   does not say how many. die_input for what cannot be used. */
 struct ModelConfig choose_model(const struct Options *options, const struct Place *place,
-                                const struct Task *task, const struct Ops *ops,
+                                const struct Task *task, int longest, const struct Ops *ops,
                                 struct Tokenizer **tokenizer);
 /* What a completion ends with: the tokenizer's end of text, and all that the directory names. V:
    words of the model. */

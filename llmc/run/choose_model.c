@@ -44,7 +44,7 @@ static struct Tokenizer *read_tokenizer(const struct Options *o, const char *che
 }
 
 struct ModelConfig choose_model(const struct Options *o, const struct Place *place,
-                                const struct Task *task, const struct Ops *ops,
+                                const struct Task *task, int longest, const struct Ops *ops,
                                 struct Tokenizer **tokenizer) {
     struct ModelConfig config = {0};
     const char *checkpoint = place->checkpoint, *problem;
@@ -58,6 +58,7 @@ struct ModelConfig choose_model(const struct Options *o, const struct Place *pla
         model_config_named(&config, o->model);
         *tokenizer = tokenizer_from_alphabet(task->alphabet);
         choose_shape(&config, o);
+        if (!o->context && config.max_T < longest) config.max_T = longest;
         config.V = config.V_saved = tokenizer_vocab_size(*tokenizer);
     }
     int multiple = ops->vocabulary_multiple;

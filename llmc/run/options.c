@@ -68,6 +68,8 @@ static const struct Option rows[] = {
           "processes of it; 0 = one per thread, at most 8"),
     REAL("scorer-timeout", scorer_timeout, 0.01, 1e6, 10, DATA, FREE | EVAL,
          "seconds that it may take for a completion"),
+    WHOLE("max-turns", max_turns, 1, 1000, 1, DATA, FREE | EVAL,
+          "turns of the model in a completion; --scorer may answer between them"),
     WHOLE("max-prompt", max_prompt, 0, 1048576, 0, DATA, FIXED | EVAL,
           "tokens of a prompt, longer ones are passed over; 0 = 512, or what fits"),
     WHOLE("shuffle-buffer", shuffle_buffer, 1, 100000000, 10000, DATA, FIXED | EVAL,

@@ -21,6 +21,7 @@ struct Options {
     char scorer[OPTION_TEXT];
     int64_t scorer_workers;              /* 0 = chosen by the program */
     double scorer_timeout;               /* seconds */
+    int64_t max_turns;
     int64_t max_prompt;                  /* 0 = chosen by the program */
     int64_t shuffle_buffer, bad_lines;
     int64_t layers, channels, heads, context;   /* 0 = the named model's */

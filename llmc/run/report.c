@@ -180,6 +180,14 @@ static void write_rollout(struct Report *r, const struct StepReport *s) {
         number(r, "completions/unscored", (double)(e->generated - e->scored));
 }
 
+/* What an environment said, per completion. */
+static void write_environment(struct Report *r, const struct Experience *e) {
+    double completions = (double)e->generated;
+    number(r, "env/turns", 1 + (double)e->texts / completions);
+    number(r, "env/text_tokens", (double)e->text_tokens / completions);
+    number(r, "env/cut", (double)e->texts_cut / completions);
+}
+
 /* What the user's program did in this step. */
 static void write_scorer(struct Report *r, const struct ScorerCounts *c) {
     number(r, "scorer/unscored", (double)c->unscored);
@@ -260,7 +268,10 @@ static void write_rollouts(struct Jsonl *log, int64_t step, const struct Experie
         jsonl_number(log, "reward", e->reward[i]);
         jsonl_number(log, "advantage", e->advantage[i]);
         jsonl_boolean(log, "ended", e->ended[i]);
-        jsonl_integers(log, "tokens", e->token + e->start[i + 1] - e->length[i], e->length[i]);
+        if (text_list_length(&e->turns, i) > 0)
+            jsonl_raw(log, "turns", text_list_at(&e->turns, i), text_list_length(&e->turns, i));
+        jsonl_integers(log, "tokens", e->token + e->completion_start[i],
+                       e->start[i + 1] - e->completion_start[i]);
         jsonl_numbers(log, "logp", e->logp + at, e->length[i]);
         jsonl_numbers(log, "entropy", e->entropy + at, e->length[i]);
         jsonl_end(log);
@@ -424,6 +435,7 @@ void report_step(struct Report *r, const struct StepReport *s) {
     jsonl_integer(&r->metrics, "num_tokens", s->num_tokens);
     if (s->attention_entropy) write_attention(r, s);
     if (s->evaluation) write_evaluation(r, s->task, s->evaluation);
+    if (s->converses) write_environment(r, s->experience);
     if (s->scorer) write_scorer(r, s->scorer);
     write_timing(r, s);
     end_line(r);

@@ -35,6 +35,7 @@ struct StepReport {
     const double *attention_entropy;   /* [layers * heads], or NULL */
     int layers, heads;
     const struct Evaluation *evaluation;   /* NULL: not evaluated at this step */
+    bool converses;                        /* the task has an environment */
     const struct ScorerCounts *scorer;     /* of this step with its evaluation; NULL: none */
 };
 

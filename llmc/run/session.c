@@ -532,8 +532,10 @@ void session_open(struct Session *s, int argc, char **argv) {
     s->scores_old = strcmp(s->options.old_logp, "auto") == 0
                         ? strcmp(s->ops->dtype, "fp32") != 0
                         : strcmp(s->options.old_logp, "scored") == 0;
-    struct ModelConfig config =
-        choose_model(o, &s->place, s->shape_only ? NULL : s->task, s->ops, &s->tokenizer);
+    bool built_in = !s->plan.data && !s->shape_only;
+    int longest = built_in ? longest_prompt(s) + longest_completion(s, 0) - 1 : 0;
+    struct ModelConfig config = choose_model(o, &s->place, s->shape_only ? NULL : s->task, longest,
+                                             s->ops, &s->tokenizer);
     if (!s->shape_only) s->ends = choose_ends(o, &s->place, s->tokenizer, config.V);
     s->model = model_build(&config, s->ops);
     if (s->plan.data) prepare_data(s);

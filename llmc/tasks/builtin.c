@@ -378,11 +378,13 @@ static const struct Task reverse_task = {
     .count_answers = reverse_count};
 
 /* Tasks that have a file of their own: each has a declaration here and its name in the table. */
-extern const struct Task sort_task;   /* example.c */
+extern const struct Task sort_task;          /* example.c */
+extern const struct Task calculator_task;    /* calculator.c */
+extern const struct Task address_book_task;  /* address_book.c */
 
 static const struct Task *const tasks[] = {
     &countdown_task, &countdown_sorted_task, &split_task, &addition_task, &reverse_task,
-    &sort_task,
+    &sort_task, &calculator_task, &address_book_task,
 };
 enum { NUM_TASKS = sizeof tasks / sizeof *tasks };
 

@@ -336,6 +336,22 @@ static bool interrupted(const struct Task *task) {
     return verify_interrupted(data_of(task)->verify);
 }
 
+/* With --max-turns the scorer is an environment. */
+static void ask(const struct Task *task, const struct Completion *completion, int number) {
+    struct Scorer *scorer = data_of(task)->options.scorer;
+    scorer_begin(scorer);
+    scorer_ask(scorer, completion, number);
+}
+
+static bool answer(const struct Task *task, struct Answer *answer, bool wait) {
+    return scorer_answer(data_of(task)->options.scorer, answer, wait);
+}
+
+static bool wrap(const struct Task *task, struct Ids *ids, const char *role, const char *text,
+                 size_t length) {
+    return !chat_answer(ids, data_of(task)->chat, role, text, length);
+}
+
 bool task_is_data(const struct Task *task) { return task->draw == draw; }
 
 void data_add_ends(const struct Task *task, struct Ends *ends) {
@@ -384,6 +400,10 @@ struct Task *data_open(const struct DataOptions *options) {
     *task = (struct Task){.name = "data", .help = d->help.bytes, .alphabet = data_alphabet,
                           .judge = judge, .draw = draw, .state = d,
                           .interrupted = interrupted};
+    if (options->max_turns > 1) {
+        task->max_turns = (int)options->max_turns;
+        task->ask = ask, task->answer = answer, task->wrap = wrap;
+    }
     return task;
 }
 

@@ -27,6 +27,8 @@ struct DataOptions {
     int64_t max_prompt;          /* tokens; 0 = 512, or what the context leaves */
     int64_t max_tokens;          /* of a completion; 0 = 256, or half the context */
     int64_t bad_lines;
+    int64_t max_turns;           /* of a completion; more than 1 only with a scorer, which is the
+                                    environment (scorer.h) */
     struct Scorer *scorer;       /* of --scorer, which must outlive the task; NULL: none */
     bool supervised;             /* only lessons are wanted (objective ce) */
     uint64_t seed;

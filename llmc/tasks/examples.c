@@ -115,29 +115,48 @@ void examples_free(struct Examples *e) {
     *e = (struct Examples){0};
 }
 
-bool examples_judge(struct Reward *reward, struct TextList *text, const struct Examples *examples,
-                    int group, const int *token, const int *start, const unsigned char *ended) {
-    int count = examples->count * group;
-    struct Completion *completion = check_alloc((size_t)count, sizeof *completion, "completions");
-    struct Text decoded = {0};
-    text_list_cut(text, 0);
-    for (int i = 0; i < count; i++) {
-        text_clear(&decoded);
-        tokenizer_decode(examples->tokenizer, token + start[i], start[i + 1] - start[i] - ended[i],
-                         TOKENIZER_PLAIN, &decoded);
-        text_list_add(text, decoded.bytes, decoded.length);
-    }
-    for (int i = 0; i < count; i++)
-        completion[i] = (struct Completion){.example = &examples->example[i / group],
-                                            .text = text_list_at(text, i),
-                                            .length = text_list_length(text, i),
-                                            .ended = ended[i],
-                                            .tokens = start[i + 1] - start[i]};
-    examples->task->judge(examples->task, reward, completion, count);
-    for (int i = 0; i < count; i++)
-        if (!isfinite(reward[i].value)) reward[i] = (struct Reward){.value = NAN};
-    text_free(&decoded);
-    free(completion);
+/* Completion i, whose turns are in `list`. */
+static struct Completion completion_of(const struct Examples *examples, int group,
+                                       const struct Completed *c, int i,
+                                       const struct TurnList *list) {
+    const struct Exchange *exchange = c->exchange ? &c->exchange[i] : NULL;
+    bool converses = task_converses(examples->task);
+    return (struct Completion){
+        .example = &examples->example[i / group], .text = list->whole.bytes,
+        .length = list->whole.length, .ended = c->ended[i],
+        .tokens = c->start[i + 1] - c->start[i] - exchange_tokens(exchange),
+        .turn = converses ? list->turn : NULL, .num_turns = converses ? list->count : 0,
+        .final = true, .judged = exchange && exchange->judged,
+        .score = exchange ? exchange->score : 0};
+}
+
+bool examples_judge(struct Reward *reward, struct TextList *text, struct TextList *turns,
+                    const struct Examples *examples, int group, const struct Completed *c) {
+    size_t count = (size_t)examples->count * (size_t)group;
     const struct Task *task = examples->task;
+    struct Completion *completion = check_alloc(count, sizeof *completion, "completions");
+    struct TurnList *list = check_alloc(count, sizeof *list, "completions");
+    struct Text json = {0};
+    text_list_cut(text, 0);
+    if (turns) text_list_cut(turns, 0);
+    for (int i = 0; i < (int)count; i++) {
+        const struct Exchange *exchange = c->exchange ? &c->exchange[i] : NULL;
+        int length = c->start[i + 1] - c->start[i];
+        turn_list_make(&list[i], examples->tokenizer, c->token + c->start[i], length, c->ended[i],
+                       exchange);
+        text_list_add(text, list[i].whole.bytes, list[i].whole.length);
+        text_clear(&json);
+        if (turns && task_converses(task)) exchange_json(&json, &list[i], exchange, length);
+        if (turns) text_list_add(turns, json.bytes, json.length);
+        completion[i] = completion_of(examples, group, c, i, &list[i]);
+    }
+    task->judge(task, reward, completion, (int)count);
+    for (int i = 0; i < (int)count; i++) {
+        bool failed = completion[i].judged && isnan(completion[i].score);
+        if (failed || !isfinite(reward[i].value)) reward[i] = (struct Reward){.value = NAN};
+    }
+    for (int i = 0; i < (int)count; i++) turn_list_free(&list[i]);
+    text_free(&json);
+    free(completion), free(list);
     return !task->interrupted || !task->interrupted(task);
 }

@@ -7,6 +7,7 @@
 #ifndef LLMC_EXAMPLES_H
 #define LLMC_EXAMPLES_H
 
+#include "environment.h"
 #include "task.h"
 #include "../io/tokenizer.h"
 
@@ -39,13 +40,20 @@ struct Examples {
    (die_input) if the vocabulary has no ids for a prompt. */
 struct Examples examples_draw(const struct Task *task, const struct Tokenizer *tokenizer,
                               uint64_t seed, enum RngPurpose purpose, uint64_t first, int count);
-/* Judges `group` completions of each example. Completion i answers example i / group; its ids are
-   token[start[i]] to token[start[i + 1] - 1]. reward [count * group] =; NaN: unscored, also where
-   the task's reward is infinite. text: becomes the completions' texts, without special tokens
-   such as the end of text. False: the judge was interrupted (Task.interrupted), and the rewards are
-   not to be used. */
-bool examples_judge(struct Reward *reward, struct TextList *text, const struct Examples *examples,
-                    int group, const int *token, const int *start, const unsigned char *ended);
+/* Completions as the sampler left them. The ids of completion i are token[start[i]] to
+   token[start[i + 1] - 1]. */
+struct Completed {
+    const int *token, *start;
+    const unsigned char *ended;
+    const struct Exchange *exchange;   /* [count], or NULL: no environment said anything */
+};
+/* Judges `group` completions of each example. Completion i answers example i / group. reward
+   [count * group] =; NaN: unscored, also where the task's reward is infinite. text: becomes the
+   completions' texts, without special tokens such as the end of text. turns: NULL, or becomes their
+   turns (exchange_json) where the task has an environment, else empty texts. False: the judge was
+   interrupted (Task.interrupted), and the rewards are not to be used. */
+bool examples_judge(struct Reward *reward, struct TextList *text, struct TextList *turns,
+                    const struct Examples *examples, int group, const struct Completed *completed);
 void examples_free(struct Examples *examples);
 
 /* Appends the ids of a task's text. Ends the program (die_input) if the vocabulary has no ids for

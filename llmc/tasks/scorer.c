@@ -23,7 +23,7 @@ static const double STOP_WAIT = 2;       /* seconds for a batch when asked to st
 static const double END_WAIT = 1;        /* seconds that processes have to end by themselves */
 
 /* Lines that are no answers: what scorer_reply finds, and what only the asking knows. */
-enum Fault { LINE_TOO_LONG = REPLY_KINDS, LINE_UNASKED, LINE_TWICE, FAULT_KINDS };
+enum Fault { LINE_TOO_LONG = REPLY_KINDS, LINE_UNASKED, LINE_TWICE, LINE_CONTINUES, FAULT_KINDS };
 
 enum ItemState { WAITING, ASKED, DONE };
 
@@ -31,6 +31,11 @@ struct Item {
     enum ItemState state;
     int slot;                 /* ASKED: of which process */
     int losses, faults;       /* processes that were lost with it; wrong answers */
+    const struct Completion *completion;   /* NULL: the request is in `line` */
+    struct Text line;         /* without a completion: the request; then, DONE, the text to go on
+                                 behind, if there is one (answer.goes_on) */
+    bool final;               /* no text is wanted */
+    struct Answer answer;     /* DONE */
 };
 
 /* A process, or the place of one that is to be started. */
@@ -50,6 +55,7 @@ struct Slot {
 struct Scorer {
     struct ScorerOptions options;
     struct Slot *slot;        /* [options.workers] */
+    struct pollfd *poll_for;  /* [3 options.workers] */
     struct Voice voice;
     struct Jsonl request;
     double first_answer;      /* seconds from a start to the answer, the longest; < 0: none yet */
@@ -59,11 +65,15 @@ struct Scorer {
     int losses_in_a_row;      /* without an answer between */
     bool warned, interrupted;
     /* the batch */
-    const struct Completion *completion;
-    float *reward;
-    struct Item *item;
-    int num_items, left, next;          /* not done; the first that was never asked */
-    int *again, again_first, num_again; /* a ring [num_items]: to be asked again, alone */
+    bool begun, given_up;
+    struct ScorerCounts before;         /* when it began */
+    struct Item *item;                  /* [num_items], room for `capacity` */
+    int num_items, capacity;
+    int left, next;                     /* not done; the first that was never asked */
+    int *again, again_first, num_again; /* a ring [capacity]: to be asked again, alone */
+    int *done, done_first, num_done;    /* [capacity], in the order they were: those that
+                                           scorer_answer has yet to give are done_first and on */
+    double attended;                    /* when the processes were last looked after */
     int64_t first_id, next_id;
     double stop_seen;         /* 0: not asked to stop */
 };
@@ -89,6 +99,8 @@ static void note_fault(struct Scorer *s, const struct Worker *w, int fault, cons
         [REPLY_NO_ID] = "an object without the id of an item",
         [REPLY_NO_REWARD] = "an answer whose reward is neither a finite number nor null",
         [LINE_TOO_LONG] = "a line of more than 1 MB",
+        [LINE_CONTINUES] = "a text to continue with where a reward is wanted (final, or "
+                           "--max-turns 1)",
         [LINE_UNASKED] = "an answer with an id that was never asked",
         [LINE_TWICE] = "an answer for an item that it does not have in hand (a second one?)"};
     s->counts.bad_lines++;
@@ -101,16 +113,28 @@ static void note_fault(struct Scorer *s, const struct Worker *w, int fault, cons
 /* ---- items ----------------------------------------------------------------------------------- */
 
 static void finish(struct Scorer *s, int i, float reward, bool failed) {
-    s->item[i].state = DONE;
-    s->reward[i] = reward;
+    struct Item *item = &s->item[i];
+    item->state = DONE;
+    item->answer.score = reward;
+    s->done[s->num_done++] = i;
     s->left--;
-    s->counts.unscored += isnan(reward);
+    s->counts.unscored += isnan(reward) && !item->answer.goes_on;
     s->counts.failed += failed;
+}
+
+/* It is to go on behind a text. */
+static void finish_with_text(struct Scorer *s, int i, const struct Reply *reply) {
+    struct Item *item = &s->item[i];
+    text_clear(&item->line);
+    text_append(&item->line, reply->text, reply->length);
+    item->answer.goes_on = true, item->answer.role = reply->role;
+    item->answer.text = item->line.bytes, item->answer.length = item->line.length;
+    finish(s, i, NAN, false);
 }
 
 static void ask_again(struct Scorer *s, int i) {
     s->item[i].state = WAITING;
-    s->again[(s->again_first + s->num_again++) % s->num_items] = i;
+    s->again[(s->again_first + s->num_again++) % s->capacity] = i;
 }
 
 /* The item is not in the process's hands any more. */
@@ -123,8 +147,29 @@ static void take_back(struct Slot *slot, int i) {
     if (slot->count == 0) slot->alone = false;
 }
 
-static void write_request(struct Scorer *s, struct Slot *slot, int i) {
-    const struct Completion *c = &s->completion[i];
+/* What was said in several turns, and whether it may go on. */
+static void write_turns(struct Jsonl *line, const struct Completion *c) {
+    struct Text list = {0};
+    struct Jsonl one = {0};
+    text_append(&list, "[", 1);
+    for (int i = 0; i < c->num_turns; i++) {
+        size_t length;
+        jsonl_begin(&one);
+        jsonl_string(&one, "role", c->turn[i].role, strlen(c->turn[i].role));
+        jsonl_string(&one, "content", c->turn[i].text, c->turn[i].length);
+        const char *text = jsonl_line(&one, &length);
+        if (i > 0) text_append(&list, ", ", 2);
+        text_append(&list, text, length - 1);   /* without its newline */
+    }
+    text_append(&list, "]", 1);
+    jsonl_integer(line, "turn", c->num_turns / 2);
+    jsonl_raw(line, "turns", list.bytes, list.length);
+    jsonl_boolean(line, "final", c->final);
+    jsonl_close(&one);
+    text_free(&list);
+}
+
+static void write_request(struct Scorer *s, struct Text *out, int i, const struct Completion *c) {
     const struct Example *e = c->example;
     struct Jsonl *line = &s->request;
     size_t length;
@@ -137,8 +182,9 @@ static void write_request(struct Scorer *s, struct Slot *slot, int i) {
     else jsonl_null(line, "answer");
     if (e->metadata.length > 0) jsonl_raw(line, "metadata", e->metadata.bytes, e->metadata.length);
     else jsonl_raw(line, "metadata", "{}", 2);
+    if (c->num_turns > 0) write_turns(line, c);
     const char *text = jsonl_line(line, &length);
-    text_append(&slot->worker.out, text, length);
+    text_append(out, text, length);
 }
 
 static void ask(struct Scorer *s, struct Slot *slot, int i) {
@@ -147,7 +193,9 @@ static void ask(struct Scorer *s, struct Slot *slot, int i) {
     if (slot->count == 0) slot->head_since = seconds();
     if (slot->count == 0 && !slot->answered) slot->first_asked = slot->head_since;
     slot->asked[slot->count++] = i;
-    write_request(s, slot, i);
+    const struct Item *item = &s->item[i];
+    if (item->completion) write_request(s, &slot->worker.out, i, item->completion);
+    else text_append(&slot->worker.out, item->line.bytes, item->line.length);
 }
 
 /* May it have another item beside those in hand? Not where the first is late: it may be lost. */
@@ -178,7 +226,7 @@ static void hand_out(struct Scorer *s) {
         if (!takes_more(s, slot, 1, now)) continue;
         slot->alone = true;
         ask(s, slot, s->again[s->again_first]);
-        s->again_first = (s->again_first + 1) % s->num_items, s->num_again--;
+        s->again_first = (s->again_first + 1) % s->capacity, s->num_again--;
     }
 }
 
@@ -198,11 +246,16 @@ static void take_answer(struct Scorer *s, struct Slot *slot, const struct Reply 
     slot->answered = true;
     slot->noise = 0, slot->barren = 0, s->losses_in_a_row = 0;
     take_back(slot, (int)i);
-    if (reply->kind != REPLY_NO_REWARD) {
+    bool goes_on = reply->kind == REPLY_CONTINUE, may = !item->final || s->trying;
+    if (goes_on && may) {
+        finish_with_text(s, (int)i, reply);
+        return;
+    }
+    if (reply->kind != REPLY_NO_REWARD && !goes_on) {
         finish(s, (int)i, reply->reward, false);
         return;
     }
-    note_fault(s, &slot->worker, REPLY_NO_REWARD, text);
+    note_fault(s, &slot->worker, goes_on ? (int)LINE_CONTINUES : (int)REPLY_NO_REWARD, text);
     if (++item->faults < 2 && !s->trying) ask_again(s, (int)i);
     else finish(s, (int)i, NAN, true);
 }
@@ -351,8 +404,9 @@ static void attend(struct Scorer *s, struct Slot *slot) {
 /* ---- a batch --------------------------------------------------------------------------------- */
 
 /* Until a process has something to say or takes more, a tenth of a second at most. */
-static void wait_for_workers(struct Scorer *s, struct pollfd *poll_for) {
+static void wait_for_workers(struct Scorer *s, bool wait) {
     int n = 0;
+    struct pollfd *poll_for = s->poll_for;
     for (int k = 0; k < s->options.workers; k++) {
         const struct Process *p = &s->slot[k].worker.process;
         bool writes = s->slot[k].worker.out.length > 0;
@@ -361,7 +415,7 @@ static void wait_for_workers(struct Scorer *s, struct pollfd *poll_for) {
         poll_for[n++] = (struct pollfd){p->err, POLLIN, 0};
         if (writes) poll_for[n++] = (struct pollfd){p->in, POLLOUT, 0};
     }
-    poll(poll_for, (nfds_t)n, 100);   /* EINTR is as good as anything */
+    poll(poll_for, (nfds_t)n, wait ? 100 : 0);   /* EINTR is as good as anything */
 }
 
 /* What is not answered yet stays so: the processes that have it in hand are stopped. */
@@ -374,6 +428,8 @@ static void give_up(struct Scorer *s, bool failed) {
     }
     for (int i = 0; i < s->num_items; i++)
         if (s->item[i].state != DONE) finish(s, i, NAN, failed);
+    s->next = s->num_items, s->num_again = 0;
+    s->given_up = true;
 }
 
 /* A batch ends early if the program is asked to stop, or if nothing but losses comes. */
@@ -391,30 +447,59 @@ static bool is_hopeless(struct Scorer *s) {
     return true;
 }
 
-static void begin_batch(struct Scorer *s, float *reward, const struct Completion *completion,
-                        int count) {
+void scorer_begin(struct Scorer *s) {
     int limit = 2 * s->options.workers + 8;
-    s->completion = completion, s->reward = reward;
-    s->num_items = s->left = count;
-    s->item = check_alloc((size_t)count, sizeof *s->item, "items to score");
-    s->again = check_alloc((size_t)count, sizeof *s->again, "items to score");
-    s->next = s->again_first = s->num_again = 0;
-    s->first_id = s->next_id, s->next_id += count;
-    s->counts.items += count;
+    if (s->begun) return;
+    s->begun = true, s->given_up = false;
+    s->before = s->counts;
+    s->num_items = s->left = s->next = s->again_first = s->num_again = 0;
+    s->done_first = s->num_done = 0;
+    s->first_id = s->next_id;
     s->interrupted = false, s->stop_seen = 0;
+    s->attended = seconds();
     /* where a batch was given up, the next shows soon whether that is over */
     if (s->losses_in_a_row > limit - 2) s->losses_in_a_row = limit - 2;
 }
 
-static void end_batch(struct Scorer *s) {
-    free(s->item), free(s->again);
-    s->item = NULL, s->again = NULL, s->completion = NULL, s->reward = NULL;
-    s->num_items = 0;
+/* Room for another item. */
+static void grow_batch(struct Scorer *s) {
+    int capacity = 2 * s->capacity + 64;
+    int *again = check_alloc((size_t)capacity, sizeof *again, "items to score");
+    for (int i = 0; i < s->num_again; i++)
+        again[i] = s->again[(s->again_first + i) % s->capacity];
+    free(s->again);
+    s->again = again, s->again_first = 0;
+    s->done = check_realloc(s->done, (size_t)capacity, sizeof *s->done, "items to score");
+    s->item = check_realloc(s->item, (size_t)capacity, sizeof *s->item, "items to score");
+    for (int i = s->capacity; i < capacity; i++) s->item[i] = (struct Item){.state = WAITING};
+    s->capacity = capacity;
+}
+
+/* Adds an item; the completion must stay what it is until the item is done, or its request is made
+   now (`keep`). */
+static void add_item(struct Scorer *s, const struct Completion *completion, int number,
+                     bool keep) {
+    if (s->num_items == s->capacity) grow_batch(s);
+    int i = s->num_items++;
+    struct Item *item = &s->item[i];
+    *item = (struct Item){.state = WAITING, .completion = keep ? completion : NULL,
+                          .line = item->line, .final = completion->final ||
+                                                       completion->num_turns == 0,
+                          .answer = {.number = number, .judged = true}};
+    text_clear(&item->line);
+    if (!keep) write_request(s, &item->line, i, completion);
+    s->left++;
+    s->next_id++;
+    s->counts.items++;
+    if (!s->given_up) return;
+    finish(s, i, NAN, !s->interrupted);
+    s->next = s->num_items;
 }
 
 /* Tells it once if most of a batch has no reward. */
-static void warn_of_unscored(struct Scorer *s, const struct ScorerCounts *before) {
+static void warn_of_unscored(struct Scorer *s) {
     enum { FEW = 8 };
+    const struct ScorerCounts *before = &s->before;
     int64_t items = s->counts.items - before->items;
     int64_t unscored = s->counts.unscored - before->unscored;
     int64_t failed = s->counts.failed - before->failed;
@@ -425,21 +510,53 @@ static void warn_of_unscored(struct Scorer *s, const struct ScorerCounts *before
          (long long)unscored, (long long)items, (long long)(unscored - failed), (long long)failed);
 }
 
+/* Time in which nobody looked after the processes is not theirs. */
+static void forgive_absence(struct Scorer *s) {
+    double now = seconds(), away = now - s->attended;
+    for (int k = 0; k < s->options.workers && away > 0.2; k++)
+        s->slot[k].head_since += away, s->slot[k].first_asked += away;
+    s->attended = now;
+}
+
+/* Does what there is to do for the processes; with `wait` not before one has something to say, but
+   for a tenth of a second at most. */
+static void serve(struct Scorer *s, bool wait) {
+    forgive_absence(s);
+    if (s->left == 0 || is_hopeless(s)) return;
+    start_workers(s);
+    hand_out(s);
+    for (int k = 0; k < s->options.workers; k++) worker_write(&s->slot[k].worker);
+    wait_for_workers(s, wait);
+    for (int k = 0; k < s->options.workers; k++) attend(s, &s->slot[k]);
+    hand_out(s);   /* to those that have answered */
+    for (int k = 0; k < s->options.workers; k++) worker_write(&s->slot[k].worker);
+    s->attended = seconds();
+}
+
+void scorer_ask(struct Scorer *s, const struct Completion *completion, int number) {
+    add_item(s, completion, number, false);
+}
+
+bool scorer_answer(struct Scorer *s, struct Answer *answer, bool wait) {
+    serve(s, false);
+    while (wait && s->done_first == s->num_done && s->left > 0) serve(s, true);
+    if (s->done_first == s->num_done) return false;
+    *answer = s->item[s->done[s->done_first++]].answer;
+    return true;
+}
+
 void scorer_score(struct Scorer *s, float *reward, const struct Completion *completion, int count) {
-    struct ScorerCounts before = s->counts;
-    struct pollfd *poll_for =
-        check_alloc(3 * (size_t)s->options.workers, sizeof *poll_for, "a scorer");
-    begin_batch(s, reward, completion, count);
-    while (s->left > 0 && !is_hopeless(s)) {
-        start_workers(s);
-        hand_out(s);
-        for (int k = 0; k < s->options.workers; k++) worker_write(&s->slot[k].worker);
-        wait_for_workers(s, poll_for);
-        for (int k = 0; k < s->options.workers; k++) attend(s, &s->slot[k]);
+    struct Answer answer;
+    bool interrupted = s->begun && s->interrupted;
+    if (!interrupted) s->begun = false;
+    scorer_begin(s);
+    for (int i = 0; i < count; i++) {
+        reward[i] = completion[i].score;
+        if (!completion[i].judged) add_item(s, &completion[i], i, true);
     }
-    end_batch(s);
-    free(poll_for);
-    if (!s->trying) warn_of_unscored(s, &before);
+    while (scorer_answer(s, &answer, true)) reward[answer.number] = answer.score;
+    s->begun = false;
+    if (!s->trying) warn_of_unscored(s);
 }
 
 /* ---- the whole ------------------------------------------------------------------------------- */
@@ -449,6 +566,7 @@ struct Scorer *scorer_open(const struct ScorerOptions *options) {
     s->options = *options;
     s->first_answer = -1;
     s->slot = check_alloc((size_t)options->workers, sizeof *s->slot, "a scorer");
+    s->poll_for = check_alloc(3 * (size_t)options->workers, sizeof *s->poll_for, "a scorer");
     for (int k = 0; k < options->workers; k++) s->slot[k].worker.number = k + 1;
     return s;
 }
@@ -504,7 +622,9 @@ void scorer_close(struct Scorer *s) {
     process_dismiss_guard();
     for (int k = 0; k < s->options.workers; k++) worker_free(&s->slot[k].worker);
     jsonl_close(&s->request);
-    free(s->slot), free(s);
+    for (int i = 0; i < s->capacity; i++) text_free(&s->item[i].line);
+    free(s->item), free(s->again), free(s->done);
+    free(s->poll_for), free(s->slot), free(s);
 }
 
 bool scorer_interrupted(const struct Scorer *s) { return s->interrupted; }

@@ -54,9 +54,20 @@ void scorer_close(struct Scorer *scorer);
    allowed for when one is started again. */
 void scorer_try(struct Scorer *scorer, const struct Example *example);
 
-/* reward [count] =, of completion [count]; NaN: unscored. */
+/* reward [count] =, of completion [count]; NaN: unscored. Those that are judged already are not
+   asked for again. Ends a batch that scorer_begin began. */
 void scorer_score(struct Scorer *scorer, float *reward, const struct Completion *completion,
                   int count);
+/* An environment: completions are asked for one by one, while others are in the making. The program
+   may answer {"id": 7, "continue": "text", "role": "tool"} in place of a reward. scorer_begin
+   begins a batch, unless one has begun; scorer_score ends it. scorer_ask takes what it needs of the
+   completion and does not wait. scorer_answer is Task.answer; to be called often, for it does all
+   the reading and writing: time in which it is not called does not count towards an item's
+   limit. */
+void scorer_begin(struct Scorer *scorer);
+void scorer_ask(struct Scorer *scorer, const struct Completion *completion, int number);
+bool scorer_answer(struct Scorer *scorer, struct Answer *answer, bool wait);
+
 /* Was the last scorer_score cut short because the program is asked to stop? Then its rewards are
    not to be used. */
 bool scorer_interrupted(const struct Scorer *scorer);

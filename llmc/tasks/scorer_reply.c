@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "../base/check.h"
+#include "../base/text.h"
 
 /* Python's json.dumps writes NaN, Infinity and -Infinity, which JSON does not have. Where they
    stand outside of strings they become an empty string here, which is no number either. Returns
@@ -43,10 +44,26 @@ static int64_t id_of(const cJSON *json) {
     return value >= 0 && value <= 9007199254740991.0 && value == floor(value) ? (int64_t)value : -1;
 }
 
+/* A text to go on behind, with its role; false: there is none, or the role is unknown. */
+static bool continues(struct Reply *reply, const cJSON *json) {
+    static struct Text text;
+    const cJSON *said = cJSON_GetObjectItemCaseSensitive(json, "continue");
+    const cJSON *role = cJSON_GetObjectItemCaseSensitive(json, "role");
+    const char *name = cJSON_IsString(role) ? role->valuestring : role ? "" : "user";
+    reply->role = strcmp(name, "user") == 0 ? "user" : strcmp(name, "tool") == 0 ? "tool" : NULL;
+    if (!cJSON_IsString(said) || !reply->role) return false;
+    text_clear(&text);
+    text_append_utf8(&text, said->valuestring, strlen(said->valuestring));
+    reply->text = text.bytes, reply->length = text.length;
+    return true;
+}
+
 static struct Reply reply_of(const cJSON *json) {
     const cJSON *reward = cJSON_GetObjectItemCaseSensitive(json, "reward");
-    struct Reply reply = {REPLY_NO_REWARD, id_of(json), NAN};
+    struct Reply reply = {.kind = REPLY_NO_REWARD, .id = id_of(json), .reward = NAN};
+    bool no_reward = !reward || cJSON_IsNull(reward);
     if (reply.id < 0) reply.kind = REPLY_NO_ID;
+    else if (no_reward && continues(&reply, json)) reply.kind = REPLY_CONTINUE;
     else if (cJSON_IsNull(reward)) reply.kind = REPLY_NONE;
     else if (cJSON_IsBool(reward)) reply.reward = cJSON_IsTrue(reward);
     else if (cJSON_IsNumber(reward) && isfinite((float)reward->valuedouble))
@@ -58,7 +75,7 @@ static struct Reply reply_of(const cJSON *json) {
 static bool is_blank(char c) { return c == ' ' || c == '\t' || c == '\r'; }
 
 struct Reply scorer_reply(const char *line, size_t length) {
-    struct Reply reply = {REPLY_NOT_JSON, -1, NAN};
+    struct Reply reply = {.kind = REPLY_NOT_JSON, .id = -1, .reward = NAN};
     while (length > 0 && is_blank(line[length - 1])) length--;
     while (length > 0 && is_blank(line[0])) line++, length--;
     /* what print leaves is told apart without a parser, for there may be much of it */

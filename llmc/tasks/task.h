@@ -12,6 +12,8 @@
        addition          47+85=   ->  132      one answer
        reverse           abcd=    ->  dcba     one answer
        sort              dbca=    ->  abcd     one answer; the example to copy
+       calculator        38*47+29=             calls a calculator, in several turns
+       address_book      ab:47=                calls that change a book which it does not see
 
    The built-in tasks give a reward in [0, 1] for any bytes a completion may hold, in time linear in
    its length. They compute the value of an expression only after it was parsed as one. */
@@ -37,14 +39,41 @@ struct Example {
     struct Text metadata;     /* what else is known of it, one JSON object; likewise */
 };
 
+/* A part of a completion of several turns: what the model said up to a token that ends a turn, or
+   what the environment answered. */
+struct Turn {
+    const char *role;         /* "assistant": the model; "user" or "tool": the environment */
+    const char *text;         /* [length], then a zero byte */
+    size_t length;
+};
+
 /* One completion of an example, as judge is given it: not to be changed. The text may hold any
    bytes and have any length. */
 struct Completion {
     const struct Example *example;
-    const char *text;         /* [length], then a zero byte; without the end-of-text token */
+    const char *text;         /* [length], then a zero byte; without the end-of-text token. Of
+                                 several turns: all their texts, one behind the other */
     size_t length;
     bool ended;               /* true: it ends with end-of-text; false: cut at the longest length */
-    int tokens;               /* how many it has, the one that ends it included */
+    int tokens;               /* how many the model drew, the one that ends it included */
+    /* Where the task has an environment: */
+    const struct Turn *turn;  /* [num_turns], the model's first, then by turns */
+    int num_turns;            /* 0: the task has one turn, and `text` is all there is */
+    bool final;               /* it is over, and nothing can be answered any more */
+    bool judged;              /* the environment has judged it already (struct Answer): */
+    float score;              /* its score; NaN: it has none */
+};
+
+/* What an environment that takes time says about a completion: it goes on with a text, or is over
+   with a score. */
+struct Answer {
+    int number;               /* of the completion, as it was asked */
+    bool goes_on;
+    const char *role;         /* goes_on: "user" or "tool" */
+    const char *text;         /* goes_on: [length] */
+    size_t length;
+    bool judged;              /* else: whether it has a score, or judge is to give the reward */
+    float score;              /* NaN: it has none, or the environment failed */
 };
 
 /* What a completion is worth. */
@@ -89,6 +118,18 @@ struct Task {
        prompts is used here too; NULL: this task's own. */
     const char *held_out_like;
 
+    /* An environment, with which the model talks in several turns: when it has ended one, `reply`
+       appends to `text`, which is empty, what comes next in the context, and the model goes on
+       behind it; or returns false, and the completion is over and goes to judge. It must be a
+       function of the example and what was said so far; so a replayed or resumed run is the same.
+       In the last turn and without room for a text it is not asked. NULL: there is none. */
+    bool (*reply)(const struct Task *task, struct Text *text, const struct Completion *completion);
+    int max_turns;            /* of the model; 0 and 1: there is no environment */
+    /* In place of demonstrate: appends to `text`, which is empty, what a right completion says in
+       its next turn, after what `so_far` has; at first that has no turns. Likewise false. */
+    bool (*demonstrate_turn)(const struct Task *task, struct Text *text,
+                             const struct Completion *so_far, struct Rng *rng);
+
     /* The rest is for tasks that are made at run time and have their examples (a file of prompts);
        the others leave it 0. */
     void *state;
@@ -105,11 +146,24 @@ struct Task {
     bool (*interrupted)(const struct Task *task);
     /* In place of demonstrate: appends the rows of lesson number `ordinal`. NULL: it has none. */
     void (*teach)(const struct Task *task, struct Lesson *lesson, uint64_t seed, uint64_t ordinal);
+    /* In place of reply: the first asks about a completion, under a number of the caller's, and
+       does not wait; the second gives an answer that has come, in any order, and with `wait` waits
+       for one. False: there is none, with `wait` because nothing is asked. Its texts are valid
+       until the next call. judge ends it: what was asked must be answered by then. */
+    void (*ask)(const struct Task *task, const struct Completion *completion, int number);
+    bool (*answer)(const struct Task *task, struct Answer *answer, bool wait);
+    /* Appends an environment's text as it stands in the context, with what a chat form puts around
+       it. False: the vocabulary has no ids for it. NULL: the text's own ids. */
+    bool (*wrap)(const struct Task *task, struct Ids *ids, const char *role, const char *text,
+                 size_t length);
 };
+
+/* Does the model talk with an environment? */
+static inline bool task_converses(const struct Task *task) { return task->max_turns > 1; }
 
 /* Does the task have demonstrations, or lessons in their place? */
 static inline bool task_demonstrates(const struct Task *task) {
-    return task->demonstrate || task->teach;
+    return task->demonstrate || task->demonstrate_turn || task->teach;
 }
 
 /* The alphabet of all built-in tasks. It is the same for all, so that a model that was trained on

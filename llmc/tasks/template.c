@@ -420,6 +420,20 @@ const char *chat_reply(struct Ids *ids, const struct Chat *chat, const char *con
     return finish(&b);
 }
 
+const char *chat_answer(struct Ids *ids, const struct Chat *chat, const char *role,
+                        const char *content, size_t length) {
+    struct Builder b = {.chat = chat, .ids = ids};
+    if (chat->form) {
+        put(&b, chat->form->turn_end, strlen(chat->form->turn_end));
+        put_turn(&b, role, content, length);
+        put_header(&b, "assistant");
+    } else {
+        put(&b, content, length);
+    }
+    flush(&b);
+    return finish(&b);
+}
+
 const char *chat_lesson(struct Ids *ids, struct Text *loss, const struct Chat *chat,
                         const struct Turns *turns) {
     struct Builder b = {.chat = chat, .ids = ids, .loss = loss};

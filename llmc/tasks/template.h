@@ -54,6 +54,11 @@ const char *chat_prompt(struct Ids *ids, struct Text *text, const struct Chat *c
 /* Appends `content` as the assistant's turn behind such a prompt, with the token that ends it. */
 const char *chat_reply(struct Ids *ids, const struct Chat *chat, const char *content,
                        size_t length);
+/* Appends what stands between a turn that the model has ended and its next one: `content` as a turn
+   of `role` and the header of the assistant's; without a chat form the content alone. Special
+   tokens that are written in it are text. */
+const char *chat_answer(struct Ids *ids, const struct Chat *chat, const char *role,
+                        const char *content, size_t length);
 /* Appends a whole conversation: loss gets a byte for each id, 1 for those of the assistant's
    contents and the tokens that end them. */
 const char *chat_lesson(struct Ids *ids, struct Text *loss, const struct Chat *chat,
