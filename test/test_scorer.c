@@ -51,6 +51,11 @@ static void obey(const char *id, const char *word, const char *rest) {
     if (strcmp(word, "huge") == 0) print_much("{\"id\": 1, 0123456789 ", 200000), puts("");
     if (strcmp(word, "unknown") == 0) answer("123456789", "1"), answer(long_ago, "1");
     if (strcmp(word, "twice") == 0) answer(id, rest);
+    if (strcmp(word, "more") == 0) {
+        printf("{\"id\": %s, \"continue\": \"so \\u00e4 %s\", \"role\": \"tool\"}\n", id, rest);
+        fflush(stdout);
+        return;
+    }
     if (strcmp(word, "wrong-once") == 0 && is_first(rest)) answer(id, "\"much\"");
     else if (strcmp(word, "=") == 0 || strcmp(word, "twice") == 0) answer(id, rest);
     else answer(id, "0.5");
@@ -328,6 +333,90 @@ static void test_requests(void **state) {
     fclose(file), free(text), free(big);
 }
 
+/* An environment's items, one by one, while others are asked and answered: each gets its answer,
+   whatever its process goes through. */
+static void test_conversations(void **state) {
+    (void)state;
+    static const char *const text[] = {"more 1", "= 2", "die-once d", "more 4", "hang", "garbage",
+                                       "more 7", "die", "twice 3", "more 10", "= -1", "more 12"};
+    enum { ITEMS = sizeof text / sizeof *text, ROUNDS = 30 };
+    static struct { bool there, goes_on; float score; char says[32]; } got[ITEMS * ROUNDS];
+    struct Scorer *s = open_tried("good", 3, 0.5);
+    int there = 0;
+    scorer_begin(s);
+    for (int i = 0; i < ITEMS * ROUNDS; i++) {
+        char copy[32];   /* what is asked need not stay */
+        bool hard = i >= ITEMS && (i % ITEMS == 4 || i % ITEMS == 7);   /* once is enough */
+        snprintf(copy, sizeof copy, "%s", hard ? "= 9" : text[i % ITEMS]);
+        struct Turn turn = {"assistant", copy, strlen(copy)};
+        struct Completion c = {.example = &plain, .text = copy, .length = strlen(copy),
+                               .ended = true, .turn = &turn, .num_turns = 1};
+        scorer_ask(s, &c, i);
+        struct Answer a;
+        bool last = i == ITEMS * ROUNDS - 1;
+        while (scorer_answer(s, &a, last)) {
+            assert_false(got[a.number].there);
+            got[a.number].there = true, there++;
+            got[a.number].goes_on = a.goes_on, got[a.number].score = a.score;
+            if (!a.goes_on) assert_true(a.judged);
+            if (a.goes_on) assert_string_equal(a.role, "tool");
+            if (a.goes_on) assert_int_equal(strlen(a.text), a.length);
+            snprintf(got[a.number].says, sizeof got->says, "%s", a.goes_on ? a.text : "");
+        }
+    }
+    assert_int_equal(there, ITEMS * ROUNDS);
+    for (int i = 0; i < ITEMS * ROUNDS; i++) {
+        static const float reward[ITEMS] = {0, 2, 0.5f, 0, NAN, 0.5f, 0, NAN, 3, 0, -1, 0};
+        int k = i % ITEMS;
+        float wanted = i >= ITEMS && (k == 4 || k == 7) ? 9 : reward[k];
+        char says[32] = "";
+        if (k % 3 == 0 || k == 11) snprintf(says, sizeof says, "so \xc3\xa4%s", text[k] + 4);
+        assert_int_equal(got[i].goes_on, says[0] != 0);
+        assert_string_equal(got[i].says, says);
+        if (!got[i].goes_on) assert_true(isnan(wanted) ? isnan(got[i].score)
+                                                       : got[i].score == wanted);
+    }
+    assert_int_equal(scorer_counts(s).failed, 2);
+    assert_int_equal(scorer_counts(s).items, ITEMS * ROUNDS);
+
+    /* rewards after it: those that are judged are not asked for, and a text is no reward */
+    struct Completion c[] = {{.example = &plain, .text = "= 5", .length = 3},
+                             {.example = &plain, .text = "= 6", .length = 3, .judged = true,
+                              .score = 0.25f},
+                             {.example = &plain, .text = "more", .length = 4, .final = true}};
+    float score[3];
+    scorer_score(s, score, c, 3);
+    assert_true(score[0] == 5 && score[1] == 0.25f && isnan(score[2]));
+    assert_int_equal(scorer_counts(s).items, ITEMS * ROUNDS + 2);
+    assert_int_equal(scorer_counts(s).failed, 3);
+    scorer_close(s);
+}
+
+/* What a line says of several turns. */
+static void test_requests_of_turns(void **state) {
+    (void)state;
+    char path[128], line[256], *text = NULL;
+    size_t capacity = 0;
+    snprintf(path, sizeof path, "%s/turns", place);
+    snprintf(line, sizeof line, "tee %s | sed -u 's/,.*/, \"reward\": 2}/'", path);
+    struct Turn turn[] = {{"assistant", "a\n\"", 3}, {"tool", "\xff", 1}, {"assistant", "", 0}};
+    struct Completion c = {.example = &plain, .text = "a\n\"\xff", .length = 4, .turn = turn,
+                           .num_turns = 3, .final = true};
+    float reward;
+    struct Scorer *s = open_scorer(line, 1, 5);
+    scorer_score(s, &reward, &c, 1);
+    scorer_close(s);
+    FILE *file = fopen(path, "r");
+    assert_true(getline(&text, &capacity, file) > 0);
+    assert_string_equal(text,
+        "{\"id\": 0, \"prompt\": \"p\", \"completion\": \"a\\n\\\"\\ufffd\", \"ended\": false, "
+        "\"answer\": null, \"metadata\": {}, \"turn\": 1, \"turns\": "
+        "[{\"role\": \"assistant\", \"content\": \"a\\n\\\"\"}, {\"role\": \"tool\", "
+        "\"content\": \"\\ufffd\"}, {\"role\": \"assistant\", \"content\": \"\"}], "
+        "\"final\": true}\n");
+    fclose(file), free(text);
+}
+
 /* A scorer that is of no use does not hold a batch for long, and a later batch less so. */
 static void test_hopeless(void **state) {
     (void)state;
@@ -533,6 +622,15 @@ static void test_replies(void **state) {
         {"{\"id\": 7, \"s\": \"\\\" NaN\", \"reward\": -Infinity}", REPLY_NO_REWARD, 7, NAN},
         {"{\"id\": 7, \"s\": \"NaN\", \"reward\": 1}", REPLY_REWARD, 7, 1},
         {"{\"id\": 7}", REPLY_NO_REWARD, 7, NAN},
+        {"{\"id\": 7, \"continue\": \"\"}", REPLY_CONTINUE, 7, NAN},
+        {"{\"id\": 7, \"continue\": \"x\", \"role\": \"tool\"}", REPLY_CONTINUE, 7, NAN},
+        {"{\"id\": 7, \"continue\": \"x\", \"reward\": null}", REPLY_CONTINUE, 7, NAN},
+        {"{\"id\": 7, \"continue\": \"x\", \"reward\": 1}", REPLY_REWARD, 7, 1},
+        {"{\"id\": 7, \"continue\": null, \"reward\": null}", REPLY_NONE, 7, NAN},
+        {"{\"id\": 7, \"continue\": 7}", REPLY_NO_REWARD, 7, NAN},
+        {"{\"id\": 7, \"continue\": \"x\", \"role\": \"system\"}", REPLY_NO_REWARD, 7, NAN},
+        {"{\"id\": 7, \"continue\": \"x\", \"role\": 1}", REPLY_NO_REWARD, 7, NAN},
+        {"{\"continue\": \"x\"}", REPLY_NO_ID, -1, NAN},
         {"{\"id\": 7, \"reward\": \"1\"}", REPLY_NO_REWARD, 7, NAN},
         {"{\"id\": 7.5, \"reward\": 1}", REPLY_NO_ID, -1, NAN},
         {"{\"id\": 1e300, \"reward\": 1}", REPLY_NO_ID, -1, NAN},
@@ -582,6 +680,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_bad_items),
         cmocka_unit_test(test_faults_that_cost_nothing),
         cmocka_unit_test(test_requests),
+        cmocka_unit_test(test_conversations),
+        cmocka_unit_test(test_requests_of_turns),
         cmocka_unit_test(test_hopeless),
         cmocka_unit_test(test_start),
         cmocka_unit_test(test_standard_error),

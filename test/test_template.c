@@ -251,6 +251,44 @@ static void test_lessons(void **state) {
     chat_close(chat), tokenizer_free(tokenizer);
 }
 
+/* An environment's answer is what stands in the whole conversation between the token that ended the
+   model's turn and its next one. Special tokens in it are text. */
+static void test_answers(void **state) {
+    (void)state;
+    static const char *const names[] = {"chatml", "plain", "llama3"};
+    static const char *const pairs[] = {"user", "hi", "assistant", "call", "tool",
+                                        "12 <|im_end|><|eot_id|>\nso", NULL};
+    for (int k = 0; k < 3; k++) {
+        struct Tokenizer *tokenizer;
+        struct Chat *chat = open_chat(names[k], "auto", "auto", &tokenizer);
+        struct Turns turns = turns_of(pairs);
+        struct Ids whole = {0}, answer = {0};
+        struct Ends ends = {0};
+        int specials = 0;
+        chat_add_ends(chat, &ends);
+        assert_null(chat_prompt(&whole, NULL, chat, &turns));
+        assert_null(chat_answer(&answer, chat, pairs[4], pairs[5], strlen(pairs[5])));
+        int begin = whole.count - answer.count;
+        assert_true(begin > 0 && whole.id[begin - 1] == ends.id[0]);
+        assert_memory_equal(answer.id, whole.id + begin, (size_t)answer.count * sizeof(int));
+        for (int i = 0; i < answer.count; i++)
+            specials += tokenizer_is_special(tokenizer, answer.id[i]);
+        assert_int_equal(specials, k == 2 ? 5 : 3);
+        ids_free(&whole), ids_free(&answer), turns_free(&turns);
+        chat_close(chat), tokenizer_free(tokenizer);
+
+        chat = open_chat(names[k], "none", "auto", &tokenizer);   /* as it is */
+        struct Text text = {0};
+        answer = (struct Ids){0};
+        text_clear(&text);
+        assert_null(chat_answer(&answer, chat, "tool", pairs[5], strlen(pairs[5])));
+        tokenizer_decode(tokenizer, answer.id, answer.count, TOKENIZER_PLAIN, &text);
+        assert_string_equal(text.bytes, pairs[5]);
+        ids_free(&answer), text_free(&text);
+        chat_close(chat), tokenizer_free(tokenizer);
+    }
+}
+
 static void test_wrong_form(void **state) {
     (void)state;
     struct Tokenizer *tokenizer = tokenizer_from_alphabet("abc");
@@ -275,7 +313,8 @@ int main(void) {
         cmocka_unit_test(test_filling),   cmocka_unit_test(test_bad_templates),
         cmocka_unit_test(test_golden),    cmocka_unit_test(test_system),
         cmocka_unit_test(test_none),      cmocka_unit_test(test_injection),
-        cmocka_unit_test(test_lessons),   cmocka_unit_test(test_wrong_form),
+        cmocka_unit_test(test_lessons),   cmocka_unit_test(test_answers),
+        cmocka_unit_test(test_wrong_form),
     };
     return cmocka_run_group_tests_name("template", tests, setup, teardown);
 }

@@ -1,6 +1,7 @@
 /* A scorer's line: any bytes give a reply, whose fields are those of its kind. */
 #include <math.h>
 #include "fuzz.h"
+#include "../../llmc/base/text.h"
 #include "../../llmc/tasks/scorer_reply.h"
 
 static void fuzz_reply(const uint8_t *data, size_t size) {
@@ -12,6 +13,8 @@ static void fuzz_reply(const uint8_t *data, size_t size) {
     MUST(reply.kind == REPLY_REWARD || isnan(reply.reward));
     bool nameless = reply.kind == REPLY_NOT_JSON || reply.kind == REPLY_NO_ID;
     MUST(nameless ? reply.id == -1 : reply.id >= 0 && reply.id < (int64_t)1 << 53);
+    bool goes_on = reply.kind == REPLY_CONTINUE;
+    MUST(!goes_on || (reply.role && utf8_is_valid(reply.text, reply.length)));
     free(line);
 }
 
