@@ -43,6 +43,8 @@ static void answer(const char *mode, const char *line) {
     bool goes_on = turns && !final && sum % 3 > 0;
     if (strcmp(mode, "stubborn") == 0) goes_on = true;
     if (strcmp(mode, "deaf") == 0 && goes_on) for (;;) pause();
+    if (strcmp(mode, "trap") == 0 && goes_on && access("trap", F_OK) == 0) for (;;) pause();
+    if (strcmp(mode, "trap") == 0) usleep(5000);   /* a run that is not over too soon */
     if (strcmp(mode, "die") == 0 && id % 5 == 4 && is_first(id)) exit(3);
     if (strcmp(mode, "long") == 0 && goes_on)
         printf("{\"id\": %d, \"continue\": \"%080d\", \"role\": \"tool\"}\n", id, 0);
@@ -160,6 +162,31 @@ static void test_limits(void **state) {
     assert_true(sum_of("deaf/metrics.jsonl", 1, "scorer/failed") > 0);
 }
 
+/* Asked to stop while the environment is asked, the program ends soon without that step; a run that
+   goes on makes it, and is the run that was never stopped. */
+static void test_stopped_while_asking(void **state) {
+    (void)state;
+    char line[8192];
+    RUN_OK("$T " CHAT "--eval-every 0 --quiet --steps 30 --run whole %s", scorer("good"));
+    snprintf(line, sizeof line, CHAT "--eval-every 0 --steps 30 --scorer-timeout 1000 --run cut %s",
+             scorer("trap"));
+    pid_t child = start(line);
+    wait_for_file("cut/checkpoints/latest");
+    RUN_OK("touch trap");
+    pause_for(300000);
+    kill(child, SIGTERM);
+    int status = wait_for_end(child);
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+        run("cat signalled.log");
+        fail_msg("status %d: %s", status, output);
+    }
+    RUN_OK("grep -q 'stopped after step' signalled.log && ! test -e "
+           "cut/checkpoints/step_000030");
+    RUN_OK("rm trap; $T --quiet --resume cut");
+    assert_same_log("whole/metrics.jsonl", "cut/metrics.jsonl");
+    assert_same_end("whole", "cut", 30);
+}
+
 /* Without --max-turns a text is a mistake of the scorer's; without a scorer the option is one of
    the user's. */
 static void test_without(void **state) {
@@ -184,6 +211,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_address_book),
         cmocka_unit_test(test_same_run),
         cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_stopped_while_asking),
         cmocka_unit_test(test_without),
     };
     return cmocka_run_group_tests(tests, make_lines, remove_place);

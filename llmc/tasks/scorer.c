@@ -547,9 +547,11 @@ bool scorer_answer(struct Scorer *s, struct Answer *answer, bool wait) {
 
 void scorer_score(struct Scorer *s, float *reward, const struct Completion *completion, int count) {
     struct Answer answer;
-    bool interrupted = s->begun && s->interrupted;
-    if (!interrupted) s->begun = false;
+    /* what a conversation before it took counts with it */
+    struct ScorerCounts before = s->begun ? s->before : s->counts;
+    if (!s->begun || !s->interrupted) s->begun = false;
     scorer_begin(s);
+    s->before = before;
     for (int i = 0; i < count; i++) {
         reward[i] = completion[i].score;
         if (!completion[i].judged) add_item(s, &completion[i], i, true);
