@@ -200,6 +200,8 @@ struct DecodeRows {
     int *tail_slot;      /* which tail of the cache (unused while k < prompt_length) */
     uint32_t *ordinal;   /* RNG counter word: the number of the group among all groups drawn */
     uint32_t *sample;    /* RNG counter word: the sample's index within the group */
+    bool tails_only;     /* host: promises that no row has 0 <= k < prompt_length, so that a backend
+                            may leave out what it has for prompts. False is always right */
 };
 
 /* The decode cache. A prompt's keys and values are shared by all rows of its group; each row has a

@@ -26,11 +26,14 @@
         ..                                                         lane for itself: all 32 KB of a
        load 7    key 28        |  key 29  |  key 30  |  key 31     block are on their way at once
 
-   The tokens of one prompt, or of one tail, that enter in one step (prefill) share their keys. Up
-   to 16 such rows that are neighbours make a run; its first row's block copies a piece once and
-   computes the rows one after the other from the copy, each as it would compute it alone: keys
-   beyond a row's own have the weight 0. (Only a later value that is inf or NaN would show, because
-   0 times it is NaN.)
+   Tokens of prompts go another way, in tiles of queries (attention_prefill.cuh says why they can
+   and tails cannot). All that follows is about the other rows.
+
+   The tokens of a tail that is stored again enter in one step and share their keys. Up to 16 such
+   rows that are neighbours make a run; its first row's block copies a piece once and computes the
+   rows one after the other from the copy, each as it would compute it alone: keys beyond a row's
+   own have the weight 0. (Only a later value that is inf or NaN would show, because 0 times it is
+   NaN.)
 
    What a row computes depends on its own position only: not on other rows, on R, on capacities, on
    pages or on the grid. The grid is made for the capacities, and blocks past a row's end leave at
@@ -41,82 +44,23 @@
    the limit. Partial results are 4 (HS + 2) bytes for 128 keys and a query head, 0.8 % of bf16 keys
    and values at HS 64. Rows that share a prompt should be neighbours: x of the grid is the row, so
    they read a piece at about the same time, all but one from the second cache level. */
-#include "cuda_common.cuh"
-#include "ptx.cuh"
+#include "attention_prefill.cuh"
 
 enum {
-    PIECE = 128,          /* keys of a block */
-    WARPS = PIECE / WARP, /* a warp has as many keys as lanes: each lane one score */
-    THREADS = PIECE,
+    PIECE = THREADS,      /* keys of a block: a warp has as many as lanes, each lane one score */
     RUN = 16,             /* the most rows that share a copy; a run lies between multiples of it */
     BATCH = 8,            /* loads whose products are summed over the lanes together */
     MAX_HS = 128
 };
 
-/* The slot's arguments, its scratch, and whether rows may be read 16 bytes at a time. */
-struct Decode {
-    floatX *out;
-    const floatX *qkv;
-    struct KvCache cache;
-    struct DecodeRows rows;
-    int layer, R;
-    int prompt_pieces, pieces; /* of the capacities: the prompt's, all */
-    float2 *state;             /* [R,NH,pieces] m and s */
-    float *partial;            /* [R,NH,pieces,HS] */
-    bool whole;
-};
-
-/* ---- the cache ------------------------------------------------------------------------------- */
-
-/* Head g of the keys (0) or values (1) at position `at` of a segment: [.,HS], up to the end of the
-   page. */
-static __device__ floatX *cache_head(const struct Decode *d, bool tail, int slot, int at,
-                                     int key_value, int g) {
-    const struct KvCache *c = &d->cache;
-    const int *table = tail ? c->tail + (size_t)slot * c->tail_width
-                            : c->prompt + (size_t)slot * c->prompt_width;
-    size_t page = (size_t)d->layer * c->pages + table[at / KV_PAGE];
-    return c->pool + (((page * 2 + key_value) * c->heads.NKV + g) * KV_PAGE + at % KV_PAGE) *
-                         c->heads.HS;
-}
-
-/* A thread moves 16 bytes of a row's new key or value to their place. All rows are stored before
-   any is read: the rows of a prefill see each other. */
-static __global__ void store_kernel(struct Decode d) {
-    const int NH = d.cache.heads.NH, NKV = d.cache.heads.NKV, HS = d.cache.heads.HS;
-    const int chunks = ceil_div(HS, VEC);
-    size_t index = (size_t)blockIdx.x * THREADS + threadIdx.x, r = index / chunks / (2 * NKV);
-    if (r >= (size_t)d.R) return;
-    int chunk = (int)(index % chunks) * VEC, head = (int)(index / chunks % (2 * NKV));
-    int at = d.rows.position[r];
-    if (at < 0) return;
-    int P = d.rows.prompt_length[r], key_value = head / NKV, g = head % NKV;
-    const bool tail = at >= P;
-    const int slot = tail ? d.rows.tail_slot[r] : d.rows.prompt_slot[r];
-    floatX *out = cache_head(&d, tail, slot, tail ? at - P : at, key_value, g);
-    const floatX *in = d.qkv + (r * (NH + 2 * NKV) + NH + head) * HS;
-    if (d.whole) *(uint4 *)(out + chunk) = *(const uint4 *)(in + chunk);
-    else
-        for (int i = chunk; i < HS && i < chunk + VEC; i++) out[i] = in[i];
-}
-
 /* How many keys of piece `piece` row r attends to; 0 or less: none. */
 static __device__ int keys_of(const struct Decode *d, int r, int piece) {
     const int at = d->rows.position[r];
-    if (at < 0) return 0;
+    if (at < 0 || by_prefill(d, r)) return 0;
     const int P = d->rows.prompt_length[r];
     const bool tail = piece >= d->prompt_pieces;
     int keys = tail ? at + 1 - P : min_int(at + 1, P);
     return min_int(PIECE, keys - (tail ? piece - d->prompt_pieces : piece) * PIECE);
-}
-
-/* True if rows a and b are tokens of one prompt, or of one tail. */
-static __device__ bool same_segment(const struct Decode *d, int a, int b) {
-    const int at_a = d->rows.position[a], at_b = d->rows.position[b];
-    if (at_a < 0 || at_b < 0 || d->rows.prompt_slot[a] != d->rows.prompt_slot[b]) return false;
-    const int P = d->rows.prompt_length[a];
-    if (at_a < P || at_b < P) return at_a < P && at_b < P;
-    return d->rows.tail_slot[a] == d->rows.tail_slot[b];
 }
 
 /* The row after the run that begins with row r; r itself if r is not the first of its run. */
@@ -389,7 +333,7 @@ static __global__ void __launch_bounds__(THREADS, 4) attend_kernel(struct Decode
 static __global__ void merge_kernel(struct Decode d) {
     const int lane = threadIdx.x % WARP, HS = d.cache.heads.HS;
     size_t index = (size_t)blockIdx.x * WARPS + threadIdx.x / WARP, r = index / d.cache.heads.NH;
-    if (r >= (size_t)d.R) return;
+    if (r >= (size_t)d.R || by_prefill(&d, r)) return;
     int keys = d.rows.position[r] + 1, P = keys > 0 ? d.rows.prompt_length[r] : 0;
     /* pieces of the prompt, then, at prompt_pieces, of the tail; none in an empty row */
     int prompt = ceil_div(min_int(keys, P), PIECE), tail = ceil_div(max_int(keys - P, 0), PIECE);
@@ -448,6 +392,7 @@ static void attention_decode(floatX *out, const floatX *qkv, const struct KvCach
     unsigned stores = blocks_for((size_t)R * 2 * NKV * chunks, THREADS);
     store_kernel<<<stores, THREADS, 0, cuda.stream>>>(d);
     CUDA_CHECK_LAUNCH();
+    if (!rows->tails_only) attend_prompts(&d);
     if (chunks <= 8) launch_heads<8>(&d);
     else if (chunks <= 16) launch_heads<16>(&d);
     else launch_heads<MAX_HS / VEC>(&d);

@@ -508,6 +508,7 @@ static void draw_tokens(struct Generation *g, const struct Weights *weights, voi
         sampled = g->R;
     }
     upload_rows(g);
+    s->device.tails_only = g->prefill == 0;
     struct StepKey step;
     memset(&step, 0, sizeof step); /* keys are compared as bytes, so padding must be zero */
     step.sampler = s->serial, step.weights = weights->data, step.workspace = workspace;

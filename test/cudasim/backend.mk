@@ -27,7 +27,7 @@ sim-backends: $(SIM_MODES:%=$(BUILD)/backend_%.so)
 
 # One command a word (test/run.sh). In sim also with other orders of threads, blocks and streams,
 # and the program itself.
-SIM_TESTS := contract ops_basics ops_dense ops_variants matmul_choices attention head \
+SIM_TESTS := contract ops_basics ops_dense ops_variants matmul_choices attention prefill head \
     decode_ops adamw
 sim_command = $(strip $(SIM_RUN_$(1)) $(BUILD)/test/test_$(2))
 sim_commands = $(foreach d,$(SIM_BACKEND_$(1)),$(foreach t,$(SIM_TESTS),\
