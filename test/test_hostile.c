@@ -187,6 +187,12 @@ static void test_config(void **state) {
                 " \"num_attention_heads\": 4, \"intermediate_size\": 96, \"vocab_size\": 24, "
                 "\"max_position_embeddings\": 32%s}", text.bytes);
     give("config.json", &(struct Row){whole.bytes, {"rope_scaling"}, 0});
+    /* As many parts, each to be looked for among as many. */
+    text_clear(&text), text_clear(&whole);
+    for (int i = 0; i < 400000; i++) text_format(&text, "%s\"p%d\": 1", i ? "," : "", i);
+    text_format(&whole, CONFIG("llama", ", \"rope_scaling\": {%s}, \"rope_parameters\": {%s}"),
+                text.bytes, text.bytes);
+    give("config.json", &(struct Row){whole.bytes, {"differ"}, 0});
     text_free(&text), text_free(&whole);
 }
 

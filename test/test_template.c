@@ -178,6 +178,34 @@ static void test_system(void **state) {
                  "<|start_header_id|>assistant<|end_header_id|>\n\n");
 }
 
+/* A model's template of many beginnings without an end, or with one far away: to look from each of
+   them to the end would take hours. */
+static void test_large_system(void **state) {
+    (void)state;
+    enum { BYTES = 12 << 20 };
+    static const char begin[] = "<|im_start|>system\\n'";
+    char directory[] = "/tmp/policy-template-XXXXXX", file[64];
+    const char *problem;
+    struct Tokenizer *tokenizer;
+    struct Text text = {0};
+    assert_null(tokenizer_load(&tokenizer, directory_of("chatml")));
+    assert_non_null(mkdtemp(directory));
+    snprintf(file, sizeof file, "%s/chat_template.jinja", directory);
+    for (int ended = 0; ended < 2; ended++) {
+        text_clear(&text);
+        while (text.length < BYTES) text_append(&text, begin, sizeof begin - 1);
+        if (ended) text_format(&text, "<|im_end|>");
+        FILE *stream = fopen(file, "wb");
+        assert_int_equal(fwrite(text.bytes, 1, text.length, stream), text.length);
+        assert_int_equal(fclose(stream), 0);
+        struct Chat *chat = chat_open("chatml", "auto", tokenizer, directory, &problem);
+        assert_string_equal(chat_system(chat), "");
+        chat_close(chat);
+    }
+    unlink(file), rmdir(directory);
+    text_free(&text), tokenizer_free(tokenizer);
+}
+
 /* Begin-of-text is there once, whoever brings it. */
 static void test_none(void **state) {
     (void)state;
@@ -312,6 +340,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_filling),   cmocka_unit_test(test_bad_templates),
         cmocka_unit_test(test_golden),    cmocka_unit_test(test_system),
+        cmocka_unit_test(test_large_system),
         cmocka_unit_test(test_none),      cmocka_unit_test(test_injection),
         cmocka_unit_test(test_lessons),   cmocka_unit_test(test_answers),
         cmocka_unit_test(test_wrong_form),

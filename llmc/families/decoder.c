@@ -99,12 +99,15 @@ const char *decoder_check_window(const struct ModelConfig *config, const cJSON *
                                  bool everywhere) {
     const cJSON *types = find(json, "layer_types"), *type;
     int window, first;
-    bool use;
+    bool use = false;
     const char *problem = family_read_int(&window, json, "sliding_window", 1 << 24);
-    if (problem == NULL) problem = family_read_int(&first, json, "max_window_layers", 1 << 24);
+    const cJSON *layers = find(json, "max_window_layers");
+    bool all = cJSON_IsNumber(layers) && layers->valuedouble == 0;
+    if (problem == NULL && !all)
+        problem = family_read_int(&first, json, "max_window_layers", 1 << 24);
     if (problem == NULL) problem = decoder_read_bool(&use, json, "use_sliding_window", false);
     if (problem != NULL) return problem;
-    bool sliding = everywhere || (use && first < config->L);
+    bool sliding = everywhere || (use && (all || first < config->L));
     if (types != NULL && !everywhere) sliding = false;
     cJSON_ArrayForEach(type, types) {
         if (cJSON_IsString(type) && strcmp(type->valuestring, "full_attention") == 0) continue;

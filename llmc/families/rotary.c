@@ -8,7 +8,8 @@
 #include "../base/text.h"
 #include "decoder.h"
 
-#define THETA 10000 /* where a file says nothing, as in transformers */
+#define THETA 10000    /* where a file says nothing, as in transformers */
+#define MOST_PARTS 100 /* of two descriptions that are compared, each part with each */
 
 /* ---- config.json ---------------------------------------------------------------------------- */
 
@@ -53,7 +54,9 @@ static const char *find_parameters(const cJSON **out, const cJSON *json) {
                 return family_sentence("\"%s\" for each kind of layer (\"%s\") is not run here",
                                        keys[i], quote(part->string));
         if (item->child == NULL) continue;
-        if (*out != NULL && !cJSON_Compare(*out, item, true))
+        int parts = cJSON_GetArraySize(item);
+        if (*out != NULL && (parts != cJSON_GetArraySize(*out) || parts > MOST_PARTS ||
+                             !cJSON_Compare(*out, item, true)))
             return "\"rope_scaling\" and \"rope_parameters\" differ";
         *out = item;
     }

@@ -137,15 +137,21 @@ const char *template_fill(struct Text *out, const struct Template *form,
 
 /* Models say it in their own template (Jinja, which is not run here) as a literal between the two
    tokens: '<|im_start|>system\nYou are ...<|im_end|>'. Where that is an expression instead, there
-   is no default. */
+   is no default. No place of the text is looked at for more than one beginning. */
 static void find_default_system(struct Text *out, const char *template_text) {
     static const char opens[] = "<|im_start|>system", closes[] = "<|im_end|>";
-    for (const char *at = template_text; (at = strstr(at, opens)) != NULL; at++) {
-        const char *begin = at + sizeof opens - 1, *end = strstr(begin, closes);
+    const char *end = template_text;
+    if (!utf8_is_valid(template_text, strlen(template_text))) return;
+    for (const char *at = template_text; (at = strstr(at, opens)) != NULL;) {
+        const char *begin = at + sizeof opens - 1;
         size_t newline = strncmp(begin, "\\n", 2) == 0 ? 2 : *begin == '\n';
-        begin += newline;
-        if (!newline || !end || end <= begin || strcspn(begin, "'\"{}") < (size_t)(end - begin))
-            continue;
+        at = begin += newline;
+        if (!newline) continue;
+        if (end < begin) end = strstr(begin, closes);
+        if (!end) return;
+        const char *quoted = begin + strcspn(begin, "'\"{}");
+        if (quoted < end) at = quoted;
+        if (quoted < end || end == begin) continue;
         for (; begin < end; begin++) {
             bool escape = begin[0] == '\\' && begin[1] == 'n';
             text_append(out, escape ? "\n" : begin, 1);

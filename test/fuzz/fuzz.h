@@ -54,10 +54,24 @@ static inline void fuzz_path(char path[64], int descriptor) {
     snprintf(path, 64, "/proc/self/fd/%d", descriptor);
 }
 
-/* A directory that goes with the program. */
-static inline const char *fuzz_directory(char path[64]) {
+enum { MOST_DIRECTORIES = 8 };
+static struct { char path[MOST_DIRECTORIES][64]; int count; } fuzz_directories;
+
+static inline void fuzz_remove_directories(void) {
+    char command[128];
+    for (int i = 0; i < fuzz_directories.count; i++) {
+        snprintf(command, sizeof command, "rm -rf %s", fuzz_directories.path[i]);
+        MUST(system(command) == 0);
+    }
+}
+
+/* A fresh directory, which goes when the program ends. */
+static inline const char *fuzz_directory(void) {
+    MUST(fuzz_directories.count < MOST_DIRECTORIES);
+    char *path = fuzz_directories.path[fuzz_directories.count++];
     snprintf(path, 64, "/tmp/policy-fuzz-XXXXXX");
     MUST(mkdtemp(path));
+    if (fuzz_directories.count == 1) atexit(fuzz_remove_directories);
     return path;
 }
 

@@ -48,13 +48,13 @@ static void check_config(const struct ModelConfig *config) {
 
 /* The tokens that end a text, of both files. */
 static void check_ends(const char *config, size_t length, const uint8_t *rest, size_t size) {
-    static char directory[64];
+    static const char *directory;
     static int first = -1, second = -1;
     struct Ends ends = {0};
     fuzz_file(&first, config, length);
     fuzz_file(&second, rest, size);
-    if (!directory[0]) {
-        fuzz_directory(directory);
+    if (!directory) {
+        directory = fuzz_directory();
         fuzz_link(directory, "config.json", first);
         fuzz_link(directory, "generation_config.json", second);
     }

@@ -1,5 +1,6 @@
-/* A prompt template, and behind its zero byte a data file. Of each line that can be read every
-   value is found, metadata are JSON, and the conversation becomes ids of the vocabulary. */
+/* A template, of prompts and of the model's chat form, and behind its zero byte a data file. Of
+   each line that can be read every value is found, metadata are JSON, and the conversation becomes
+   ids of the vocabulary. */
 #include "fuzz.h"
 #include "../../llmc/tasks/blocks.h"
 #include "../../llmc/tasks/template.h"
@@ -18,11 +19,23 @@ static void check_ids(const struct Ids *ids) {
         MUST(ids->id[i] >= 0 && ids->id[i] < tokenizer_vocab_size(data_tokenizer()));
 }
 
+/* A directory with this template as the model's, whose default system prompt is taken. */
+static const char *template_directory(const char *text, size_t length) {
+    static const char *directory;
+    static int memory = -1;
+    fuzz_file(&memory, text, length);
+    if (!directory) {
+        directory = fuzz_directory();
+        fuzz_link(directory, "chat_template.jinja", memory);
+    }
+    return directory;
+}
+
 /* The record's turns, or its prompt as one, in a chat form. */
-static void check_chat(const char *form, const struct Record *r) {
+static void check_chat(const char *form, const char *directory, const struct Record *r) {
     static const char text[] = "a text";
     const char *problem;
-    struct Chat *chat = chat_open(form, "", data_tokenizer(), "", &problem);
+    struct Chat *chat = chat_open(form, "auto", data_tokenizer(), directory, &problem);
     struct Ids ids = {0};
     struct Text whole = {0}, loss = {0};
     struct Turns turns = {0};
@@ -58,7 +71,8 @@ static void check_values(const struct Record *r, const cJSON *value, int depth) 
         for (const cJSON *c = value->child; c; c = c->next) check_values(r, c, depth + 1);
 }
 
-static void check_record(const struct Record *r, const struct Template *form) {
+static void check_record(const struct Record *r, const struct Template *form,
+                         const char *directory) {
     struct Text text = {0};
     const char *problem;
     int own = (r->prompt != NULL) + (r->answer != NULL) + (r->completion != NULL);
@@ -74,7 +88,7 @@ static void check_record(const struct Record *r, const struct Template *form) {
     const char *missing = form ? template_fill(&text, form, r) : NULL;
     MUST(missing || utf8_is_valid(text.bytes, text.length));
     check_values(r, r->json, 0);
-    check_chat("chatml", r), check_chat("none", r);
+    check_chat("chatml", directory, r), check_chat("none", directory, r);
     text_free(&text);
 }
 
@@ -84,7 +98,8 @@ static void note_long_line(void *context, int64_t line, const char *problem) {
 }
 
 /* Reads the file once in blocks of three lines. Returns the bytes of all of them. */
-static size_t check_lines(struct LineReader *reader, const struct Template *form) {
+static size_t check_lines(struct LineReader *reader, const struct Template *form,
+                          const char *directory) {
     struct Blocks blocks = {.reader = reader, .most_lines = 3, .seed = 1, .bad = note_long_line};
     struct Record record = {0};
     int64_t line, last = 0;
@@ -100,7 +115,7 @@ static size_t check_lines(struct LineReader *reader, const struct Template *form
         const char *problem = record_read(&record, copy, length);
         free(copy);
         if (problem) must_be_a_line(problem);
-        else check_record(&record, form);
+        else check_record(&record, form, directory);
     }
     record_free(&record);
     blocks_free(&blocks);
@@ -118,7 +133,7 @@ static void fuzz_data(const uint8_t *data, size_t size) {
     fuzz_file(&memory, data, size);
     fuzz_path(path, memory);
     line_reader_open(&reader, path, "--data");
-    MUST(check_lines(&reader, form) <= size);
+    MUST(check_lines(&reader, form, template_directory(text, length)) <= size);
     line_reader_close(&reader);
     template_close(form);
     free(text);

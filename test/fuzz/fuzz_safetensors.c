@@ -41,13 +41,13 @@ static void write_shard(const char *directory, const char *file, const char *nam
 }
 
 static void fuzz_index(const uint8_t *data, size_t size) {
-    static char directory[64];
+    static const char *directory;
     static int index = -1;
     struct Shards shards;
     const struct Safetensors *file;
     fuzz_file(&index, data, size);
-    if (!directory[0]) {
-        fuzz_directory(directory);
+    if (!directory) {
+        directory = fuzz_directory();
         write_shard(directory, "a.safetensors", "x");
         write_shard(directory, "b.safetensors", "y");
         fuzz_link(directory, "model.safetensors.index.json", index);

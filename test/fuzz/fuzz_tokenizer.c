@@ -45,8 +45,8 @@ static bool take_file(const char *directory, int which, const uint8_t **data, si
 static void fuzz_tokenizer(const uint8_t *data, size_t size) {
     enum { MOST_TEXT = 300 };   /* patterns may be slow */
     struct Tokenizer *t;
-    static char directory[64];
-    if (!directory[0]) fuzz_directory(directory);
+    static const char *directory;
+    if (!directory) directory = fuzz_directory();
     if (!take_file(directory, LIBRARY_FILE, &data, &size))
         for (int i = VOCAB; i < TOKENIZER_FILES; i++) take_file(directory, i, &data, &size);
     const char *problem = tokenizer_load(&t, directory);
