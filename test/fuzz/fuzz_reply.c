@@ -15,6 +15,10 @@ static void fuzz_reply(const uint8_t *data, size_t size) {
     MUST(nameless ? reply.id == -1 : reply.id >= 0 && reply.id < (int64_t)1 << 53);
     bool goes_on = reply.kind == REPLY_CONTINUE;
     MUST(!goes_on || (reply.role && utf8_is_valid(reply.text, reply.length)));
+    if (reply.kind == REPLY_CONTINUE) {
+        MUST(strcmp(reply.role, "user") == 0 || strcmp(reply.role, "tool") == 0);
+        MUST(utf8_is_valid(reply.text, reply.length));
+    }
     free(line);
 }
 
