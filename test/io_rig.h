@@ -42,7 +42,7 @@ static inline void write_bytes(const char *path, const void *bytes, size_t lengt
 }
 
 /* The file's bytes (a static buffer, terminated). */
-static char *read_bytes(const char *path, size_t *length) {
+__attribute__((unused)) static char *read_bytes(const char *path, size_t *length) {
     static char bytes[1 << 17];
     FILE *file = fopen(path, "rb");
     assert_non_null(file);

@@ -16,12 +16,12 @@ static struct Reward talk(const struct Task *task, const struct Example *example
     struct Text answer[MOST] = {{0}};
     struct Reward reward;
     struct Completion c = {.example = example, .turn = turn, .text = "", .ended = true};
-    char copy[256], *rest = copy, *word;
+    char copy[256], none[1] = "", *rest = copy, *word;
     int n = 0;
     snprintf(copy, sizeof copy, "%s", says);
     told[0] = 0;
     while ((word = strsep(&rest, " ")) != NULL && n < MOST) {
-        if (strcmp(word, ".") == 0) word = (char[]){0};
+        if (strcmp(word, ".") == 0) word = none;
         turn[c.num_turns++] = (struct Turn){"assistant", word, strlen(word)};
         text_clear(&answer[n]);
         if (!rest) break;   /* the last turn is not answered */
