@@ -70,6 +70,9 @@ CASES = [
     [turn("user", "caf\u00e9 \u4f60\u597d \U0001f600 \u0301")],
     [turn("user", "one"), turn("user", "two")],
     [turn("tool", "{\"a\": 1}"), turn("user", "so?")],
+    [turn("user", "\u00a0\u3000wide\u2003 space\u2028")],
+    [turn("user", "\x1c\x1fseparators\x85"), turn("assistant", "\u200bno space\u180e")],
+    [turn("user", " \u1680 \u202f\u205f ")],
     [turn("user", "braces {{ x }} {% y %} and 'quotes' \"here\" \\n")],
 ]
 

@@ -179,7 +179,7 @@ def parts():
         out["script " + pattern] = steps(split(pattern, "Removed")), of(SCRIPTS, 12), 20
     for pattern in [r"\w", r"\W", r"[\w]", r"[^\w]", r"\d", r"\D", r"\s", r"\S", r"[\s]", r"[^\s]",
                     r"\h", r"\H", r"\b", r"\B", r"[\h]", r"\u0061", r"[[:space:]]", r"[[:digit:]]",
-                    r"[[:xdigit:]]", r"\p{L}\p{M}*", ".", r"(?m:.)", r"\R", r"\x{e9}"]:
+                    r"[[:xdigit:]]", r"\p{L}\p{M}*", ".", r"(?m:.a)", r"\R", r"\x{e9}"]:
         out["escape " + pattern] = steps(split(pattern)), of(KINDS_OF_WORD, 12), 20
     for pattern in ["a{,2}", "a{2}", "a{1,}", "a{1,2}?", "a{,}", "b{x", "(?i:AB)", "(?i)AB1",
                     "a++b", "a?+b", "(?>a|ab)1", "(?x: a b )", "(?-i:a)b", "a(?#note)b", "(a)\\1"]:

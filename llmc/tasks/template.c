@@ -336,11 +336,29 @@ static void put_header(struct Builder *b, const char *role) {
     put(b, b->chat->form->header_end, strlen(b->chat->form->header_end));
 }
 
-static bool is_blank(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+/* The bytes of the white space that text begins with, or 0: what Jinja's `trim` takes away, which
+   is Unicode's white space and the four separators 1C to 1F. */
+static size_t blank_at(const char *text, size_t length) {
+    size_t bytes = utf8_length(text, length);
+    if (bytes == 0) return 0;
+    unsigned c = utf8_code_point(text);
+    bool blank = c == ' ' || (c >= 0x9 && c <= 0xD) || (c >= 0x1C && c <= 0x1F) || c == 0x85 ||
+                 c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 ||
+                 c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+    return blank ? bytes : 0;
+}
+
+static size_t blank_before(const char *text, size_t length) {
+    for (size_t bytes = 1; bytes <= 3 && bytes <= length; bytes++)
+        if (blank_at(text + length - bytes, bytes) == bytes) return bytes;
+    return 0;
+}
 
 static void put_content(struct Builder *b, const char *content, size_t length) {
-    while (b->chat->form->trims && length > 0 && is_blank(*content)) content++, length--;
-    while (b->chat->form->trims && length > 0 && is_blank(content[length - 1])) length--;
+    if (b->chat->form->trims) {
+        for (size_t n; (n = blank_at(content, length)) > 0; length -= n) content += n;
+        for (size_t n; (n = blank_before(content, length)) > 0;) length -= n;
+    }
     put(b, content, length);
 }
 
