@@ -3,8 +3,9 @@
 
     scripts/plot.py RUN... [--out DIR] [--label NAME]... [--summary] [--smooth STEPS]
 
-Writes one picture per subject (reward, pass_at_k, distinct_correct, entropy, entropy_push,
-attention_entropy), or with --summary one overview. What a run did not log is left out.
+Writes one picture per subject (reward, pass_at_k, distinct_correct, entropy, length,
+entropy_push, attention_entropy), or with --summary one overview. What a run did not log is left
+out.
 
 Runs whose directories differ only in a trailing -sN or -seedN are one group, drawn as the mean of
 its runs with a band from the smallest to the largest, over the steps that all of them have.
@@ -376,6 +377,18 @@ def figure_distinct(groups, window):
     return finish(figure, groups, [], panel, key)
 
 
+def figure_length(groups, window):
+    key = "completions/mean_length"
+    if not has(groups, key):
+        return None
+    figure, axes = new_figure(3.6)
+    panel = axes[0, 0]
+    panel.set(title="Mean length of completions, tokens", xlabel="step")
+    draw_curves(panel, groups, key, window)
+    fit_unit_range(panel)
+    return finish(figure, groups, smoothing_note(window, "length"), panel, key, window)
+
+
 def draw_entropy(panel, groups, window):
     """Entropy and, dashed, its target. True if there was a target."""
     draw_curves(panel, groups, "entropy", window)
@@ -580,7 +593,8 @@ def figure_summary(groups, window):
 
 FIGURES = [("reward", figure_reward), ("pass_at_k", figure_pass_at_k),
            ("distinct_correct", figure_distinct), ("entropy", figure_entropy),
-           ("entropy_push", figure_entropy_push), ("attention_entropy", figure_attention)]
+           ("length", figure_length), ("entropy_push", figure_entropy_push),
+           ("attention_entropy", figure_attention)]
 
 
 def parse_arguments():

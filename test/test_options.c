@@ -62,6 +62,15 @@ static void test_defaults(void **state) {
     assert_string_equal(o.objective, "grpo");
     assert_string_equal(o.entropy_control, "");
     assert_string_equal(choose_scale(&o), "tiny");   /* as the help says */
+    strcpy(o.data, "lines.jsonl");
+    assert_string_equal(choose_scale(&o), "tiny");
+    strcpy(o.model, "some/directory");
+    assert_string_equal(choose_scale(&o), "llm");
+    strcpy(o.scale, "tiny");
+    assert_string_equal(choose_scale(&o), "tiny");
+    parse_line(&o, "--model some/directory");
+    assert_string_equal(choose_scale(&o), "tiny");   /* a model of a built-in task */
+    parse_line(&o, "");
     assert_string_equal(o.backend, "auto");
     assert_string_equal(o.run, "");
     assert_true(isnan(o.clip_low) && isnan(o.clip_high) && isnan(o.kl_coef));
@@ -307,7 +316,7 @@ static void test_help_agrees(void **state) {
         "(0 to 1000000000; default 600)", "(auto cpu cuda sim sim-asan sim-race; default auto)",
         "(default countdown)",
         "default the objective's)", "(0 to 9007199254740991; default 1)",
-        "(0 to 1; default 0.0001)", "empty = tiny",
+        "(0 to 1; default 0.0001)", "empty = llm with --data",
     };
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
         assert_non_null(strstr(help, lines[i]));

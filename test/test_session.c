@@ -450,9 +450,9 @@ static void test_worthless_weights(void **state) {
     (void)state;
     static const struct { const char *line, *says; } cases[] = {
         {"$T --model broken --eval-only --eval-prompts 2 --eval-samples 2 --quiet",
-         "entropy on held-out prompts is not finite"},
+         "entropy or loss on what is held out is not finite"},
         {"$T " TINY "--model broken --warm-start 0 --steps 2 --eval-every 1 --run evaluates",
-         "step 0: the policy's entropy on held-out prompts is not finite"},
+         "step 0: the policy's entropy or loss on what is held out is not finite"},
         {"$T --model broken --score ids.jsonl", "ids.jsonl:1: its scores are not finite"},
     };
     make_broken_model();

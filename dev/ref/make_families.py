@@ -17,7 +17,7 @@ transformers computes from the files, read back, in float64: NAME.safetensors wi
 The order of `gradient` is that of the names in the file, sorted. Integers are stored as float32.
 RMSNorm is replaced by itself in float64: transformers rounds it to float32.
 
-    pip install -r dev/ref/requirements.txt 'transformers>=5'
+    pip install -r dev/ref/requirements.txt
     python dev/ref/make_families.py
 """
 import json

@@ -151,7 +151,11 @@ struct Objective choose_objective(const struct Options *o) {
 
 /* ---- entropy control ------------------------------------------------------------------------- */
 
-const char *choose_scale(const struct Options *o) { return o->scale[0] ? o->scale : "tiny"; }
+const char *choose_scale(const struct Options *o) {
+    struct ModelConfig small;
+    if (o->scale[0]) return o->scale;
+    return o->data[0] && !model_config_named(&small, o->model) ? "llm" : "tiny";
+}
 
 struct EntropyOptions choose_entropy(const struct Options *o, enum EntropyControl control) {
     const struct Control *row = &entropy_controls[control];
