@@ -300,7 +300,8 @@ static void test_evaluations_name_their_task(void **state) {
     struct Progress progress = {.step = 0};
     report_open(&report, folder, 0, &progress);
     for (int i = 0; i < 2; i++) {
-        struct Evaluation e = {.num_prompts = 1, .samples = 4, .reward = 0.25 + 0.5 * i,
+        struct Evaluation e = {.num_prompts = 1, .samples = 4, .loss = NAN,
+                               .reward = 0.25 + 0.5 * i,
                                .pass_at = {0.25 + 0.5 * i, 1, NAN, NAN}};
         report_evaluation(&report, tasks[i], 7, i ? "phase_start" : "after_all", i, &e);
     }
@@ -373,7 +374,8 @@ static void test_resume_drops_the_last_evaluation(void **state) {
     (void)state;
     struct Report report;
     struct Progress progress = {.phases_begun = 1};
-    struct Evaluation before = {.truncated = .5}, after = {.truncated = .25};   /* logged last */
+    struct Evaluation before = {.num_prompts = 1, .truncated = .5, .loss = NAN};
+    struct Evaluation after = {.num_prompts = 1, .truncated = .25, .loss = NAN};   /* logged last */
     float value[10];
     report_open(&report, folder, 0, &progress);
     report_evaluation(&report, "countdown", 4, "phase_start", 0, &before);

@@ -120,7 +120,7 @@ static const struct Option rows[] = {
 
     WORD("entropy-control", entropy_control, "", NULL, ENTROPY, FREE, "replaces the objective's"),
     WORD("scale", scale, "", "tiny llm", ENTROPY, FREE,
-         "for a built-in task, or the papers'; empty = llm with --data and --model DIR"),
+         "built-in tasks' or the papers' values; empty = llm with --data --model DIR"),
     WORD("controller", controller, "", "double pi", ENTROPY, FREE, "rule of the controller"),
     REAL("entropy-target", entropy_target, 0, 100, NAN, ENTROPY, FREE, "in nats"),
     REAL("entropy-target-ratio", entropy_target_ratio, 0, 10, NAN, ENTROPY, FREE,
