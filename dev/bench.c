@@ -124,7 +124,7 @@ static double step_products(void *context) {
 
 static void bench_step(void) {
     struct Learner l;
-    struct Model *model = bench_model("gpt2", ops_open("cpu", "auto"));
+    struct Model *model = bench_model("gpt2", ops_open("cpu", "auto", 0));
     learner_open(&l, model, 4, 64, 256, RECOMPUTE_NONE, false);
     scratch_open((size_t)256 * 50257, (size_t)50257 * 768, (size_t)256 * 50257 + 50257 * 768);
     struct Timing t = compare_to_floor(train_step, step_products, &l, 15);
@@ -164,7 +164,7 @@ static double head_products(void *context) {
 }
 
 static void bench_head(void) {
-    struct HeadBench h = {.ops = ops_open("cpu", "auto"), .head = {768, 50257, 50257, 1},
+    struct HeadBench h = {.ops = ops_open("cpu", "auto", 0), .head = {768, 50257, 50257, 1},
                           .tokens = {.n = 1024, .N = 1024}};
     size_t N = 1024, C = (size_t)h.head.C, V = (size_t)h.head.V;
     struct OpsShape shape = {.N = (int)N, .C = h.head.C, .V = h.head.V, .Vp = h.head.Vp,
@@ -224,7 +224,7 @@ static void bench_decode(void) {
     product_seconds(&p), read_seconds();
     printf("floors   products %.0f GFLOP/s, reading memory %.1f GB/s\n",
            2e-9 * p.M * p.N * p.K / product_seconds(&p), 0.512 / read_seconds());
-    struct Model *model = bench_model("gpt2", ops_open("cpu", "auto"));
+    struct Model *model = bench_model("gpt2", ops_open("cpu", "auto", 0));
     const int batches[] = {1, 8, 32, 64};
     for (int i = 0; i < 4; i++) bench_decode_batch(model, batches[i]);
     model_free(model);
@@ -302,7 +302,7 @@ static double unmonitored_step(void *context) {
 
 static void bench_monitors(void) {
     struct Learner g;
-    struct Model *model = bench_model("gpt2", ops_open("cpu", "auto"));
+    struct Model *model = bench_model("gpt2", ops_open("cpu", "auto", 0));
     learner_open(&g, model, COMPLETIONS, 64, 256, RECOMPUTE_NONE, true);
     monitors_on = true;
     struct Timing t = compare_to_floor(monitored_step, unmonitored_step, &g, 5);

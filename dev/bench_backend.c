@@ -384,7 +384,7 @@ int main(int argc, char **argv) {
                    {"decode", bench_decode}};
     launch_prepare(argv);
     launch_threads(0);
-    ops = ops_open(argc > 1 ? argv[1] : "cuda", argc > 2 ? argv[2] : "auto");
+    ops = ops_open(argc > 1 ? argv[1] : "cuda", argc > 2 ? argv[2] : "auto", 0);
     ops->matmul_choices_load("");   /* as ./train does by default */
     tiny = strncmp(ops->name, "sim", 3) == 0;
     printf("backend %s %s\n", ops->name, ops->dtype);

@@ -179,12 +179,25 @@ static void model_forget_offsets(struct Model *model) {
 #undef X
 }
 
+/* All tensors since the last bucket are one. */
+static void model_end_bucket(struct Model *model) {
+    size_t multiple = TENSOR_ALIGN * (size_t)model->ranks;
+    size_t begin = model->num_buckets ? model->buckets[model->num_buckets - 1].end : 0;
+    model->num_parameters = (model->num_parameters + multiple - 1) / multiple * multiple;
+    model->buckets[model->num_buckets++] = (struct Bucket){begin, model->num_parameters};
+}
+
 struct Model *model_build(const struct ModelConfig *config, const struct Ops *ops) {
-    return model_build_as(family_find(config->family), config, ops);
+    return model_build_ranks(config, ops, 1);
+}
+
+struct Model *model_build_ranks(const struct ModelConfig *config, const struct Ops *ops,
+                                int ranks) {
+    return model_build_as(family_find(config->family), config, ops, ranks);
 }
 
 struct Model *model_build_as(const struct Family *family, const struct ModelConfig *config,
-                             const struct Ops *ops) {
+                             const struct Ops *ops, int ranks) {
     assert(model_config_problem(config) == NULL);
     size_t most = (size_t)family->num_rows * (size_t)config->L;
     struct Model *model = check_alloc(1, sizeof *model, "the model");
@@ -193,6 +206,8 @@ struct Model *model_build_as(const struct Family *family, const struct ModelConf
     model->ops = ops;
     model->tensors = check_alloc(most, sizeof *model->tensors, "the tensor table");
     model->layers = check_alloc((size_t)config->L, sizeof *model->layers, "the tensor table");
+    model->ranks = ranks;
+    model->buckets = check_alloc((size_t)config->L + 2, sizeof *model->buckets, "the model");
     model_forget_offsets(model);
 
     for (int i = 0; i < family->num_rows;) {
@@ -206,12 +221,17 @@ struct Model *model_build_as(const struct Family *family, const struct ModelConf
            all for layer 1, and so on. */
         int end = i;
         while (end < family->num_rows && family->rows[end].flags & PER_LAYER) end++;
-        for (int l = 0; l < config->L; l++)
+        for (int l = 0; l < config->L; l++) {
+            model_end_bucket(model);
             for (int j = i; j < end; j++)
                 if (row_exists(&family->rows[j], config))
                     model_add_tensor(model, &family->rows[j], l);
+        }
+        model_end_bucket(model);
         i = end;
     }
+    model_end_bucket(model);
+    assert(model->num_buckets == config->L + 2);
     if (config->tied) model->globals.head = model->globals.wte;
     if (ops != NULL) model_upload_frequencies(model);
     return model;
@@ -222,6 +242,7 @@ void model_free(struct Model *model) {
     if (model->inv_freq) model->ops->free(model->inv_freq);
     free(model->tensors);
     free(model->layers);
+    free(model->buckets);
     free(model);
 }
 
@@ -305,16 +326,30 @@ void elements_download(const struct Ops *ops, float *host, const floatX *in, siz
     ops->free(slice);
 }
 
+void share_upload(const struct Model *model, float *out, const struct Share *share, size_t offset,
+                  const float *host, size_t n) {
+    for (int b = 0; b < model->num_buckets; b++) {
+        struct Bucket slice = share_slice(share, &model->buckets[b]);
+        size_t first = slice.begin > offset ? slice.begin : offset;
+        size_t last = slice.end < offset + n ? slice.end : offset + n;
+        if (first >= last) continue;
+        model->ops->upload(out + share_of(share, model->buckets[b].begin) + (first - slice.begin),
+                           host + (first - offset), (last - first) * sizeof *host);
+    }
+}
+
 void weights_upload(const struct Model *model, struct Weights *weights, size_t offset,
                     const float *host, size_t n) {
     elements_upload(model->ops, ops_at(model->ops, weights->data, offset), host, n);
-    if (weights->master) model->ops->upload(weights->master + offset, host, n * sizeof *host);
+    if (weights->master) share_upload(model, weights->master, &weights->share, offset, host, n);
 }
 
 void weights_clear(const struct Model *model, struct Weights *weights) {
     const struct Ops *ops = model->ops;
     ops->fill_zero(weights->data, model->num_parameters * ops->element_size);
-    if (weights->master) ops->fill_zero(weights->master, model->num_parameters * sizeof(float));
+    if (weights->master)
+        ops->fill_zero(weights->master,
+                       share_of(&weights->share, model->num_parameters) * sizeof(float));
 }
 
 /* Elements [begin, begin + n) of a tensor's initial values, in parallel, with the same result as

@@ -39,6 +39,14 @@ struct Tensor {
 /* The offset of a tensor that the family does not have. */
 #define NO_TENSOR SIZE_MAX
 
+/* A part of the flat buffers whose gradients become final, and are communicated, together: the
+   embeddings; each layer; what comes after the layers. Together they are the whole buffer. Each
+   begins at, and has, a multiple of 32 * ranks elements, so that every rank has an equal slice of
+   it: rank r the r-th. */
+struct Bucket {
+    size_t begin, end;
+};
+
 struct Model {
     struct ModelConfig config;
     const struct Family *family;
@@ -46,21 +54,45 @@ struct Model {
     struct LayerOffsets *layers;   /* [L] */
     struct GlobalOffsets globals;
     int num_tensors;
+    struct Bucket *buckets;  /* [num_buckets = L + 2] the embeddings, layers 0 to L - 1, the rest */
+    int num_buckets, ranks;
     size_t num_parameters;   /* elements of a flat buffer, with gaps and padding rows */
     size_t num_real_parameters;   /* elements that a file has */
     float *inv_freq;         /* [HS/2] the rotation's frequencies, backend memory; NULL: none */
     const struct Ops *ops;
 };
 
-struct Weights {
-    floatX *data;            /* [num_parameters] */
-    float *master;           /* [num_parameters] the float32 weights that data is rounded from; NULL
-                                where data is float32 itself, or the weights are only read */
+/* Which elements of the flat buffers an array has: of each bucket the slice of one of `ranks`
+   ranks, one after another (ZeRO, 1910.02054). {0, 1}, or all zero: every element. Since buckets
+   are multiples of the ranks and follow each other, the slice of a bucket that begins at b is at
+   b / ranks of the array. */
+struct Share {
+    int rank, ranks;
 };
 
-/* The optimizer's buffers: backend memory [num_parameters] each. master: as in struct Weights. */
+static inline size_t share_of(const struct Share *share, size_t elements) {
+    return share->ranks > 1 ? elements / (size_t)share->ranks : elements;
+}
+static inline struct Bucket share_slice(const struct Share *share, const struct Bucket *bucket) {
+    size_t each = share_of(share, bucket->end - bucket->begin);
+    size_t begin = bucket->begin + (size_t)share->rank * each;
+    return (struct Bucket){begin, begin + each};
+}
+
+struct Weights {
+    floatX *data;            /* [num_parameters] */
+    float *master;           /* the float32 weights that data is rounded from, of `share`; NULL
+                                where data is float32 itself, or the weights are only read */
+    struct Share share;
+    const int *arrives;      /* [num_buckets] the event with which a bucket of data is there, which
+                                model_forward waits for, or -1; NULL: all are there */
+};
+
+/* The optimizer's buffers, of `share`: backend memory [share_size] each. master: as in struct
+   Weights. */
 struct OptimizerState {
     float *m, *v, *master;
+    struct Share share;
 };
 
 /* Pointers to the tensors of a layer, and to those that belong to no layer; NULL for a tensor that
@@ -106,11 +138,14 @@ const char *model_config_read(struct ModelConfig *config, const struct cJSON *js
 /* Adds to json every key that from_pretrained needs. */
 void model_config_write(struct cJSON *json, const struct ModelConfig *config, int end_of_text);
 
-/* Builds the tensor table of the config's family, or (for tests) of a given one. Owned by the
-   caller; model_free. model_config_problem(config) must be NULL (asserted). */
+/* Builds the tensor table of the config's family, or (for tests) of a given one, with buckets for
+   so many ranks (model_build: 1). Owned by the caller; model_free. model_config_problem(config)
+   must be NULL (asserted). */
 struct Model *model_build(const struct ModelConfig *config, const struct Ops *ops);
+struct Model *model_build_ranks(const struct ModelConfig *config, const struct Ops *ops,
+                                int ranks);
 struct Model *model_build_as(const struct Family *family, const struct ModelConfig *config,
-                             const struct Ops *ops);
+                             const struct Ops *ops, int ranks);
 void model_free(struct Model *model);
 /* The table, one line per tensor. */
 void model_print(const struct Model *model, FILE *out);
@@ -120,6 +155,10 @@ void model_print(const struct Model *model, FILE *out);
 void elements_upload(const struct Ops *ops, floatX *out, const float *host, size_t n);
 void elements_download(const struct Ops *ops, float *host, const floatX *in, size_t n);
 
+/* Copies n host floats, elements [offset, offset + n) of the flat buffer, to where they are in an
+   array of a share; those that it does not have are left out. */
+void share_upload(const struct Model *model, float *out, const struct Share *share, size_t offset,
+                  const float *host, size_t n);
 /* Copies n host floats to elements [offset, offset + n) of weights->data, and of weights->master
    unless it is NULL. */
 void weights_upload(const struct Model *model, struct Weights *weights, size_t offset,
@@ -156,11 +195,17 @@ floatX *model_forward(const struct Model *model, const struct Weights *weights,
                       float *attention_entropy, void *workspace);
 /* Backend memory [N,C] for dE: the head writes it, and model_backward reads it. */
 floatX *model_hidden_gradient(struct Activations *activations);
+/* Called when no later operation of the backward pass changes the gradients of a bucket. */
+struct BucketDone {
+    void (*call)(void *context, int bucket);   /* NULL: nobody asks */
+    void *context;
+};
 /* grads [num_parameters] +=, backend memory. Uses, and with recomputation overwrites, the
-   activations of the last forward pass, which must have been on the same batch. */
+   activations of the last forward pass, which must have been on the same batch. done: called for
+   the buckets from the last to the first, when the work is enqueued. */
 void model_backward(const struct Model *model, const struct Weights *weights,
                     struct Activations *activations, const struct Batch *batch, float *grads,
-                    void *workspace);
+                    struct BucketDone done, void *workspace);
 
 /* The head's sizes at a temperature (0: greedy, only for sampling), and its weight [Vp,C] and
    gradient: those of the token embedding where the two are tied. */

@@ -20,7 +20,8 @@ static const struct {
     SLOT(head_forward), SLOT(head_forward_backward), SLOT(matmul_packed_size), SLOT(matmul_pack),
     SLOT(matmul_decode), SLOT(mlp_decode), SLOT(attention_decode), SLOT(head_sample),
     SLOT(decode_advance), SLOT(sum_of_squares), SLOT(adamw), SLOT(comm_id),
-    SLOT(comm_open), SLOT(all_reduce), SLOT(reduce_scatter), SLOT(all_gather), SLOT(broadcast)};
+    SLOT(comm_open), SLOT(comm_expect), SLOT(comm_counts), SLOT(all_reduce), SLOT(reduce_scatter),
+    SLOT(all_gather), SLOT(broadcast)};
 enum { NUM_SLOTS = sizeof slots / sizeof *slots };
 
 /* struct Ops holds nothing but function pointers from its first slot, alloc, to its end. */

@@ -242,6 +242,16 @@ struct AdamwStep {
     uint64_t seed;      /* for stochastic rounding, used where floatX is narrower than float */
 };
 
+/* What this rank has communicated. A collective of R ranks over n bytes (of the whole buffer) sends
+   2 (R-1)/R n from each of them for all_reduce, (R-1)/R n for reduce_scatter and all_gather, n from
+   the root for broadcast; these are counted, whatever the transport makes of them. */
+struct CommCounts {
+    int64_t calls;
+    double bytes;       /* sent by this rank */
+    double seconds;     /* in collectives, from the beginning of each to its end */
+    double exposed;     /* seconds of these in which the compute stream waited */
+};
+
 struct Ops;
 
 /* One kernel file, as listed by its backend: the function that fills its slots, and the scratch
@@ -257,6 +267,9 @@ static inline size_t no_workspace(const struct OpsShape *shape) {
     (void)shape;
     return 0;
 }
+
+/* Events that order the two streams of a backend. */
+enum { EVENTS = 4096 };
 
 struct Ops {
     const char *name;     /* "cpu", "cuda", ... */
@@ -284,7 +297,7 @@ struct Ops {
     void (*copy)(void *out, const void *in, size_t bytes);     /* backend to backend, no overlap */
     void (*fill_zero)(void *out, size_t bytes);
     void (*sync)(void);                                          /* waits for everything enqueued */
-    /* Order between the compute stream and the communication stream; event is in [0, 64). */
+    /* Order between the compute stream and the communication stream; event is in [0, EVENTS). */
     void (*event_record)(int event);
     void (*event_wait)(int event);
     void (*to_float)(float *out, const floatX *in, size_t n);    /* both backend memory */
@@ -442,24 +455,51 @@ struct Ops {
     /* out[0] = sum of squares of x [n], accumulated in double or better; out: backend memory. Inf
        or NaN in x makes it non-finite. */
     void (*sum_of_squares)(double *out, const float *x, size_t n, void *workspace);
-    /* One AdamW step (decoupled weight decay) on elements [begin, end) of the flat buffers w,
-       master, m, v; g is only read. ranges: host array, sorted, disjoint; elements outside all
-       ranges are not changed. master: float32 weights beside a narrower floatX, or NULL. */
+    /* One AdamW step (decoupled weight decay) on elements [begin, end) of the flat parameter
+       buffer: w, master, m, v point to element `begin` of theirs, and so does g, which is only
+       read. ranges: host array, sorted, disjoint, counted from the buffer's start; elements outside
+       all ranges are not changed. master: float32 weights beside a narrower floatX, or NULL. */
     void (*adamw)(floatX *w, float *master, float *m, float *v, const float *g,
                   const struct AdamwRange *ranges, int num_ranges, size_t begin, size_t end,
                   const struct AdamwStep *step);
 
-    /* ---- communication over ranks; float32; with one rank each is the identity --------------- */
+    /* ---- communication over ranks ------------------------------------------------------------
 
-    /* Setting up: rank 0 makes an id of 128 bytes (comm_id) and gives it to the other ranks, which
-       is not done here; then all ranks call comm_open, before any of the four slots below. With one
-       rank neither call is needed. */
-    void (*comm_id)(void *id);
-    void (*comm_open)(int rank, int ranks, const void *id);
-    void (*all_reduce)(float *x, size_t n);                           /* sum, in place */
-    void (*reduce_scatter)(float *out, const float *in, size_t each); /* in [ranks*each] */
-    void (*all_gather)(void *out, const void *in, size_t bytes_each); /* out [ranks*bytes_each] */
-    void (*broadcast)(void *x, size_t bytes, int root);
+       All ranks make the same calls, in the same order, with the same sizes. With one rank each is
+       the identity (copies, where there are two buffers), and nothing need be opened.
+
+       The four collective slots work on a stream of their own, in the order of the calls. Such a
+       piece of work begins when event `after` has been reached, which event_record set on the
+       compute stream (-1: when all that is enqueued there so far is done). When it is done it
+       records event `done`, for which the compute stream waits where the result is needed, with
+       event_wait (-1: right away). On the CPU it is done when the call returns. Sums have the same
+       bits on every rank and in every run.
+
+       Where a rank waits for another one longer than its patience, or finds that one has ended or
+       is in another operation, the program ends (die_machine), saying in which operation of which
+       step, and which rank it is where that is known. */
+
+    /* The meeting point, 128 bytes. meeting NULL: a new one; whoever makes it gives it to all
+       ranks. Else "HOST:PORT", from which every rank makes the same. */
+    void (*comm_id)(void *id, const char *meeting);
+    /* Returns when all ranks are there. patience: seconds. */
+    void (*comm_open)(int rank, int ranks, const void *id, double patience);
+    /* From now on this is step `step`, and so is the patience. */
+    void (*comm_expect)(int64_t step, double patience);
+    /* What was communicated since the start. Waits for what is enqueued. */
+    void (*comm_counts)(struct CommCounts *counts);
+    /* x [n] = its sum over the ranks */
+    void (*all_reduce)(float *x, size_t n, int after, int done);
+    /* out [each] = this rank's part, the rank-th, of the sum of in [ranks*each] over the ranks. out
+       may be where that part is in `in`; nothing else of `in` changes. narrow: NULL, or scratch of
+       2*ranks*each bytes: then the elements are rounded to bf16 before they are sent, and so may
+       partial sums be */
+    void (*reduce_scatter)(float *out, const float *in, size_t each, void *narrow, int after,
+                           int done);
+    /* out [ranks*bytes_each] = every rank's in [bytes_each]; in may be its place in out */
+    void (*all_gather)(void *out, const void *in, size_t bytes_each, int after, int done);
+    /* x [bytes] = rank root's */
+    void (*broadcast)(void *x, size_t bytes, int root, int after, int done);
 };
 
 /* Writes to `out`, separated by commas, the name of every empty slot and of every kernel file whose

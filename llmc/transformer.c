@@ -285,6 +285,12 @@ static void layer_recompute(const struct Model *model, const struct LayerWeights
     ops->activation_forward(s->act, s->pre, N, config->F, config->activation);
 }
 
+/* After an update on several ranks the weights arrive while the first layers compute already. */
+static void await_bucket(const struct Model *model, const struct Weights *weights, int bucket) {
+    if (!weights->arrives || weights->arrives[bucket] < 0) return;
+    model->ops->event_wait(weights->arrives[bucket]);
+}
+
 floatX *model_forward(const struct Model *model, const struct Weights *weights,
                       struct Activations *activations, const struct Batch *batch,
                       float *attention_entropy, void *workspace) {
@@ -298,12 +304,15 @@ floatX *model_forward(const struct Model *model, const struct Weights *weights,
     assert(N <= a->N && rows->B <= a->B && rows->max_T <= a->max_T);
     assert(rows->max_T <= config->max_T);
 
+    await_bucket(model, weights, 0);
     ops->embedding_forward(a->x, batch->token, batch->position, w.wte, w.wpe, N, C);
     for (int l = 0; l < L; l++) {
         size_t offset = (size_t)l * (size_t)config->NH * (size_t)N;
         float *entropy = attention_entropy ? attention_entropy + offset : NULL;
+        await_bucket(model, weights, l + 1);
         layer_forward(model, weights, a, batch, l, entropy, workspace);
     }
+    await_bucket(model, weights, L + 1);
     const struct LayerActivations last = layer_activations(model, a, L - 1);
     ops->norm_residual_forward(last.x_next, a->hidden, &a->stats_f, last.mid, a->delta, &norm_f, N,
                                C);
@@ -348,7 +357,7 @@ static void layer_backward(const struct Model *model, const struct Weights *weig
 
 void model_backward(const struct Model *model, const struct Weights *weights,
                     struct Activations *activations, const struct Batch *batch, float *grads,
-                    void *workspace) {
+                    struct BucketDone done, void *workspace) {
     const struct Ops *ops = model->ops;
     struct Activations *a = activations;
     const struct GlobalWeights w = model_global_weights(model, weights);
@@ -360,9 +369,13 @@ void model_backward(const struct Model *model, const struct Weights *weights,
     const floatX *x = layer_activations(model, a, L - 1).x_next;
     ops->norm_backward(a->dx, d.ln_f_weight, d.ln_f_bias, a->dhidden, x, &norm_f, &a->stats_f, N, C,
                        workspace);
-    for (int l = L - 1; l >= 0; l--)
+    if (done.call) done.call(done.context, L + 1);
+    for (int l = L - 1; l >= 0; l--) {
         layer_backward(model, weights, a, batch, l, grads, workspace);
+        if (done.call) done.call(done.context, l + 1);
+    }
     ops->embedding_backward(d.wte, d.wpe, a->dx, batch->token, batch->position, N, C, workspace);
+    if (done.call) done.call(done.context, 0);
 }
 
 /* ---- decode --------------------------------------------------------------------------------- */

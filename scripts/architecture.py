@@ -20,7 +20,7 @@ FLOORS = [
     [("tasks/", ["tasks/"]), ("checkpoint", ["checkpoint"]),
      ("transformer", ["transformer."])],
     [("model, families/", ["model.", "families/"])],
-    [("arena", ["arena."])],
+    [("arena", ["arena."]), ("world", ["world."])],
     [("kernels/", ["kernels/"])],
     [("ops", ["ops."])],
     [("io/", ["io/"])],

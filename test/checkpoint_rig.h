@@ -87,7 +87,7 @@ struct Run {
 };
 
 static inline void run_open(struct Run *run, const struct ModelConfig *config) {
-    run->ops = ops_open("cpu", "auto");
+    run->ops = ops_open("cpu", "auto", 0);
     run->model = model_build(config, run->ops);
     run->n = run->model->num_parameters;
     run->weights.master = NULL;

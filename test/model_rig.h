@@ -38,7 +38,7 @@ static inline double rounding_of(const struct Ops *ops) {
 /* The references in double and the files of other programs are compared with float32 only. How the
    16-bit types round is tested operation by operation (test_ops_dense.c and its neighbours). */
 #define SKIP_IF_NARROW() \
-    if (is_narrow(ops_open(backend, dtype))) skip()
+    if (is_narrow(ops_open(backend, dtype, 0))) skip()
 
 static inline void *new_ints(int n) { return calloc((size_t)n + 1, sizeof(int)); }
 
@@ -151,7 +151,7 @@ static inline void rig_open_recompute(struct Rig *rig, const struct ModelConfig 
     memset(rig, 0, sizeof *rig);
     rig->recompute = recompute;
     assert_null(model_config_problem(config));
-    rig->ops = ops_open(backend, dtype);
+    rig->ops = ops_open(backend, dtype, 0);
     rig->model = model_build(config, rig->ops);
     rig_fill(rig, lengths, B);
     rig_upload(rig);
@@ -195,7 +195,7 @@ static inline void rig_gradient(struct Rig *rig) {
         model_head_weight(rig->model, &rig->weights), &rig->batch.loss, &head, copy_coefficients,
         rig, rig->workspace);
     model_backward(rig->model, &rig->weights, rig->activations, &rig->batch, rig->grads,
-                   rig->workspace);
+                   (struct BucketDone){0}, rig->workspace);
 }
 
 static inline float *rig_download(struct Rig *rig, const float *in, size_t n) {

@@ -44,7 +44,8 @@ static void check_adamw(bool with_master, size_t shift) {
     double *wd = widen(w0 + shift, n), *md = widen(m0 + shift, n), *vd = widen(v0 + shift, n);
     for (int t = 1; t <= 3; t++) {
         struct AdamwStep step = {0.02f, 0.9f, 0.95f, 1e-8f, 0.5f, t, 42};
-        ops->adamw(w, master, m, v, g, ranges, 3, begin, end, &step);
+        ops->adamw(ops_at(ops, w, begin), master ? master + begin : NULL, m + begin, v + begin,
+                   g + begin, ranges, 3, begin, end, &step);
         for (int r = 0; r < 3; r++)
             for (size_t i = ranges[r].begin; i < ranges[r].end; i++)
                 if (i >= begin && i < end)
@@ -135,7 +136,8 @@ static struct Rounding rounding_open(const float *master, size_t n) {
 static float *round_at(struct Rounding *r, int64_t step, uint64_t seed, size_t begin, size_t end) {
     const struct AdamwRange range = {0, r->n, 0.1f};
     const struct AdamwStep s = {0, 0.9f, 0.95f, 1e-8f, 1, step, seed};
-    ops->adamw(r->w, r->master, r->m, r->v, r->g, &range, 1, begin, end, &s);
+    ops->adamw(ops_at(ops, r->w, begin), r->master + begin, r->m + begin, r->v + begin,
+               r->g + begin, &range, 1, begin, end, &s);
     return get_x(r->w, r->n);
 }
 

@@ -129,8 +129,8 @@ static void test_absent_tensors_are_null(void **state) {
     struct TensorRow rows[32];
     const struct Family family = family_without(rows, without);
     const struct ModelConfig config = config_of(2, 3, 8, 96, 61, 64, 24, false);
-    const struct Ops *ops = ops_open("cpu", "auto");
-    struct Model *model = model_build_as(&family, &config, ops);
+    const struct Ops *ops = ops_open("cpu", "auto", 0);
+    struct Model *model = model_build_as(&family, &config, ops, 1);
     size_t bytes = model->num_parameters * sizeof(float);
     struct Weights weights = {.data = ops->alloc(bytes)};
     float *grads = ops->alloc(bytes);

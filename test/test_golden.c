@@ -32,7 +32,7 @@ static struct Case case_open(const char *name) {
     assert_null(safetensors_open(&c.file, path));
     const char *problem = checkpoint_config(c.directory, &c.config);
     if (problem) fail_msg("%s: %s", name, problem);
-    int multiple = ops_open(backend, dtype)->vocabulary_multiple;
+    int multiple = ops_open(backend, dtype, 0)->vocabulary_multiple;
     c.config.Vp = (c.config.V_saved + multiple - 1) / multiple * multiple;
     return c;
 }

@@ -58,7 +58,7 @@ static void check_normal(const struct Tensor *tensor, const float *x, size_t n, 
 static void test_initial_weights(void **state) {
     (void)state;
     SKIP_IF_NARROW();
-    const struct Ops *ops = ops_open(backend, dtype);
+    const struct Ops *ops = ops_open(backend, dtype, 0);
     struct ModelConfig config = config_of(8, 4, 16, 256, 1000, 1024, 64, false);
     struct Model *model = model_build(&config, ops);
     size_t n = model->num_parameters;

@@ -190,7 +190,7 @@ static bool asked_for_small;
 /* Usage of every test of operations: PROGRAM [BACKEND [DTYPE [PATTERN [small]]]]; tests whose names
    match the pattern (* and ?) run, with the smaller shapes if that is said. */
 static inline void open_backend(int argc, char **argv) {
-    ops = ops_open(argc > 1 ? argv[1] : "cpu", argc > 2 ? argv[2] : "auto");
+    ops = ops_open(argc > 1 ? argv[1] : "cpu", argc > 2 ? argv[2] : "auto", 0);
     if (argc > 3) cmocka_set_test_filter(argv[3]);
     asked_for_small = argc > 4;
 }

@@ -5,7 +5,7 @@
 
 /* ---- the table --------------------------------------------------------------------------- */
 
-static void open_unknown(void *context) { ops_open(context, "auto"); }
+static void open_unknown(void *context) { ops_open(context, "auto", 0); }
 
 static void test_slots(void **state) {
     (void)state;
@@ -48,8 +48,8 @@ static void test_memory(void **state) {
         char *a = put_bytes(host, sizes[i]), *b = new_poison(sizes[i]);
         assert_int_equal((uintptr_t)a % 256, 0);
         ops->copy(b, a, sizes[i]);
-        ops->event_record(63);
-        ops->event_wait(63);
+        ops->event_record(EVENTS - 1);
+        ops->event_wait(EVENTS - 1);
         ops->sync();
         ops->download(back, b, sizes[i]);
         assert_memory_equal(back, host, sizes[i]);
@@ -89,11 +89,11 @@ static void test_communication(void **state) {
     (void)state;
     float *host = new_normal(1000, 1, 2), *x = put_floats(host, 1000), *y = new_floats(1000);
     float *z = new_floats(1000);
-    ops->all_reduce(x, 1000);
-    ops->broadcast(x, 4000, 0);
-    ops->reduce_scatter(y, x, 1000);
-    ops->all_gather(z, y, 4000);
-    ops->all_gather(z, z, 4000); /* in place, too */
+    ops->all_reduce(x, 1000, -1, -1);
+    ops->broadcast(x, 4000, 0, -1, -1);
+    ops->reduce_scatter(y, x, 1000, NULL, -1, -1);
+    ops->all_gather(z, y, 4000, -1, -1);
+    ops->all_gather(z, z, 4000, -1, -1); /* in place, too */
     float *back = get_floats(z, 1000);
     assert_memory_equal(back, host, 4000);
     free(host), free(back);

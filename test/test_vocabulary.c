@@ -146,7 +146,7 @@ static void test_untied(void **state) {
 }
 
 static int set_up(void **state) {
-    ops = ops_open("cpu", "auto");
+    ops = ops_open("cpu", "auto", 0);
     return make_place(state);
 }
 

@@ -103,7 +103,7 @@ static inline void rig_weights(struct Rig *rig) {
 
 static inline void rig_open(struct Rig *rig, int micro_tokens,
                             const struct OptimizerOptions *options, const char *dtype) {
-    *rig = (struct Rig){.ops = *ops_open("cpu", "auto")};
+    *rig = (struct Rig){.ops = *ops_open("cpu", "auto", 0)};
     if (dtype) rig->ops.dtype = dtype;
     struct ModelConfig c = {.family = "gpt2", .L = LAYERS, .NH = HEADS, .NKV = HEADS, .C = 8,
                             .HS = 4, .F = 16, .V = VOCABULARY, .V_saved = VOCABULARY,

@@ -66,8 +66,9 @@ static void adamw(floatX *w, float *master, float *m, float *v, const float *g,
         #pragma omp for schedule(static) nowait
         for (size_t j = first; j < last; j += BLOCK) {
             size_t n = last - j < BLOCK ? last - j : BLOCK;
-            update((master ? master : w) + j, m + j, v + j, g + j, n, &rates);
-            if (master) memcpy(w + j, master + j, n * sizeof *w);
+            size_t at = j - begin;
+            update((master ? master : w) + at, m + at, v + at, g + at, n, &rates);
+            if (master) memcpy(w + at, master + at, n * sizeof *w);
         }
     }
 }

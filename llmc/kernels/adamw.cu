@@ -199,11 +199,18 @@ static void launch(const struct Buffers *b, const struct Rates *r, const struct 
     CUDA_CHECK_LAUNCH();
 }
 
+/* Where element 0 of the flat buffer would be, for a pointer to element `begin`: the kernel counts
+   from there. It need not be an address of anything. */
+template <class T> static T *flat_start(T *pointer, size_t begin) {
+    return pointer ? (T *)((uintptr_t)pointer - begin * sizeof(T)) : NULL;
+}
+
 /* The ranges are passed by value, so the host may reuse its array at once. */
 static void adamw(floatX *w, float *master, float *m, float *v, const float *g,
                   const struct AdamwRange *ranges, int num_ranges, size_t begin, size_t end,
                   const struct AdamwStep *step) {
-    struct Buffers b = {w, master, m, v, g};
+    struct Buffers b = {flat_start(w, begin), flat_start(master, begin), flat_start(m, begin),
+                        flat_start(v, begin), flat_start(g, begin)};
     struct Rates r = rates_of(step);
     struct Ranges part;
     part.count = 0;

@@ -35,15 +35,15 @@ static void *plugin_load(const char *name, char *why, size_t capacity) {
 }
 
 /* Fills ops from a plug-in; false with one sentence in `why`. */
-static bool plugin_open(struct Ops *ops, const char *name, const char *dtype, char *why,
-                        size_t capacity) {
+static bool plugin_open(struct Ops *ops, const char *name, const char *dtype, int device,
+                        char *why, size_t capacity) {
     static const struct BackendHost host = {die_machine, warn};
     void *library = plugin_load(name, why, capacity);
     if (!library) return false;
     BackendOpen *open = NULL;
     *(void **)&open = dlsym(library, BACKEND_OPEN); /* the cast POSIX recommends */
     if (strcmp(dtype, "auto") == 0) dtype = "bf16";
-    const char *problem = open ? open(ops, sizeof *ops, dtype, 0, &host)
+    const char *problem = open ? open(ops, sizeof *ops, dtype, device, &host)
                                : "it exports no " BACKEND_OPEN;
     if (problem) snprintf(why, capacity, "%s", problem);
     return problem == NULL;
@@ -56,7 +56,7 @@ static bool is_one_of(const char *word, const char *const *words) {
     return *words != NULL;
 }
 
-const struct Ops *ops_open(const char *name, const char *dtype) {
+const struct Ops *ops_open(const char *name, const char *dtype, int device) {
     static const char *const names[] = {"auto", "cpu", "cuda", "sim", "sim-asan", "sim-race", NULL};
     static const char *const dtypes[] = {"auto", "fp32", "bf16", "fp16", NULL};
     static struct Ops ops;
@@ -67,7 +67,7 @@ const struct Ops *ops_open(const char *name, const char *dtype) {
     if (!is_one_of(dtype, dtypes))
         die_input("there is no dtype \"%s\"; known are auto, fp32, bf16, fp16", dtype);
     bool named = strcmp(name, "auto") != 0, cpu = strcmp(name, "cpu") == 0;
-    if (!cpu && !plugin_open(&ops, named ? name : "cuda", dtype, text, sizeof text)) {
+    if (!cpu && !plugin_open(&ops, named ? name : "cuda", dtype, device, text, sizeof text)) {
         if (named && !text[0])
             die_machine("backend %s: there is no backend_%s.so beside the program; `make %s` "
                         "builds it",

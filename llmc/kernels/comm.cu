@@ -63,49 +63,90 @@ static void *nccl_find(void *linked, const char *name) {
 /* ---- the slots ----------------------------------------------------------------------------- */
 
 static ncclComm_t world; /* NULL: one rank */
+static cudaEvent_t reached;
 
-static void comm_id(void *id) {
+static void comm_id(void *id, const char *meeting) {
     ncclUniqueId made;
+    (void)meeting;
     NCCL_CALL(ncclGetUniqueId, &made);
     memcpy(id, &made, sizeof made);
 }
 
-static void comm_open(int rank, int ranks, const void *id) {
+static void comm_open(int rank, int ranks, const void *id, double patience) {
     ncclUniqueId given;
+    (void)patience;
     if (ranks == 1) return;
     memcpy(&given, id, sizeof given);
+    CUDA_CHECK(cudaStreamCreateWithFlags(&cuda.comm_stream, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&reached, cudaEventDisableTiming));
     NCCL_CALL(ncclCommInitRank, &world, ranks, given, rank);
 }
+
+static void comm_expect(int64_t step, double patience) { (void)step, (void)patience; }
+static void comm_counts(struct CommCounts *counts) { memset(counts, 0, sizeof *counts); }
 
 static void copy_unless_there(void *out, const void *in, size_t bytes) {
     if (out == in) return;
     CUDA_CHECK(cudaMemcpyAsync(out, in, bytes, cudaMemcpyDeviceToDevice, cuda.stream));
 }
 
-static void all_reduce(float *x, size_t n) {
+/* The communication stream goes on when event `after` is there. */
+static void begin(int after) {
+    if (after < 0) {
+        CUDA_CHECK(cudaEventRecord(reached, cuda.stream));
+        CUDA_CHECK(cudaStreamWaitEvent(cuda.comm_stream, reached, 0));
+    } else {
+        CUDA_CHECK(cudaStreamWaitEvent(cuda.comm_stream, cuda_event(after), 0));
+    }
+}
+
+static void end(int done) {
+    cudaEvent_t event = done < 0 ? reached : cuda_event(done);
+    CUDA_CHECK(cudaEventRecord(event, cuda.comm_stream));
+    if (done < 0) CUDA_CHECK(cudaStreamWaitEvent(cuda.stream, event, 0));
+}
+
+static void all_reduce(float *x, size_t n, int after, int done) {
     if (!world) return;
-    NCCL_CALL(ncclAllReduce, x, x, n, ncclFloat32, ncclSum, world, cuda.stream);
+    begin(after);
+    NCCL_CALL(ncclAllReduce, x, x, n, ncclFloat32, ncclSum, world, cuda.comm_stream);
+    end(done);
 }
 
-static void reduce_scatter(float *out, const float *in, size_t each) {
-    if (!world) copy_unless_there(out, in, each * sizeof *out);
-    else
-        NCCL_CALL(ncclReduceScatter, in, out, each, ncclFloat32, ncclSum, world, cuda.stream);
+static void reduce_scatter(float *out, const float *in, size_t each, void *narrow, int after,
+                           int done) {
+    (void)narrow;
+    if (!world) {
+        copy_unless_there(out, in, each * sizeof *out);
+        return;
+    }
+    begin(after);
+    NCCL_CALL(ncclReduceScatter, in, out, each, ncclFloat32, ncclSum, world, cuda.comm_stream);
+    end(done);
 }
 
-static void all_gather(void *out, const void *in, size_t bytes_each) {
-    if (!world) copy_unless_there(out, in, bytes_each);
-    else NCCL_CALL(ncclAllGather, in, out, bytes_each, ncclInt8, world, cuda.stream);
+static void all_gather(void *out, const void *in, size_t bytes_each, int after, int done) {
+    if (!world) {
+        copy_unless_there(out, in, bytes_each);
+        return;
+    }
+    begin(after);
+    NCCL_CALL(ncclAllGather, in, out, bytes_each, ncclInt8, world, cuda.comm_stream);
+    end(done);
 }
 
-static void broadcast(void *x, size_t bytes, int root) {
+static void broadcast(void *x, size_t bytes, int root, int after, int done) {
     if (!world) return;
-    NCCL_CALL(ncclBroadcast, x, x, bytes, ncclInt8, root, world, cuda.stream);
+    begin(after);
+    NCCL_CALL(ncclBroadcast, x, x, bytes, ncclInt8, root, world, cuda.comm_stream);
+    end(done);
 }
 
 static void fill(struct Ops *ops) {
     ops->comm_id = comm_id;
     ops->comm_open = comm_open;
+    ops->comm_expect = comm_expect;
+    ops->comm_counts = comm_counts;
     ops->all_reduce = all_reduce;
     ops->reduce_scatter = reduce_scatter;
     ops->all_gather = all_gather;

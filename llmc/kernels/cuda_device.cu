@@ -128,18 +128,23 @@ static void device_fill_zero(void *out, size_t bytes) {
 
 /* ---- order ----------------------------------------------------------------------------------- */
 
-enum { EVENTS = 64 };
 static cudaEvent_t events[EVENTS];
+
+cudaEvent_t cuda_event(int event) {
+    if (!events[event])
+        CUDA_CHECK(cudaEventCreateWithFlags(&events[event], cudaEventDisableTiming));
+    return events[event];
+}
 
 static void device_sync(void) {
     forbid_in_sequence("sync");
     CUDA_CHECK(cudaStreamSynchronize(cuda.stream));
 }
 
-static void event_record(int event) { CUDA_CHECK(cudaEventRecord(events[event], cuda.stream)); }
+static void event_record(int event) { CUDA_CHECK(cudaEventRecord(cuda_event(event), cuda.stream)); }
 
 static void event_wait(int event) {
-    CUDA_CHECK(cudaStreamWaitEvent(cuda.stream, events[event], 0));
+    CUDA_CHECK(cudaStreamWaitEvent(cuda.stream, cuda_event(event), 0));
 }
 
 /* ---- recorded sequences ---------------------------------------------------------------------- */
@@ -262,8 +267,6 @@ static void open_device(int device) {
     cuda.shared_limit = (int)properties.sharedMemPerBlockOptin;
     total_memory = properties.totalGlobalMem;
     CUDA_CHECK(cudaStreamCreateWithFlags(&cuda.stream, cudaStreamNonBlocking));
-    for (int i = 0; i < EVENTS; i++)
-        CUDA_CHECK(cudaEventCreateWithFlags(&events[i], cudaEventDisableTiming));
     for (int i = 0; i < 2; i++) {
         CUDA_CHECK(cudaMallocHost((void **)&staging.half[i], HALF));
         CUDA_CHECK(cudaEventCreateWithFlags(&staging.read[i], cudaEventDisableTiming));

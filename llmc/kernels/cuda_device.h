@@ -26,6 +26,9 @@ struct CudaDevice {
 };
 extern struct CudaDevice cuda;
 
+/* Number `event` of those that order the streams; made at its first use. */
+cudaEvent_t cuda_event(int event);
+
 /* Forgets all recorded sequences (graph_begin): each runs once more before it is recorded again.
    For a change after which a slot launches other kernels for the same arguments. */
 void cuda_forget_sequences(void);

@@ -140,7 +140,7 @@ void trainer_free(struct Trainer *t) {
 
 struct Weights *trainer_weights(struct Trainer *t) { return &t->weights; }
 struct OptimizerState trainer_optimizer(const struct Trainer *t) {
-    return (struct OptimizerState){t->moment1, t->moment2, t->weights.master};
+    return (struct OptimizerState){t->moment1, t->moment2, t->weights.master, t->weights.share};
 }
 float *trainer_gradients(struct Trainer *t) { return t->grads; }
 struct TrainerProgress trainer_progress(const struct Trainer *t) { return t->progress; }
@@ -391,7 +391,8 @@ static void micro_batch_learn(struct Trainer *t, struct Upstream *u, float tempe
                                   model_head_gradient(t->model, t->grads), E,
                                   model_head_weight(t->model, &t->weights), &t->batch.loss, &head,
                                   upstream, u, t->workspace);
-    model_backward(t->model, &t->weights, t->activations, &t->batch, t->grads, t->workspace);
+    model_backward(t->model, &t->weights, t->activations, &t->batch, t->grads,
+                   (struct BucketDone){0}, t->workspace);
 }
 
 /* ---- the optimizer step ---------------------------------------------------------------------- */
@@ -473,7 +474,7 @@ static void gradients(struct Trainer *t, const struct Objective *objective,
         result->micro_batches++, result->tokens += t->batch.rows.N;
     }
     t->watch = false;
-    t->ops->all_reduce(t->grads, count);
+    t->ops->all_reduce(t->grads, count, -1, -1);
     result->grad_norm = sqrt(squared_norm(t, t->grads, count)) / t->progress.loss_scale;
 }
 

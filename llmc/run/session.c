@@ -528,7 +528,7 @@ void session_open(struct Session *s, int argc, char **argv) {
     const struct Options *o = &s->options;
     *s = (struct Session){.saved.step = -1};
     choose(s, argc, argv);
-    s->ops = ops_open(s->options.backend, s->options.dtype);
+    s->ops = ops_open(s->options.backend, s->options.dtype, 0);
     s->scores_old = strcmp(s->options.old_logp, "auto") == 0
                         ? strcmp(s->ops->dtype, "fp32") != 0
                         : strcmp(s->options.old_logp, "scored") == 0;
