@@ -32,7 +32,11 @@ void report_open(struct Report *r, const char *run, int64_t rollouts_every,
     tensorboard_open(&r->board, run, state->step + 1);
 }
 
+/* A report that was not opened: of a rank other than 0. */
+static bool is_silent(const struct Report *r) { return !r->run[0]; }
+
 void report_sync(struct Report *r) {
+    if (is_silent(r)) return;
     jsonl_sync(&r->metrics);
     jsonl_sync(&r->warm);
     jsonl_sync(&r->attention);
@@ -45,6 +49,7 @@ void report_sync(struct Report *r) {
 }
 
 void report_close(struct Report *r) {
+    if (is_silent(r)) return;
     jsonl_close(&r->metrics);
     jsonl_close(&r->warm);
     jsonl_close(&r->attention);
@@ -280,6 +285,7 @@ static void write_rollouts(struct Jsonl *log, int64_t step, const struct Experie
 
 void report_evaluation(struct Report *r, const char *task, int64_t step, const char *when,
                        int phase, const struct Evaluation *evaluation) {
+    if (is_silent(r)) return;
     bool after_all = strcmp(when, "after_all") == 0;
     begin_line(r, step, task);
     jsonl_integer(&r->metrics, when, phase);
@@ -312,6 +318,7 @@ void report_describe_evaluation(const struct Evaluation *e, char *out, int capac
 }
 
 void report_warm(struct Report *r, const struct WarmReport *w) {
+    if (is_silent(r)) return;
     jsonl_begin(&r->warm);
     jsonl_integer(&r->warm, "warm_step", w->step);
     jsonl_number(&r->warm, "loss", w->loss);
@@ -329,6 +336,7 @@ void report_warm(struct Report *r, const struct WarmReport *w) {
 
 void report_supervised(struct Report *r, const struct WarmReport *w, const char *task,
                        int64_t num_tokens, const struct Evaluation *evaluation) {
+    if (is_silent(r)) return;
     begin_line(r, w->step, task);
     number(r, "loss", w->loss);
     number(r, "entropy", w->entropy);
@@ -429,6 +437,7 @@ static void say_step(struct Report *r, const struct StepReport *s) {
 }
 
 void report_step(struct Report *r, const struct StepReport *s) {
+    if (is_silent(r)) return;
     begin_line(r, s->step, s->task);
     write_rollout(r, s);
     write_objective(r, s);
@@ -457,6 +466,7 @@ void report_step(struct Report *r, const struct StepReport *s) {
 }
 
 void report_summary(struct Report *r, int64_t steps_done) {
+    if (is_silent(r)) return;
     int64_t here = steps_done - r->first_step;
     if (here > 0) {
         say("\n%lld steps in %s (steps %lld to %lld)", (long long)here,

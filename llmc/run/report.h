@@ -65,7 +65,8 @@ struct Report {
 };
 
 /* Opens the logs for appending, after removing the lines past what `state` has done: a resumed run
-   logs no step twice. */
+   logs no step twice. A report that was zero-initialised and is not opened, as that of every rank
+   but 0, is silent: none of the functions below does anything with it. */
 void report_open(struct Report *report, const char *run, int64_t rollouts_every,
                  const struct Progress *state);
 void report_warm(struct Report *report, const struct WarmReport *warm);
