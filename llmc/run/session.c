@@ -1,8 +1,8 @@
 /* Options to a session, in the order of session_open: what to learn, how large, how
-   much memory, where to write, from which weights. What to learn: choose.c; where: directory.c. */
+   much memory, where to write, from which weights. What to learn: choose.c; how large: memory.c;
+   where: directory.c. */
 #include "session.h"
 
-#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,278 +12,12 @@
 #include "../base/files.h"
 #include "../base/text.h"
 #include "../kernels/backends.h"
+#include "describe.h"
 #include "launch.h"
+#include "memory.h"
 #include "tokenize.h"
 
-/* ---- sizes and memory ------------------------------------------------------------------------ */
-
-static int smaller(int64_t a, int64_t b) { return (int)(a < b ? a : b); }
-
-/* The longest prompt and completion over all tasks of the session, in tokens. */
-static int longest_prompt(const struct Session *s) {
-    int longest = 0;
-    if (s->shape_only) return s->options.max_prompt ? (int)s->options.max_prompt : 512;
-    for (int i = 0; i < s->plan.num_phases; i++)
-        if (s->plan.phases[i].task->max_prompt > longest)
-            longest = s->plan.phases[i].task->max_prompt;
-    return longest;
-}
-
-static int longest_completion(const struct Session *s, int max_tokens) {
-    int longest = max_tokens;   /* --max-tokens cuts rollouts, not demonstrations */
-    if (s->shape_only) return max_tokens ? max_tokens : 256;
-    for (int i = 0; i < s->plan.num_phases; i++)
-        if (s->plan.phases[i].task->max_completion > longest)
-            longest = s->plan.phases[i].task->max_completion;
-    return longest;
-}
-
-struct Sizes {
-    struct OpsShape shape;   /* R comes with the plan of memory */
-    int decode_rows, max_tokens;
-};
-
-/* Prompts of an evaluation: no more than a file has. */
-static int evaluated_prompts(const struct Session *s, const struct Task *task) {
-    int prompts = (int)s->options.eval_prompts;
-    return task->draw && prompts > task->num_held_out ? task->num_held_out : prompts;
-}
-
-/* The most completions that are sampled at once. */
-static int64_t sampled_at_once(const struct Session *s) {
-    const struct Options *o = &s->options;
-    int64_t completions = s->plan.supervised ? 1 : o->prompts * o->group;
-    int64_t evaluated = evaluated_prompts(s, s->plan.phases[0].task) * o->eval_samples;
-    if (o->eval_every == 0 && !o->eval_only) evaluated = 0;
-    return completions > evaluated ? completions : evaluated;
-}
-
-/* The most sequences of an update. (With a built-in task those of the warm start count even where
-   there is none: micro-batches, and with them roundings, stay what they were.) */
-static int64_t sequences_of_update(const struct Session *s) {
-    const struct Options *o = &s->options;
-    if (s->plan.supervised) return o->prompts;
-    int64_t per_minibatch = (o->prompts * o->group + o->minibatches - 1) / o->minibatches;
-    bool warms = (!s->plan.data && !s->shape_only) || o->warm_start > 0;
-    return warms && o->warm_batch > per_minibatch ? o->warm_batch : per_minibatch;
-}
-
-static struct Sizes choose_sizes(const struct Session *s) {
-    const struct Options *o = &s->options;
-    const struct ModelConfig *c = &s->model->config;
-    struct Sizes sizes = {.max_tokens = (int)o->max_tokens, .decode_rows = (int)o->decode_rows};
-    if (sizes.max_tokens == 0) sizes.max_tokens = longest_completion(s, 0);
-    int completion = longest_completion(s, sizes.max_tokens);
-    int longest = longest_prompt(s) + completion;
-    if (!o->score[0] && longest - 1 > c->max_T)
-        die_input("prompts of %d and completions of %d tokens do not fit the model's context of "
-                  "%d; lower --max-tokens or raise --context", longest_prompt(s),
-                  completion, c->max_T);
-    if (o->score[0]) longest = c->max_T + 1;
-    int64_t wanted = o->score[0] ? 4096 : sequences_of_update(s) * (longest - 1);
-    /* On the CPU more than that is not faster; a device takes what its memory has (plan_memory). */
-    bool on_cpu = strcmp(s->ops->name, "cpu") == 0;
-    int N = o->micro_tokens ? (int)o->micro_tokens : smaller(wanted, on_cpu ? 1024 : 1 << 18);
-    if (s->place.resumed && !o->micro_tokens) N = (int)s->progress.micro_tokens;
-    if (N < longest - 1) N = longest - 1;
-    int64_t completions = sampled_at_once(s);
-    if (completions > INT32_MAX / longest)
-        die_input("--prompts x --group or --eval-prompts x --eval-samples: more than %d "
-                  "completions at once", INT32_MAX / longest);
-    if (sizes.decode_rows == 0)
-        sizes.decode_rows = smaller(completions, 512);
-    sizes.shape = (struct OpsShape){.N = N, .C = c->C, .F = c->F, .NH = c->NH, .NKV = c->NKV,
-                                    .HS = c->HS, .V = c->V, .Vp = c->Vp, .max_T = longest - 1,
-                                    .max_length = longest};
-    return sizes;
-}
-
-/* Completions of a prompt, the fewest that the session asks for at once. */
-static int smallest_group(const struct Session *s) {
-    const struct Options *o = &s->options;
-    return (int)(o->eval_only || o->eval_samples < o->group ? o->eval_samples : o->group);
-}
-
-static void reserve(struct Session *s) {
-    const struct Options *o = &s->options;
-    struct OptimizerOptions optimizer = {
-        .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .epsilon = 1e-8f,
-        .weight_decay = (float)o->weight_decay, .grad_clip = (float)o->grad_clip};
-    bool learn = !o->eval_only && !o->score[0];
-    s->shape.R = sampler_step_rows(s->ops, s->decode_rows, longest_prompt(s));
-    s->trainer = trainer_reserve(s->model, &s->arena, &s->shape, choose_recompute(o),
-                                 learn ? &optimizer : NULL, (uint64_t)o->seed);
-    if (!o->score[0])
-        s->sampler = sampler_reserve(s->model, &s->arena, s->decode_rows, smallest_group(s),
-                                     longest_prompt(s), s->max_tokens, s->cache_pages);
-    if (learn && o->attention_entropy_every) trainer_reserve_attention(s->trainer, &s->arena);
-    if (s->objective.kl_coef > 0)
-        arena_reserve(&s->arena, &s->reference.data,
-                      s->model->num_parameters * s->ops->element_size, "weights",
-                      "reference [%zu]", s->model->num_parameters);
-}
-
-static void unreserve(struct Session *s) {
-    trainer_free(s->trainer);
-    sampler_free(s->sampler);
-    arena_free(&s->arena);
-    s->trainer = NULL, s->sampler = NULL;
-}
-
-/* Pages of the cache at which no row ever waits for one. */
-static int most_pages(const struct Session *s) {
-    int64_t most = sampler_most_pages(s->decode_rows, smallest_group(s), longest_prompt(s),
-                                      s->max_tokens);
-    return most < INT_MAX ? (int)most : INT_MAX;
-}
-
-/* Makes the larger of the two users of the shared part smaller; false: nothing left to choose. */
-static bool plan_less(struct Session *s, bool decoding_is_larger) {
-    const struct Options *o = &s->options;
-    int least = sampler_least_pages(longest_prompt(s), s->max_tokens);
-    if (decoding_is_larger && o->cache_gb == 0 && s->cache_pages / 2 >= 8 * least) {
-        s->cache_pages /= 2;
-        return true;
-    }
-    bool rows = s->decode_rows > 16 && !o->decode_rows;
-    bool tokens = s->shape.N / 2 >= s->shape.max_T && !o->micro_tokens;
-    if (rows && (decoding_is_larger || !tokens)) s->decode_rows /= 2;
-    else if (tokens) s->shape.N /= 2;
-    else return false;
-    return true;
-}
-
-/* Ends the program: even the smallest sizes need more than there is. `fixed`: bytes of the weights
-   and, where they are trained, of all that there is once for each of them. */
-static _Noreturn void refuse_plan(const struct Session *s, size_t fixed, size_t budget) {
-    const struct Options *o = &s->options;
-    bool learns = !o->eval_only && !o->score[0];
-    double gib = 1 << 30, needed = (double)s->arena.total / gib, there = (double)budget / gib;
-    if (fixed > budget)
-        die_machine("the smallest plan needs %.1f GiB, %.1f of them for the weights%s, and %.1f "
-                    "GiB may be used: no option makes that smaller; choose a smaller --model or a "
-                    "machine with more memory", needed, (double)fixed / gib,
-                    learns ? ", their gradients and the optimizer" : "", there);
-    die_machine("the smallest plan needs %.1f GiB and %.1f GiB may be used; what helps:%s%s%s%s "
-                "lower --max-prompt and --max-tokens, a smaller --model", needed, there,
-                learns && strcmp(o->recompute, "layer") != 0 ? " --recompute layer," : "",
-                o->micro_tokens ? " a smaller --micro-tokens," : "",
-                o->decode_rows ? " a smaller --decode-rows," : "",
-                o->cache_gb > 0 ? " a smaller --cache-gb," : "");
-}
-
-/* Bytes of the buffers that have the same size in every plan of this model. */
-static size_t fixed_bytes(const struct Arena *arena) {
-    static const char *const groups[] = {"weights", "optimizer", "gradients"};
-    size_t bytes = 0;
-    for (int i = 0; i < arena->count; i++)
-        for (size_t g = 0; g < sizeof groups / sizeof *groups; g++)
-            if (strcmp(arena->entries[i].group, groups[g]) == 0) bytes += arena->entries[i].bytes;
-    return bytes;
-}
-
-/* What the plan may use: 70 % of the host's memory, which others use too, or 95 % of what is free
-   on a device. --device-memory stands for what would be free on another machine. */
-static size_t memory_budget(const struct Session *s) {
-    double given = s->options.device_memory * (1 << 30);
-    size_t available = given > 0 ? (size_t)given : s->ops->memory_available();
-    return available / 100 * (strcmp(s->ops->name, "cpu") == 0 ? 70 : 95);
-}
-
-/* Reserves by the wanted sizes, and by smaller ones until the plan fits. Fewer decode rows never
-   change a result, smaller micro-batches only its rounding. */
-static void plan_memory(struct Session *s) {
-    size_t budget = memory_budget(s);
-    int least = sampler_least_pages(longest_prompt(s), s->max_tokens);
-    if (!s->options.score[0])
-        s->cache_pages = choose_pages(s->options.cache_gb, (double)budget,
-                                      (double)decode_page_bytes(s->model), least, most_pages(s));
-    for (reserve(s); s->arena.total > budget; reserve(s)) {
-        size_t *sections = s->arena.section_bytes;
-        bool decoding_is_larger = sections[ARENA_DECODING] > sections[ARENA_TRAINING];
-        if (!plan_less(s, decoding_is_larger)) refuse_plan(s, fixed_bytes(&s->arena), budget);
-        unreserve(s);
-    }
-}
-
-/* ---- what the person is told at start -------------------------------------------------------- */
-
-static void describe_control(const struct Session *s) {
-    char line[256];
-    if (entropy_describe(&s->entropy_options, line, sizeof line))
-        say("entropy   scale %s; %s", choose_scale(&s->options), line);
-}
-
-/* Warns of options whose values cannot have the effect that they name. */
-static void warn_of_limits(const struct Session *s, int updates) {
-    const struct Options *o = &s->options;
-    int V = s->model->config.V;
-    if (o->lr_warmup >= s->plan.steps && s->plan.steps > 0 && o->lr_warmup > 0)
-        warn("--lr-warmup %lld is not shorter than the %lld steps: the rate never reaches --lr",
-             (long long)o->lr_warmup, (long long)s->plan.steps);
-    const struct EntropyOptions *entropy = &s->entropy_options;
-    if (entropy_controls[entropy->control].has_target && entropy->target > log(V))
-        warn("--entropy-target %g cannot be reached: the entropy of %d words is at most %.3g",
-             entropy->target, V, log(V));
-    const char *inert = objective_check_updates(&s->objective, updates);
-    if (inert && !s->plan.supervised) warn("%s", inert);
-}
-
-/* The batch arithmetic. */
-static void describe_batch(const struct Session *s) {
-    const struct Options *o = &s->options;
-    if (s->plan.supervised) {
-        say("batch     %lld lines a step, %lld steps; micro-batch %d tokens", (long long)o->prompts,
-            (long long)s->plan.steps, s->shape.N);
-        return;
-    }
-    int64_t completions = o->prompts * o->group, updates = o->minibatches * o->epochs;
-    say("batch     %lld prompts x %lld completions = %lld a step, in %lld minibatches x %lld "
-        "epochs = %lld updates of about %lld completions", (long long)o->prompts,
-        (long long)o->group, (long long)completions, (long long)o->minibatches,
-        (long long)o->epochs, (long long)updates, (long long)(completions / o->minibatches));
-    say("          %lld steps = %lld updates, %lld completions; micro-batch %d tokens, %d decode "
-        "rows", (long long)s->plan.steps, (long long)(s->plan.steps * updates),
-        (long long)(s->plan.steps * completions), s->shape.N, s->decode_rows);
-    int most = most_pages(s), pages = s->cache_pages < most ? s->cache_pages : most;
-    say("cache     %d pages of %d positions, %.3g GiB: %s", pages, KV_PAGE,
-        pages * (double)decode_page_bytes(s->model) / (1 << 30),
-        pages < most ? "when they run out, the youngest row waits" : "no row ever waits for one");
-}
-
-static void describe(const struct Session *s) {
-    const struct Options *o = &s->options;
-    const struct ModelConfig *c = &s->model->config;
-    char objective[512];
-    objective_describe(&s->objective, objective, sizeof objective);
-    if (s->shape_only)
-        say("task      none: prompts of %d and completions of %d tokens, by --max-prompt and "
-            "--max-tokens", longest_prompt(s), s->max_tokens);
-    for (int i = 0; i < s->plan.num_phases && !s->shape_only; i++)
-        say("task      %s, to step %lld: %s", s->plan.phases[i].task->name,
-            (long long)s->plan.phases[i].end, s->plan.phases[i].task->help);
-    say("objective %s", objective);
-    describe_control(s);
-    say("model     %s: %zu parameters, L=%d C=%d NH=%d T=%d V=%d, %s head, from %s", c->family,
-        s->model->num_real_parameters, c->L, c->C, c->NH, c->max_T, c->V,
-        c->tied ? "tied" : "untied",
-        s->place.checkpoint[0] ? s->place.checkpoint : "random weights");
-    if (c->V < c->V_saved)
-        say("          the last %d of the %d rows of its vocabulary have no word in the tokenizer: "
-            "never drawn, never trained", c->V_saved - c->V, c->V_saved);
-    if (s->ops->device[0])
-        say("machine   backend %s %s, %s, %lld threads", s->ops->name, s->ops->dtype,
-            s->ops->device, (long long)s->progress.threads);
-    else
-        say("machine   backend %s %s, %lld threads, OpenBLAS %s", s->ops->name, s->ops->dtype,
-            (long long)s->progress.threads, launch_blas_name());
-    describe_batch(s);
-    if (strcmp(o->lr_schedule, "constant") != 0)
-        say("schedule  learning rate %g falls to %g (%s) over all %lld steps; more --steps stretch "
-            "it", o->lr, o->lr * o->lr_min_ratio, o->lr_schedule, (long long)s->plan.steps);
-    warn_of_limits(s, (int)(o->minibatches * o->epochs));
-    if (!o->quiet) arena_print(&s->arena, stdout);
-}
+/* ---- settings --------------------------------------------------------------------------------- */
 
 /* What differs from the run being resumed: the results then agree to rounding, not bit for bit. */
 static void compare_settings(const struct Progress *before, const struct Progress *now) {
@@ -533,20 +267,19 @@ void session_open(struct Session *s, int argc, char **argv) {
                         ? strcmp(s->ops->dtype, "fp32") != 0
                         : strcmp(s->options.old_logp, "scored") == 0;
     bool built_in = !s->plan.data && !s->shape_only;
-    int longest = built_in ? longest_prompt(s) + longest_completion(s, 0) - 1 : 0;
+    int longest = built_in ? memory_longest_prompt(s) + memory_longest_completion(s, 0) - 1 : 0;
     struct ModelConfig config = choose_model(o, &s->place, s->shape_only ? NULL : s->task, longest,
                                              s->ops, &s->tokenizer);
     if (!s->shape_only) s->ends = choose_ends(o, &s->place, s->tokenizer, config.V);
     s->model = model_build(&config, s->ops);
     if (s->plan.data) prepare_data(s);
     s->options.warm_start = choose_warm_start(s);
-    struct Sizes sizes = choose_sizes(s);
-    s->shape = sizes.shape, s->decode_rows = sizes.decode_rows, s->max_tokens = sizes.max_tokens;
+    memory_sizes(s);
     s->replay = choose_replay(s);
-    plan_memory(s);
+    memory_plan(s);
     note_settings(s);
     if (s->place.run[0] && !s->options.dry_run) directory_open(&s->place, &s->options);
-    if (!s->options.score[0]) describe(s);
+    if (!s->options.score[0]) describe_session(s);
     if (s->options.dry_run) {
         console_end(true);
         exit(0);
@@ -568,7 +301,7 @@ struct Evaluation session_evaluate(struct Session *s, const struct Task *task) {
     const struct Lesson *lessons = task->held_out_lessons;
     double loss = lessons ? evaluate_lesson(s->trainer, lessons) : NAN;
     struct Evaluation e = {0};
-    int prompts = evaluated_prompts(s, task);
+    int prompts = memory_evaluated_prompts(s, task);
     if (prompts > 0) {
         sampler_load_weights(s->sampler, trainer_weights(s->trainer));
         e = evaluate(s->sampler, trainer_weights(s->trainer), task, s->tokenizer, &s->ends,
@@ -671,7 +404,7 @@ _Noreturn void session_fail(struct Session *s, const char *tensor) {
 
 void session_close(struct Session *s) {
     if (s->place.run[0]) report_close(&s->report);
-    unreserve(s);
+    memory_release(s);
     experience_free(&s->experience);
     replay_close(s->replay);
     data_close(s->plan.data);
