@@ -17,7 +17,7 @@
 #include "memory.h"
 #include "tokenize.h"
 
-/* ---- settings --------------------------------------------------------------------------------- */
+/* ---- settings ----------------------------------------------------------------------------- */
 
 /* What differs from the run being resumed: the results then agree to rounding, not bit for bit. */
 static void compare_settings(const struct Progress *before, const struct Progress *now) {
