@@ -168,7 +168,8 @@ static void test_keys_of_the_files(void **state) {
     add_file(&metrics, "keys-learn/metrics.jsonl");
     compare("## metrics.jsonl", &metrics, " loss_scale loss_scale_overflows completions/unscored "
             "eval/unscored perf/peak_host_mem_gb scorer/unscored scorer/failed scorer/restarts "
-            "scorer/bad_lines ");
+            "scorer/bad_lines ranks comm/calls comm/bytes timing/comm timing/comm_exposed "
+            "perf/slowest_rank ");
     add_file(&others, "keys-1/warm_start.jsonl");
     compare("## warm_start.jsonl", &others, "");
     others.count = 0;

@@ -60,6 +60,7 @@ static void logs_three_steps(void *quiet) {
             .train_flops = 3e9, .host_memory_gb = 1.5, .device_memory_gb = i == 2 ? 8 : NAN,
             .push_measured = NAN, .attention_entropy = attention[i], .layers = 2, .heads = 2,
             .evaluation = i == 1 ? &evaluation : NULL};
+        if (i == 2) step.ranks = 4, step.comm = (struct CommCounts){14, 3e6, 2, .5}, step.slowest = 1.25;
         report_step(&report, &step);
     }
     report_summary(&report, 3);
@@ -126,6 +127,14 @@ static void test_metrics(void **state) {
     /* on a device its memory has the key, and the host's another */
     assert_true(value_of(lines[3], "perf/peak_mem_gb") == 8);
     assert_true(value_of(lines[3], "perf/peak_host_mem_gb") == 1.5);
+    /* several ranks */
+    static const struct { const char *key; double value; } of_ranks[] = {
+        {"ranks", 4}, {"comm/calls", 14}, {"comm/bytes", 3e6}, {"timing/comm", 2},
+        {"timing/comm_exposed", .5}, {"perf/slowest_rank", 1.25}};
+    for (size_t i = 0; i < sizeof of_ranks / sizeof *of_ranks; i++) {
+        assert_false(cJSON_HasObjectItem(lines[2], of_ranks[i].key));   /* one rank */
+        assert_true(value_of(lines[3], of_ranks[i].key) == of_ranks[i].value);
+    }
     for (int i = 0; i < 4; i++) cJSON_Delete(lines[i]);
     free(text);
 }
@@ -157,6 +166,8 @@ static void test_what_is_said(void **state) {
          "grad_norm=0.5000 step_time=4.000 loss=2.00000\n"),
         "held-out pass@1             0.250     0.250\n",
         "held-out pass@4             0.750     0.750\n",
+        (" step_time=4.000 loss=2.00000 ranks=4 comm_mb=3 comm=2.000 exposed=0.500 slowest=1.25, "
+         "1 unscored\n"),
         "reward                     0.250     0.333\n",
         "distinct correct            1.50      1.50   of 4 samples\n"};
     for (size_t i = 0; i < sizeof said / sizeof *said; i++)

@@ -222,6 +222,16 @@ static void write_timing(struct Report *r, const struct StepReport *s) {
     if (on_device) number(r, "perf/peak_host_mem_gb", s->host_memory_gb);
 }
 
+/* What several ranks cost each other. */
+static void write_ranks(struct Report *r, const struct StepReport *s) {
+    number(r, "ranks", s->ranks);
+    number(r, "comm/calls", (double)s->comm.calls);
+    number(r, "comm/bytes", s->comm.bytes);
+    number(r, "timing/comm", s->comm.seconds);
+    number(r, "timing/comm_exposed", s->comm.exposed);
+    measured(r, "perf/slowest_rank", s->slowest);
+}
+
 /* ---- attention entropy ----------------------------------------------------------------------- */
 
 /* A head that lost more than half of its attention entropy looks at fewer and fewer tokens: said
@@ -365,10 +375,10 @@ void report_supervised(struct Report *r, const struct WarmReport *w, const char 
                      (double)(w->total_steps - w->step) * r->seconds_per_step);
 }
 
-static void say_header(void) {
-    say("\n%9s %7s %8s %6s %7s %8s %8s %6s %6s %7s %8s %7s %8s", "step", "reward", "entropy",
+static void say_header(bool ranks) {
+    say("\n%9s %7s %8s %6s %7s %8s %8s %6s %6s %7s %8s %7s %8s%s", "step", "reward", "entropy",
         "H/H0", "pass@1", "pass@64", "distinct", "len", "clip%", "|grad|", "tok/s", "left",
-        "loss");
+        "loss", ranks ? "  comm MB   wait%  slowest" : "");
 }
 
 /* A number right-aligned in `width`, or blanks where it was not measured. */
@@ -391,6 +401,17 @@ static const char *unscored(const struct Experience *e, const char *before) {
     return text;
 }
 
+/* The columns of several ranks: what each sent, the share of the step in which a rank's device did
+   nothing but wait for communication, the slowest rank against the mean. */
+static const char *rank_cells(const struct StepReport *s) {
+    static char text[64];
+    char slowest[16];
+    if (s->ranks < 2) return "";
+    snprintf(text, sizeof text, " %8.4g %7.1f %s", 1e-6 * s->comm.bytes,
+             100 * s->comm.exposed / s->seconds_step, cell(slowest, 8, 2, s->slowest));
+    return text;
+}
+
 /* For a person: reward and entropy first, loss last, because at ratio 1 the surrogate's value is
    zero-mean by construction and says little. */
 static void say_table_line(const struct Report *r, const struct StepReport *s) {
@@ -400,13 +421,26 @@ static void say_table_line(const struct Report *r, const struct StepReport *s) {
     double entropy = e->sum_entropy / (double)e->generated_tokens;
     double clipped = (s->stats.clipped_low + s->stats.clipped_high) / fmax(s->stats.tokens, 1);
     snprintf(step, sizeof step, "%lld/%lld", (long long)s->step, (long long)s->total_steps);
-    say("%9s %7.3f %8.3f %6.2f %s %s %s %6.2f %6.2f %7.3f %8.0f %7s %8.4f%s", step,
+    say("%9s %7.3f %8.3f %6.2f %s %s %s %6.2f %6.2f %7.3f %8.0f %7s %8.4f%s%s", step,
         mean_reward(e), entropy, entropy / s->entropy->initial,
         cell(c1, 7, 3, v ? v->pass_at[0] : NAN), cell(c64, 8, 3, v ? v->pass_at[3] : NAN),
         cell(cd, 8, 2, v ? v->distinct_correct : NAN), e->sum_length / (double)e->generated,
         100 * clipped, s->grad_norm, (double)e->generated_tokens / e->seconds_generate,
         console_time((double)(s->total_steps - s->step) * r->seconds_per_step),
-        s->stats.loss / fmax(s->updates, 1), unscored(e, "  "));
+        s->stats.loss / fmax(s->updates, 1), rank_cells(s), unscored(e, "  "));
+}
+
+/* " ranks=8 comm_mb=.. comm=.. exposed=.. slowest=..", seconds; nothing with one rank. */
+static const char *rank_pairs(const struct StepReport *s) {
+    static char text[128];
+    int at = 0;
+    text[0] = '\0';
+    if (s->ranks > 1)
+        at = snprintf(text, sizeof text, " ranks=%d comm_mb=%.4g comm=%.3f exposed=%.3f", s->ranks,
+                      1e-6 * s->comm.bytes, s->comm.seconds, s->comm.exposed);
+    if (s->ranks > 1 && !isnan(s->slowest))
+        snprintf(text + at, sizeof text - (size_t)at, " slowest=%.2f", s->slowest);
+    return text;
 }
 
 /* For a program: key=value, a few lines a run; everything is in metrics.jsonl. */
@@ -419,16 +453,16 @@ static void say_plain_line(const struct StepReport *s) {
     if (v)
         snprintf(evaluation, sizeof evaluation, " pass@1=%.4f pass@%d=%.4f distinct=%.3f",
                  v->pass_at[0], evaluation_k[last], v->pass_at[last], v->distinct_correct);
-    say("step=%lld reward=%.4f entropy=%.4f%s grad_norm=%.4f step_time=%.3f loss=%.5f%s",
+    say("step=%lld reward=%.4f entropy=%.4f%s grad_norm=%.4f step_time=%.3f loss=%.5f%s%s",
         (long long)s->step, mean_reward(e),
         e->sum_entropy / (double)e->generated_tokens, evaluation, s->grad_norm, s->seconds_step,
-        s->stats.loss / fmax(s->updates, 1), unscored(e, ", "));
+        s->stats.loss / fmax(s->updates, 1), rank_pairs(s), unscored(e, ", "));
 }
 
 static void say_step(struct Report *r, const struct StepReport *s) {
     bool person = isatty(STDOUT_FILENO);
     int64_t every = person ? 1 : s->total_steps / 20 + 1;
-    if (person && !r->header_said) say_header();
+    if (person && !r->header_said) say_header(s->ranks > 1);
     r->header_said = true;
     if (person) say_table_line(r, s);
     else if (s->evaluation || s->step % every == 0) say_plain_line(s);
@@ -447,6 +481,7 @@ void report_step(struct Report *r, const struct StepReport *s) {
     if (s->converses) write_environment(r, s->experience);
     if (s->scorer) write_scorer(r, s->scorer);
     write_timing(r, s);
+    if (s->ranks > 1) write_ranks(r, s);
     end_line(r);
     if (r->rollouts_every && s->step % r->rollouts_every == 0)
         write_rollouts(&r->rollouts, s->step, s->experience);

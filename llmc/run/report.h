@@ -8,6 +8,7 @@
 #include "../rl/evaluate.h"
 #include "../rl/experience.h"
 #include "../checkpoint.h"
+#include "../ops.h"
 #include "../io/jsonl.h"
 #include "../io/tensorboard.h"
 #include "../tasks/scorer.h"
@@ -37,6 +38,11 @@ struct StepReport {
     const struct Evaluation *evaluation;   /* NULL: not evaluated at this step */
     bool converses;                        /* the task has an environment */
     const struct ScorerCounts *scorer;     /* of this step with its evaluation; NULL: none */
+    int ranks;                             /* 0 or 1: nothing of the following is logged */
+    struct CommCounts comm;                /* what rank 0 communicated in the step, with its
+                                              evaluation: the difference of two comm_counts */
+    double slowest;                        /* of the ranks' times for the step's updates the longest
+                                              over their mean; NaN: not measured */
 };
 
 /* One supervised step: of the warm start, or of a run with the objective ce. */
