@@ -1,6 +1,7 @@
 /* --dry-run --device-memory: the plan of memory for a machine that is not this one, from a model's
    config.json alone. The sizes are compared with sums by hand. */
 #include "program_rig.h"
+#include "../llmc/run/world_plan.h"
 
 static char shapes[4200];   /* examples/shapes of this checkout */
 
@@ -109,6 +110,28 @@ static void test_refusals(void **state) {
     assert_non_null(strstr(output, "tokenizer.json"));
 }
 
+/* What ranks hold and send, of 9600 parameters in 14 buckets: by hand. */
+static void test_of_ranks(void **state) {
+    (void)state;
+    struct Ops bf16 = {.element_size = 2}, fp32 = {.element_size = 4};
+    struct Model model = {.ranks = 3, .num_buckets = 14, .num_parameters = 9600, .ops = &bf16};
+    struct WorldPlan p = world_plan(&model, true, false);
+    assert_true(p.weights == 19200 && p.gradients == 38400);
+    assert_true(p.optimizer_alone == 115200 && p.optimizer == 38400);
+    assert_true(p.send_gradients == 25600 && p.send_weights == 12800 && p.collectives == 28);
+    assert_true(world_plan(&model, true, true).send_gradients == 12800);
+    p = world_plan(&model, false, false);
+    assert_true(p.optimizer == 115200);
+    assert_true(p.send_gradients == 51200 && p.send_weights == 0 && p.collectives == 14);
+    model.ops = &fp32;   /* needs no masters */
+    p = world_plan(&model, true, false);
+    assert_true(p.weights == 38400 && p.optimizer == 25600 && p.send_weights == 25600);
+    model.ranks = 1;
+    p = world_plan(&model, true, false);
+    assert_true(p.optimizer == p.optimizer_alone && p.collectives == 0);
+    assert_true(p.send_gradients == 0 && p.send_weights == 0);
+}
+
 int main(void) {
     always = "--backend cpu";
     if (!realpath("examples/shapes", shapes)) return print_error("no examples/shapes here\n"), 1;
@@ -116,6 +139,7 @@ int main(void) {
         cmocka_unit_test(test_from_a_config_alone),
         cmocka_unit_test(test_keeps_to_what_it_is_told),
         cmocka_unit_test(test_of_a_device),
+        cmocka_unit_test(test_of_ranks),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, make_place, remove_place);

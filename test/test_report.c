@@ -60,7 +60,8 @@ static void logs_three_steps(void *quiet) {
             .train_flops = 3e9, .host_memory_gb = 1.5, .device_memory_gb = i == 2 ? 8 : NAN,
             .push_measured = NAN, .attention_entropy = attention[i], .layers = 2, .heads = 2,
             .evaluation = i == 1 ? &evaluation : NULL};
-        if (i == 2) step.ranks = 4, step.comm = (struct CommCounts){14, 3e6, 2, .5}, step.slowest = 1.25;
+        if (i == 2)
+            step.ranks = 4, step.comm = (struct CommCounts){14, 3e6, 2, .5}, step.slowest = 1.25;
         report_step(&report, &step);
     }
     report_summary(&report, 3);
