@@ -275,8 +275,9 @@ def step(shape, run, ranks, machine=Machine()):
                    for m in range(run.minibatches)]
     learn, adamw, communication, exposed = (sum(column) for column in zip(*minibatches))
     score = slowest_share(ranks, weights) * shape.flops(run.prompt + run.longest / 2) / 3
-    return Step(ranks, len(lengths) // ranks, min(most, len(lengths) // ranks), slowest, score / machine.rate, learn, adamw,
-                communication, exposed, gather_seconds(machine, ranks, sum(lengths)), sum(lengths))
+    mine, tokens = len(lengths) // ranks, sum(lengths)
+    return Step(ranks, mine, min(most, mine), slowest, score / machine.rate, learn, adamw,
+                communication, exposed, gather_seconds(machine, ranks, tokens), tokens)
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -291,10 +292,10 @@ def head(*cells):
 
 def table_memory():
     counts = (1, 8, 64)
-    yield from head("GiB a rank", *(f"{r} ranks, `--zero {z}`" if r > 1 else "1 rank"
-                                    for r in counts for z in ((1,) if r == 1 else (0, 1))))
+    columns = [(1, 1)] + [(ranks, zero) for ranks in counts[1:] for zero in (0, 1)]
+    yield from head("GiB a rank", "1 rank", *(f"{r} ranks, `--zero {z}`" for r, z in columns[1:]))
     for shape in SHAPES:
-        cells = [memory(shape, r, z) / 2**30 for r in counts for z in ((1,) if r == 1 else (0, 1))]
+        cells = [memory(shape, ranks, zero) / 2**30 for ranks, zero in columns]
         yield row(f"{shape.name}, {shape.parameters() / 1e6:.1f} M", *(f"{x:.2f}" for x in cells))
 
 
@@ -320,9 +321,9 @@ def table_rings(machine=Machine()):
 
 
 def table_steps(shape, run_of, counts):
-    yield from head("GPUs", "completions a GPU", "rows at once", "rollout", "score", "learn", "AdamW",
-                    "communication", "of it not hidden", "gather", "step, s", "tokens/s a GPU",
-                    "efficiency")
+    yield from head("GPUs", "completions a GPU", "rows at once", "rollout", "score", "learn",
+                    "AdamW", "communication", "of it not hidden", "gather", "step, s",
+                    "tokens/s a GPU", "efficiency")
     first = None
     for ranks in counts:
         s = step(shape, run_of(ranks), ranks)
