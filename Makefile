@@ -169,7 +169,7 @@ $(LIBRARY): $(OBJECTS)
 $(TRAIN): $(BUILD)/train_gpt2.o $(LIBRARY)
 	$(COMPILE) $^ $(LIBS) -o $@
 
-BENCHES := $(BUILD)/bench $(BUILD)/bench_backend $(BUILD)/bench_tokenizer
+BENCHES := $(addprefix $(BUILD)/,bench bench_backend bench_tokenizer grad_comm)
 $(BENCHES): $(BUILD)/%: $(BUILD)/dev/%.o $(LIBRARY)
 	$(COMPILE) $^ $(LIBS) -o $@
 
