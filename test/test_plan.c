@@ -119,9 +119,10 @@ static void test_of_ranks(void **state) {
     assert_true(p.weights == 19200 && p.gradients == 38400);
     assert_true(p.optimizer_alone == 115200 && p.optimizer == 38400);
     assert_true(p.send_gradients == 25600 && p.send_weights == 12800 && p.collectives == 28);
+    assert_true(p.send_checkpoint == 2 * 38400);
     assert_true(world_plan(&model, true, true).send_gradients == 12800);
     p = world_plan(&model, false, false);
-    assert_true(p.optimizer == 115200);
+    assert_true(p.optimizer == 115200 && p.send_checkpoint == 0);
     assert_true(p.send_gradients == 51200 && p.send_weights == 0 && p.collectives == 14);
     model.ops = &fp32;   /* needs no masters */
     p = world_plan(&model, true, false);

@@ -402,7 +402,7 @@ static const char *unscored(const struct Experience *e, const char *before) {
 }
 
 /* The columns of several ranks: what each sent, the share of the step in which a rank's device did
-   nothing but wait for communication, the slowest rank against the mean. */
+   nothing but wait for communication, the rank with most tokens against the mean. */
 static const char *rank_cells(const struct StepReport *s) {
     static char text[64];
     char slowest[16];

@@ -41,8 +41,8 @@ struct StepReport {
     int ranks;                             /* 0 or 1: nothing of the following is logged */
     struct CommCounts comm;                /* what rank 0 communicated in the step, with its
                                               evaluation: the difference of two comm_counts */
-    double slowest;                        /* of the ranks' times for the step's updates the longest
-                                              over their mean; NaN: not measured */
+    double slowest;                        /* tokens of the rank that learns from most over the
+                                              ranks' mean, mean over updates; NaN: no update */
 };
 
 /* One supervised step: of the warm start, or of a run with the objective ce. */

@@ -21,6 +21,7 @@ struct WorldPlan world_plan(const struct Model *model, bool zero, bool narrow) {
     double scattered = others(&p, n * (narrow ? 2 : 4));
     p.send_gradients = zero ? scattered : 2 * others(&p, n * 4);
     p.send_weights = zero ? others(&p, n * element) : 0;
+    p.send_checkpoint = zero ? others(&p, p.optimizer_alone) : 0;
     p.collectives = p.buckets * (zero ? 2 : 1);
     return p;
 }
@@ -50,4 +51,6 @@ void describe_world(const struct WorldPlan *p, int64_t groups, int64_t group,
         "collectives", 1e-6 * (p->send_gradients + p->send_weights), 1e-6 * p->send_gradients,
         p->narrow ? "bf16 " : "", p->zero ? "reduce-scatter" : "all-reduce",
         1e-6 * p->send_weights, p->zero ? " (all-gather)" : "", p->collectives);
+    if (p->zero) say("          a checkpoint gathers the optimizer: %.4g MB from each",
+                     1e-6 * p->send_checkpoint);
 }

@@ -19,6 +19,7 @@ struct WorldPlan {
                                       repeated */
     double send_weights;           /* in an update that changes weights */
     int collectives;               /* of both */
+    double send_checkpoint;        /* when one is saved: the optimizer, gathered part by part */
 };
 
 /* model: built for the ranks that it is for (model_build_ranks). */
