@@ -278,7 +278,9 @@ static void test_save_and_read(void **state) {
 static bool is_once(const char *name) {
     static const char *const once[] = {"help",  "config",    "run",   "resume", "overwrite",
                                        "quiet", "eval-only", "score", "dry-run",
-                                       "tokenize", "detokenize", "device-memory"};
+                                       "tokenize", "detokenize", "device-memory",
+                                       "gpus", "ranks", "device", "comm", "comm-timeout",
+                                       "comm-port"};
     for (size_t i = 0; i < sizeof once / sizeof *once; i++)
         if (strcmp(name, once[i]) == 0) return true;
     return false;

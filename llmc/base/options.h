@@ -9,7 +9,7 @@
 #include <stdio.h>
 
 #define OPTION_TEXT 1024   /* bytes of a word's field, the final zero included */
-#define OPTION_LIMIT 112   /* rows a table may have */
+#define OPTION_LIMIT 128   /* rows a table may have */
 
 /* A field is int64_t, double, bool, char[OPTION_TEXT]; CONFIG is --config itself, no field. */
 enum OptionType { OPTION_WHOLE, OPTION_REAL, OPTION_FLAG, OPTION_WORD, OPTION_CONFIG };

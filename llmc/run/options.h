@@ -67,6 +67,15 @@ struct Options {
     int64_t seed, threads, decode_rows, micro_tokens;   /* 0 = chosen by the program */
     double cache_gb;                                    /* likewise */
     double device_memory;                               /* 2^30 bytes; 0 = what is free here */
+    /* several ranks */
+    char gpus[OPTION_TEXT];              /* "" = one process; "all", "4", "0,2,3" */
+    int64_t ranks;                       /* on the CPU; 0 = one, or the launcher's */
+    int64_t device;                      /* -1 = the launcher's, else 0 */
+    char comm[OPTION_TEXT];
+    double comm_timeout;                 /* seconds */
+    int64_t comm_port;                   /* 0 = MASTER_PORT + 1 */
+    int64_t zero;                        /* 1 = the optimizer's state is shared */
+    char grad_comm[OPTION_TEXT];
     bool dry_run, quiet, help;
     unsigned char given[OPTION_LIMIT];   /* by row of the table: enum OptionGiven */
 };
