@@ -73,10 +73,12 @@ static inline struct TrainingSet bench_sequences(int count, int T, int V) {
 /* Takes the model. `count` sequences of T tokens with loss, in micro-batches of N tokens. */
 static inline void learner_open(struct Learner *l, struct Model *model, int count, int T, int N,
                                 enum Recompute recompute, bool attention) {
-    struct OptimizerOptions optimizer = {.9f, .95f, 1e-8f, .1f, 1};
+    struct OptimizerOptions optimizer = {.beta1 = .9f, .beta2 = .95f, .epsilon = 1e-8f,
+                                         .weight_decay = .1f, .grad_clip = 1};
     struct OpsShape shape = bench_shape(&model->config, N, T, 1, T);
     *l = (struct Learner){.model = model, .set = bench_sequences(count, T, model->config.V)};
-    l->trainer = trainer_reserve(model, &l->arena, &shape, recompute, &optimizer, 1);
+    l->trainer = trainer_reserve(model, &l->arena, &shape, recompute, &optimizer,
+                                 NULL, 1);
     if (attention) trainer_reserve_attention(l->trainer, &l->arena);
     arena_commit(&l->arena, model->ops);
     model_initialise(model, trainer_weights(l->trainer), 1);

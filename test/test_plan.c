@@ -133,6 +133,64 @@ static void test_of_ranks(void **state) {
     assert_true(p.send_gradients == 0 && p.send_weights == 0);
 }
 
+/* In the printed plan the optimizer's memory falls as 1/ranks. 28 + 2 buckets are rounded up to 32
+   elements a rank, at most. */
+static void test_optimizer_is_shared(void **state) {
+    (void)state;
+    const struct Shape *s = &qwen3[0];
+    double count = (double)parameters(s), embedding = (double)(s->V * s->C), MiB = 1 << 20;
+    for (int ranks = 1; ranks <= 512; ranks *= 8) {
+        double gaps = 30. * 32 * ranks;
+        char more[64], says[64];
+        snprintf(more, sizeof more, "--ranks %d --prompts 512", ranks);
+        if (plan("cpu", s, 4000, more)) fail_msg("%d ranks: %s", ranks, output);
+        snprintf(says, sizeof says, "\nranks     %d, each with", ranks);
+        assert_int_equal(strstr(output, says) != NULL, ranks > 1);
+        double over = planned("optimizer") * MiB - 8 * count / ranks;
+        if (over < -.01 * MiB || over > 8 * gaps / ranks + .01 * MiB)
+            fail_msg("%d ranks: %.0f bytes above 1/%d", ranks, over, ranks);
+        for (int i = 0; i < 2; i++)
+            assert_in_range((long)(planned(i ? "weights" : "gradients") * MiB - 4 * count + 1e4),
+                            0, (long)(4 * gaps + 2e4));
+    }
+    assert_int_equal(plan("cpu", s, 4000, "--ranks 8 --zero 0"), 0);
+    assert_planned("optimizer", (int64_t)(8 * count));
+    assert_non_null(strstr(output, "optimizer whole on every rank"));
+    assert_non_null(strstr(output, "an update sends 4.172 GB from each"));   /* 2 x 7/8 x 4 */
+    /* the place where gradients are rounded: of the largest bucket */
+    assert_int_equal(plan("cpu", s, 4000, "--gpus 0,2,3 --grad-comm bf16"), 0);
+    assert_planned("gradients", (int64_t)(4 * count + 2 * embedding));
+    assert_non_null(strstr(output, "\nranks     3, each"));
+    assert_non_null(strstr(output, "16 groups of 8: 5 to 6 on a rank"));
+    assert_non_null(strstr(output, "gradients 794.7 MB (bf16, reduce-scatter)"));   /* 2/3 x 2 */
+    assert_int_equal(plan("cpu", s, 4000, "--gpus 32"), 0);
+    assert_non_null(strstr(output, "16 prompts for 32 ranks: some sample nothing"));
+}
+
+/* 8B, which no device of 80 GB can train alone, is planned for eight of them. */
+static void test_eight_devices(void **state) {
+    (void)state;
+    int code = plan("sim", &qwen3[2], 78, "--dtype bf16 --recompute layer --gpus 8");
+    if (strstr(output, "there is no backend_sim.so")) skip();
+    if (code) fail_msg("exit code %d: %s", code, output);
+    assert_true(planned("total") <= .95 * 1024 * 78);
+    double over = planned("optimizer") - 12. / 8 * (double)parameters(&qwen3[2]) / (1 << 20);
+    assert_true(fabs(over) < .1);
+}
+
+static void test_refused_ranks(void **state) {
+    (void)state;
+    static const char *const lines[][2] = {
+        {"--ranks 2 --zero 0 --grad-comm bf16", "leave out --zero 0"},
+        {"--gpus 2 --ranks 3", "one rank for each GPU"},
+        {"--gpus two", "must be a number"},
+        {"--gpus 0", "from 1 to 4096"}};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        assert_int_equal(run("$T --dry-run %s", lines[i][0]), 2);
+        if (!strstr(output, lines[i][1])) fail_msg("%s: %s", lines[i][0], output);
+    }
+}
+
 int main(void) {
     always = "--backend cpu";
     if (!realpath("examples/shapes", shapes)) return print_error("no examples/shapes here\n"), 1;
@@ -141,6 +199,9 @@ int main(void) {
         cmocka_unit_test(test_keeps_to_what_it_is_told),
         cmocka_unit_test(test_of_a_device),
         cmocka_unit_test(test_of_ranks),
+        cmocka_unit_test(test_optimizer_is_shared),
+        cmocka_unit_test(test_eight_devices),
+        cmocka_unit_test(test_refused_ranks),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, make_place, remove_place);

@@ -5,7 +5,7 @@
 #include "../llmc/rl/evaluate.h"
 
 /* lr 0 moves nothing: the gradients stay those of the weights at the start. */
-static const struct OptimizerOptions still = {.9f, .95f, 1e-8f, 0, 0};
+static const struct OptimizerOptions still = {.beta1 = .9f, .beta2 = .95f, .epsilon = 1e-8f};
 static const int order[COUNT] = {4, 0, 2, 5, 1, 3};
 
 /* Tokens in the order of the picked sequences, whatever the size of a micro-batch. */

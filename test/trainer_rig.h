@@ -115,7 +115,8 @@ static inline void rig_open(struct Rig *rig, int micro_tokens,
     struct OpsShape shape = {.N = micro_tokens, .C = c.C, .F = c.F, .NH = c.NH, .NKV = c.NKV,
                              .HS = c.HS, .V = c.V, .Vp = c.Vp, .max_T = LONGEST - 1, .R = 1,
                              .max_length = LONGEST};
-    rig->trainer = trainer_reserve(rig->model, &rig->arena, &shape, RECOMPUTE_NONE, options, 1);
+    rig->trainer = trainer_reserve(rig->model, &rig->arena, &shape, RECOMPUTE_NONE, options,
+                                   NULL, 1);
     trainer_reserve_attention(rig->trainer, &rig->arena);
     arena_commit(&rig->arena, &rig->ops);
     rig_fill(rig);

@@ -29,6 +29,7 @@ struct Trainer {
     const struct Ops *ops;
     struct Weights weights;
     float *grads, *moment1, *moment2;
+    void *narrow;              /* backend, 2 bytes an element of the largest bucket; or NULL */
     struct Activations *activations;
     struct OptimizerOptions optimizer;
     struct AdamwRange *ranges;
@@ -75,9 +76,19 @@ static void loss_scale_grow(struct TrainerProgress *progress, const struct Ops *
 
 /* ---- reserve and free ------------------------------------------------------------------------ */
 
+static size_t largest_bucket(const struct Model *model) {
+    size_t most = 0;
+    for (int b = 0; b < model->num_buckets; b++) {
+        size_t count = model->buckets[b].end - model->buckets[b].begin;
+        if (count > most) most = count;
+    }
+    return most;
+}
+
 static void optimizer_reserve(struct Trainer *t, struct Arena *arena,
                               const struct OptimizerOptions *optimizer) {
-    size_t count = t->model->num_parameters, bytes = count * sizeof(float);
+    size_t whole = t->model->num_parameters, count = share_of(&t->weights.share, whole);
+    size_t bytes = count * sizeof(float);
     t->optimizer = *optimizer;
     t->ranges = model_adamw_ranges(t->model, optimizer->weight_decay, &t->num_ranges);
     if (t->ops->element_size < sizeof(float))
@@ -85,19 +96,26 @@ static void optimizer_reserve(struct Trainer *t, struct Arena *arena,
     arena_reserve(arena, &t->moment1, bytes, "optimizer", "m [%zu]", count);
     arena_reserve(arena, &t->moment2, bytes, "optimizer", "v [%zu]", count);
     arena->section = ARENA_TRAINING;
-    arena_reserve(arena, &t->grads, bytes, "gradients", "gradients [%zu]", count);
+    arena_reserve(arena, &t->grads, whole * sizeof(float), "gradients", "gradients [%zu]", whole);
+    if (optimizer->narrow_gradients && t->model->ranks > 1) {
+        size_t most = largest_bucket(t->model);
+        arena_reserve(arena, &t->narrow, 2 * most, "gradients", "in bf16 [%zu]", most);
+    }
     arena->section = ARENA_ALWAYS;
 }
 
 struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena,
                                 const struct OpsShape *shape, enum Recompute recompute,
-                                const struct OptimizerOptions *optimizer, uint64_t seed) {
+                                const struct OptimizerOptions *optimizer,
+                                const struct World *world, uint64_t seed) {
     struct Trainer *t = check_alloc(1, sizeof *t, "the trainer");
     int N = shape->N;
     size_t count = model->num_parameters, ints = (size_t)(N + 1) * sizeof(int);
     t->model = model, t->ops = model->ops, t->seed = seed;
     t->micro_tokens = N;
     t->progress.loss_scale = first_loss_scale(t->ops);
+    if (optimizer && optimizer->zero && world_size(world) > 1)
+        t->weights.share = (struct Share){world_rank(world), world_size(world)};
     arena_reserve(arena, &t->weights.data, count * t->ops->element_size, "weights", "weights [%zu]",
                   count);
     if (optimizer) optimizer_reserve(t, arena, optimizer);
@@ -150,7 +168,7 @@ void trainer_set_progress(struct Trainer *t, struct TrainerProgress progress) {
 void *trainer_workspace(struct Trainer *t) { return t->workspace; }
 
 void trainer_reset_optimizer(struct Trainer *t) {
-    size_t bytes = t->model->num_parameters * sizeof(float);
+    size_t bytes = share_of(&t->weights.share, t->model->num_parameters) * sizeof(float);
     t->ops->fill_zero(t->moment1, bytes);
     t->ops->fill_zero(t->moment2, bytes);
     t->progress.step = 0;

@@ -7,6 +7,7 @@
 #define LLMC_TRAINER_H
 
 #include "../model.h"
+#include "../world.h"
 #include "objectives.h"
 
 /* Sequences to learn from: prompt and completion. Host arrays, owned by the caller. loss_mask[t] =
@@ -26,6 +27,8 @@ struct TrainingSet {
 
 struct OptimizerOptions {
     float beta1, beta2, epsilon, weight_decay, grad_clip;  /* grad_clip 0 = off */
+    bool zero;                /* of several ranks each has its share of moments and masters */
+    bool narrow_gradients;    /* ranks sum gradients in bf16; with zero only */
 };
 
 struct Trainer;   /* weights, gradients, moments, activations, batch arrays; opaque, trainer.c */
@@ -35,10 +38,13 @@ struct Trainer;   /* weights, gradients, moments, activations, batch arrays; opa
    `shape`, so that the sampler can use it too. optimizer NULL: only for scoring; no gradients and
    moments, and nothing is kept for a backward pass. Sequences of fewer than two tokens are skipped.
    Activations, gradients and batch arrays are in the arena's training section: a rollout overwrites
-   them, and a pass here overwrites the sampler's buffers. Owned by the caller; trainer_free. */
+   them, and a pass here overwrites the sampler's buffers. world NULL: one rank. Of several, what
+   each needs is reserved, so that it can be planned; updates of several are not made yet. Owned by
+   the caller; trainer_free. */
 struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena,
                                 const struct OpsShape *shape, enum Recompute recompute,
-                                const struct OptimizerOptions *optimizer, uint64_t seed);
+                                const struct OptimizerOptions *optimizer,
+                                const struct World *world, uint64_t seed);
 void trainer_free(struct Trainer *trainer);
 struct Weights *trainer_weights(struct Trainer *trainer);
 /* For the checkpoint. */

@@ -184,6 +184,36 @@ size_t choose_shard_bytes(const struct Options *o) {
     return bytes;
 }
 
+/* ---- ranks ----------------------------------------------------------------------------------- */
+
+/* How many GPUs a word like "8" or "0,2,3" names. */
+static int64_t count_gpus(const char *word) {
+    char *end;
+    int64_t n = 1, number = strtoll(word, &end, 10);
+    if (strcmp(word, "all") == 0)
+        die_input("--gpus all: a plan asks no machine; say how many");
+    if (strspn(word, "0123456789,") != strlen(word) || end == word)
+        die_input("--gpus %s: must be a number, or numbers with commas between them", word);
+    if (*end == '\0') return number;
+    for (const char *at = word; (at = strchr(at, ',')) != NULL; at++) n++;
+    return n;
+}
+
+int choose_ranks(const struct Options *o) {
+    int64_t gpus = o->gpus[0] ? count_gpus(o->gpus) : 0, ranks = o->ranks ? o->ranks : gpus;
+    if (gpus && ranks != gpus)
+        die_input("--gpus %s and --ranks %lld: there is one rank for each GPU", o->gpus,
+                  (long long)ranks);
+    if (o->gpus[0] && (gpus < 1 || gpus > 4096))
+        die_input("--gpus %s: from 1 to 4096", o->gpus);
+    if (!o->zero && strcmp(o->grad_comm, "bf16") == 0)
+        die_input("--grad-comm bf16 is for gradients that are scattered: leave out --zero 0");
+    if (ranks > 1 && !o->dry_run)
+        die_input("%lld ranks: several can be planned so far (--dry-run) and not run",
+                  (long long)ranks);
+    return ranks > 1 ? (int)ranks : 1;
+}
+
 /* ---- what was set and does nothing ----------------------------------------------------------- */
 
 void choose_warn(const struct Options *o, const struct Objective *objective) {

@@ -42,6 +42,8 @@ const char *choose_scale(const struct Options *options);
 struct EntropyOptions choose_entropy(const struct Options *options, enum EntropyControl control);
 /* --shard-size in bytes. */
 size_t choose_shard_bytes(const struct Options *options);
+/* How many ranks: 1 unless --gpus or --ranks says more. */
+int choose_ranks(const struct Options *options);
 /* Warns of options that were set and do nothing: what reads them was not chosen. */
 void choose_warn(const struct Options *options, const struct Objective *objective);
 

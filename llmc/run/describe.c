@@ -6,6 +6,7 @@
 #include "../base/console.h"
 #include "launch.h"
 #include "memory.h"
+#include "world_plan.h"
 
 static void describe_control(const struct Session *s) {
     char line[256];
@@ -50,6 +51,14 @@ static void describe_batch(const struct Session *s) {
         pages < most ? "when they run out, the youngest row waits" : "no row ever waits for one");
 }
 
+/* Only where there are several. */
+static void describe_ranks(const struct Session *s) {
+    const struct Options *o = &s->options;
+    if (world_size(&s->world) == 1) return;
+    struct WorldPlan plan = world_plan(s->model, o->zero, strcmp(o->grad_comm, "bf16") == 0);
+    describe_world(&plan, s->plan.supervised ? 0 : o->prompts, o->group, o->minibatches);
+}
+
 void describe_session(const struct Session *s) {
     const struct Options *o = &s->options;
     const struct ModelConfig *c = &s->model->config;
@@ -77,6 +86,7 @@ void describe_session(const struct Session *s) {
         say("machine   backend %s %s, %lld threads, OpenBLAS %s", s->ops->name, s->ops->dtype,
             (long long)s->progress.threads, launch_blas_name());
     describe_batch(s);
+    describe_ranks(s);
     if (strcmp(o->lr_schedule, "constant") != 0)
         say("schedule  learning rate %g falls to %g (%s) over all %lld steps; more --steps stretch "
             "it", o->lr, o->lr * o->lr_min_ratio, o->lr_schedule, (long long)s->plan.steps);

@@ -29,11 +29,18 @@ int memory_evaluated_prompts(const struct Session *s, const struct Task *task) {
     return task->draw && prompts > task->num_held_out ? task->num_held_out : prompts;
 }
 
+/* Of n things that the ranks share, what one has at most. */
+static int64_t of_a_rank(const struct Session *s, int64_t n) {
+    int size = world_size(&s->world);
+    return (n + size - 1) / size;
+}
+
 /* The most completions that are sampled at once. */
 static int64_t sampled_at_once(const struct Session *s) {
     const struct Options *o = &s->options;
-    int64_t completions = s->plan.supervised ? 1 : o->prompts * o->group;
-    int64_t evaluated = memory_evaluated_prompts(s, s->plan.phases[0].task) * o->eval_samples;
+    int64_t completions = s->plan.supervised ? 1 : of_a_rank(s, o->prompts) * o->group;
+    int64_t evaluated =
+        of_a_rank(s, memory_evaluated_prompts(s, s->plan.phases[0].task)) * o->eval_samples;
     if (o->eval_every == 0 && !o->eval_only) evaluated = 0;
     return completions > evaluated ? completions : evaluated;
 }
@@ -60,7 +67,7 @@ void memory_sizes(struct Session *s) {
                   "%d; lower --max-tokens or raise --context", memory_longest_prompt(s),
                   completion, c->max_T);
     if (o->score[0]) longest = c->max_T + 1;
-    int64_t wanted = o->score[0] ? 4096 : sequences_of_update(s) * (longest - 1);
+    int64_t wanted = o->score[0] ? 4096 : of_a_rank(s, sequences_of_update(s) * (longest - 1));
     /* On the CPU more than that is not faster; a device takes what its memory has (memory_plan). */
     bool on_cpu = strcmp(s->ops->name, "cpu") == 0;
     int N = o->micro_tokens ? (int)o->micro_tokens : smaller(wanted, on_cpu ? 1024 : 1 << 18);
@@ -86,11 +93,12 @@ static void reserve(struct Session *s) {
     const struct Options *o = &s->options;
     struct OptimizerOptions optimizer = {
         .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .epsilon = 1e-8f,
-        .weight_decay = (float)o->weight_decay, .grad_clip = (float)o->grad_clip};
+        .weight_decay = (float)o->weight_decay, .grad_clip = (float)o->grad_clip,
+        .zero = o->zero, .narrow_gradients = strcmp(o->grad_comm, "bf16") == 0};
     bool learn = !o->eval_only && !o->score[0];
     s->shape.R = sampler_step_rows(s->ops, s->decode_rows, memory_longest_prompt(s));
     s->trainer = trainer_reserve(s->model, &s->arena, &s->shape, choose_recompute(o),
-                                 learn ? &optimizer : NULL, (uint64_t)o->seed);
+                                 learn ? &optimizer : NULL, &s->world, (uint64_t)o->seed);
     if (!o->score[0])
         s->sampler = sampler_reserve(s->model, &s->arena, s->decode_rows, smallest_group(s),
                                      memory_longest_prompt(s), s->max_tokens, s->cache_pages);

@@ -221,6 +221,7 @@ static void choose(struct Session *s, int argc, char **argv) {
     s->objective = choose_objective(o);
     s->entropy_options = choose_entropy(o, s->objective.control);
     s->shard_bytes = choose_shard_bytes(o);
+    s->world.size = choose_ranks(o);
     s->place = directory_find(o, s->plan.phases[0].task->name);
     s->shape_only = choose_shape_only(o, s->place.checkpoint);
     if (s->place.resumed) resume(s);
@@ -271,7 +272,7 @@ void session_open(struct Session *s, int argc, char **argv) {
     struct ModelConfig config = choose_model(o, &s->place, s->shape_only ? NULL : s->task, longest,
                                              s->ops, &s->tokenizer);
     if (!s->shape_only) s->ends = choose_ends(o, &s->place, s->tokenizer, config.V);
-    s->model = model_build(&config, s->ops);
+    s->model = model_build_ranks(&config, s->ops, world_size(&s->world));
     if (s->plan.data) prepare_data(s);
     s->options.warm_start = choose_warm_start(s);
     memory_sizes(s);

@@ -18,11 +18,13 @@
 #include "../rl/trainer.h"
 #include "../tasks/scorer.h"
 #include "../tasks/task.h"
+#include "../world.h"
 
 struct Session {
     struct Options options;
     struct Options before;           /* a resumed run's until now; else the same */
     const struct Ops *ops;
+    struct World world;              /* the ranks; so far one, but with --dry-run */
     struct Plan plan;                /* what to learn, one task after another */
     const struct Task *task;         /* of the phase in hand */
     struct Tokenizer *tokenizer;     /* NULL: --score, and the directory has none */

@@ -1,5 +1,6 @@
 #include "world_plan.h"
 
+#include <stdio.h>
 #include "../base/check.h"
 #include "../base/console.h"
 
@@ -28,6 +29,12 @@ struct WorldPlan world_plan(const struct Model *model, bool zero, bool narrow) {
 
 static double mib(double bytes) { return bytes / (1 << 20); }
 
+static const char *sent(char out[24], double bytes) {
+    if (bytes < 1e9) snprintf(out, 24, "%.4g MB", 1e-6 * bytes);
+    else snprintf(out, 24, "%.4g GB", 1e-9 * bytes);
+    return out;
+}
+
 void describe_world(const struct WorldPlan *p, int64_t groups, int64_t group,
                     int64_t minibatches) {
     say("ranks     %d, each with all weights (%.2f MiB) and gradients (%.2f MiB)", p->ranks,
@@ -47,10 +54,13 @@ void describe_world(const struct WorldPlan *p, int64_t groups, int64_t group,
             warn("%lld prompts for %d ranks: some sample nothing; set --prompts to a multiple of "
                  "the ranks", (long long)groups, p->ranks);
     }
-    say("          an update sends %.4g MB from each: gradients %.4g (%s%s), weights %.4g%s, in %d "
-        "collectives", 1e-6 * (p->send_gradients + p->send_weights), 1e-6 * p->send_gradients,
-        p->narrow ? "bf16 " : "", p->zero ? "reduce-scatter" : "all-reduce",
-        1e-6 * p->send_weights, p->zero ? " (all-gather)" : "", p->collectives);
-    if (p->zero) say("          a checkpoint gathers the optimizer: %.4g MB from each",
-                     1e-6 * p->send_checkpoint);
+    char all[24], gradients[24], weights[24], checkpoint[24];
+    say("          an update sends %s from each: gradients %s (%s%s), weights %s%s, in %d "
+        "collectives", sent(all, p->send_gradients + p->send_weights),
+        sent(gradients, p->send_gradients), p->narrow ? "bf16, " : "",
+        p->zero ? "reduce-scatter" : "all-reduce", sent(weights, p->send_weights),
+        p->zero ? " (all-gather)" : "", p->collectives);
+    if (p->zero)
+        say("          a checkpoint gathers the optimizer: %s from each",
+            sent(checkpoint, p->send_checkpoint));
 }
