@@ -158,12 +158,12 @@ static void test_optimizer_is_shared(void **state) {
     assert_non_null(strstr(output, "optimizer whole on every rank"));
     assert_non_null(strstr(output, "an update sends 4.172 GB from each"));   /* 2 x 7/8 x 4 */
     /* the place where gradients are rounded: of the largest bucket */
-    assert_int_equal(plan("cpu", s, 4000, "--gpus 0,2,3 --grad-comm bf16"), 0);
+    assert_int_equal(plan("cpu", s, 4000, "--ranks 3 --grad-comm bf16"), 0);
     assert_planned("gradients", (int64_t)(4 * count + 2 * embedding));
     assert_non_null(strstr(output, "\nranks     3, each"));
     assert_non_null(strstr(output, "16 groups of 8: 5 to 6 on a rank"));
     assert_non_null(strstr(output, "gradients 794.7 MB (bf16, reduce-scatter)"));   /* 2/3 x 2 */
-    assert_int_equal(plan("cpu", s, 4000, "--gpus 32"), 0);
+    assert_int_equal(plan("cpu", s, 4000, "--ranks 32"), 0);
     assert_non_null(strstr(output, "16 prompts for 32 ranks: some sample nothing"));
 }
 
@@ -182,9 +182,9 @@ static void test_refused_ranks(void **state) {
     (void)state;
     static const char *const lines[][2] = {
         {"--ranks 2 --zero 0 --grad-comm bf16", "leave out --zero 0"},
-        {"--gpus 2 --ranks 3", "one rank for each GPU"},
-        {"--gpus two", "must be a number"},
-        {"--gpus 0", "from 1 to 4096"}};
+        {"--backend sim --gpus 2 --ranks 3", "one rank for each GPU"},
+        {"--backend sim --gpus two", "must be a number"},
+        {"--backend sim --gpus 0", "from 1 to 4096"}};
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         assert_int_equal(run("$T --dry-run %s", lines[i][0]), 2);
         if (!strstr(output, lines[i][1])) fail_msg("%s: %s", lines[i][0], output);
