@@ -93,6 +93,8 @@ struct Weights {
 struct OptimizerState {
     float *m, *v, *master;
     struct Share share;
+    float *whole;   /* where share is not all: backend memory [num_parameters] in which one of these
+                       may be gathered; else NULL */
 };
 
 /* Pointers to the tensors of a layer, and to those that belong to no layer; NULL for a tensor that

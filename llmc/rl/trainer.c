@@ -3,7 +3,8 @@
        picked sequences -> weights w_t -> micro-batches { pack -> forward -> head ( objective ) ->
        backward } -> sum over ranks -> norm, clip -> AdamW
 
-   Micro-batches exist only to save memory. The weights w_t are computed for the whole minibatch
+   Several ranks each take a piece of the minibatch; sums over them: optimizer.c. Micro-batches
+   exist only to save memory. The weights w_t are computed for the whole minibatch
    before the first micro-batch, so the gradients of the micro-batches are simply added. */
 #include "trainer.h"
 
@@ -12,6 +13,7 @@
 #include <string.h>
 #include "../base/check.h"
 #include "entropy.h"
+#include "optimizer.h"
 
 /* Host arrays of the present minibatch; they grow to the largest one so far. */
 struct Minibatch {
@@ -21,6 +23,7 @@ struct Minibatch {
     unsigned char *active, *selected;
     float *advantage, *weight, *sequence_ratio;
     float *logp_old, *logp_ref, *logp_now;
+    int *inputs;               /* of each sequence: what it costs, for sharing the work */
     int sequences, tokens, capacity_sequences, capacity_tokens;
 };
 
@@ -28,20 +31,14 @@ struct Trainer {
     const struct Model *model;
     const struct Ops *ops;
     struct Weights weights;
-    float *grads, *moment1, *moment2;
-    void *narrow;              /* backend, 2 bytes an element of the largest bucket; or NULL */
+    struct Optimizer optimizer;
+    const struct World *world;
     struct Activations *activations;
-    struct OptimizerOptions optimizer;
-    struct AdamwRange *ranges;
-    int num_ranges;
     int micro_tokens;
-    struct TrainerProgress progress;
-    uint64_t seed;
     struct Batch batch;        /* backend arrays */
     int *token, *position, *row_start, *row, *target;   /* host copies of batch's arrays */
     int *prompt, *seen;
     struct QueryBlock *block;
-    double *norm_squared;      /* backend, one number */
     float *attention;          /* backend [L,NH,N] when attention entropy is wanted */
     float *attention_host;
     double *attention_mean;    /* [L*NH] */
@@ -50,59 +47,7 @@ struct Trainer {
     struct Minibatch mini;
 };
 
-/* ---- the loss scale of fp16 ------------------------------------------------------------------ */
-
-enum { SCALE_PATIENCE = 500 };   /* updates without overflow before a larger scale is tried */
-static const double LARGEST_SCALE = 0x1p24, FIRST_SCALE = 0x1p16;
-
-static double first_loss_scale(const struct Ops *ops) {
-    return strcmp(ops->dtype, "fp16") == 0 ? FIRST_SCALE : 1;
-}
-
-/* Lowers the scale after an overflow. Returns false if it is the smallest already, 2, or if no
-   scale is used (it is 1). */
-static bool loss_scale_shrink(struct TrainerProgress *progress) {
-    if (progress->loss_scale <= 2) return false;
-    progress->loss_scale = progress->loss_scale > 8 ? progress->loss_scale / 4 : 2;
-    progress->loss_scale_updates = 0;
-    return true;
-}
-
-static void loss_scale_grow(struct TrainerProgress *progress, const struct Ops *ops) {
-    if (first_loss_scale(ops) == 1 || ++progress->loss_scale_updates < SCALE_PATIENCE) return;
-    progress->loss_scale_updates = 0;
-    if (progress->loss_scale < LARGEST_SCALE) progress->loss_scale *= 2;
-}
-
 /* ---- reserve and free ------------------------------------------------------------------------ */
-
-static size_t largest_bucket(const struct Model *model) {
-    size_t most = 0;
-    for (int b = 0; b < model->num_buckets; b++) {
-        size_t count = model->buckets[b].end - model->buckets[b].begin;
-        if (count > most) most = count;
-    }
-    return most;
-}
-
-static void optimizer_reserve(struct Trainer *t, struct Arena *arena,
-                              const struct OptimizerOptions *optimizer) {
-    size_t whole = t->model->num_parameters, count = share_of(&t->weights.share, whole);
-    size_t bytes = count * sizeof(float);
-    t->optimizer = *optimizer;
-    t->ranges = model_adamw_ranges(t->model, optimizer->weight_decay, &t->num_ranges);
-    if (t->ops->element_size < sizeof(float))
-        arena_reserve(arena, &t->weights.master, bytes, "optimizer", "master weights [%zu]", count);
-    arena_reserve(arena, &t->moment1, bytes, "optimizer", "m [%zu]", count);
-    arena_reserve(arena, &t->moment2, bytes, "optimizer", "v [%zu]", count);
-    arena->section = ARENA_TRAINING;
-    arena_reserve(arena, &t->grads, whole * sizeof(float), "gradients", "gradients [%zu]", whole);
-    if (optimizer->narrow_gradients && t->model->ranks > 1) {
-        size_t most = largest_bucket(t->model);
-        arena_reserve(arena, &t->narrow, 2 * most, "gradients", "in bf16 [%zu]", most);
-    }
-    arena->section = ARENA_ALWAYS;
-}
 
 struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena,
                                 const struct OpsShape *shape, enum Recompute recompute,
@@ -111,15 +56,14 @@ struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena,
     struct Trainer *t = check_alloc(1, sizeof *t, "the trainer");
     int N = shape->N;
     size_t count = model->num_parameters, ints = (size_t)(N + 1) * sizeof(int);
-    t->model = model, t->ops = model->ops, t->seed = seed;
+    t->model = model, t->ops = model->ops, t->world = world;
     t->micro_tokens = N;
-    t->progress.loss_scale = first_loss_scale(t->ops);
-    if (optimizer && optimizer->zero && world_size(world) > 1)
-        t->weights.share = (struct Share){world_rank(world), world_size(world)};
+    t->optimizer.progress.loss_scale = optimizer_first_loss_scale(t->ops);
     arena_reserve(arena, &t->weights.data, count * t->ops->element_size, "weights", "weights [%zu]",
                   count);
-    if (optimizer) optimizer_reserve(t, arena, optimizer);
-    arena_reserve(arena, &t->norm_squared, sizeof(double), "optimizer", "norm_squared");
+    if (optimizer)
+        optimizer_reserve(&t->optimizer, model, arena, &t->weights, optimizer, world,
+                          &t->workspace, seed);
     size_t workspace = t->ops->workspace_size(shape);
     arena_reserve(arena, &t->workspace, workspace, "workspace", "workspace, shared by all slots");
     arena->section = ARENA_TRAINING;
@@ -149,30 +93,29 @@ void trainer_free(struct Trainer *t) {
     struct Minibatch *m = &t->mini;
     void *owned[] = {m->pick,   m->length,         m->sequence_start, m->sequence_of, m->active,
                      m->selected, m->advantage,    m->weight,         m->sequence_ratio,
-                     m->logp_old, m->logp_ref,     m->logp_now,       t->token,       t->ranges,
+                     m->logp_old, m->logp_ref,     m->logp_now,       t->token,       m->inputs,
                      t->attention_host, t->attention_mean, t->block};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     activations_free(t->activations);
+    optimizer_free(&t->optimizer);
     free(t);
 }
 
-struct Weights *trainer_weights(struct Trainer *t) { return &t->weights; }
-struct OptimizerState trainer_optimizer(const struct Trainer *t) {
-    return (struct OptimizerState){t->moment1, t->moment2, t->weights.master, t->weights.share};
+struct Weights *trainer_weights(struct Trainer *t) {
+    optimizer_await(&t->optimizer);
+    return &t->weights;
 }
-float *trainer_gradients(struct Trainer *t) { return t->grads; }
-struct TrainerProgress trainer_progress(const struct Trainer *t) { return t->progress; }
+
+struct OptimizerState trainer_optimizer(const struct Trainer *t) {
+    return optimizer_state(&t->optimizer);
+}
+float *trainer_gradients(struct Trainer *t) { return t->optimizer.grads; }
+struct TrainerProgress trainer_progress(const struct Trainer *t) { return t->optimizer.progress; }
 void trainer_set_progress(struct Trainer *t, struct TrainerProgress progress) {
-    t->progress = progress;
+    t->optimizer.progress = progress;
 }
 void *trainer_workspace(struct Trainer *t) { return t->workspace; }
-
-void trainer_reset_optimizer(struct Trainer *t) {
-    size_t bytes = share_of(&t->weights.share, t->model->num_parameters) * sizeof(float);
-    t->ops->fill_zero(t->moment1, bytes);
-    t->ops->fill_zero(t->moment2, bytes);
-    t->progress.step = 0;
-}
+void trainer_reset_optimizer(struct Trainer *t) { optimizer_reset(&t->optimizer); }
 
 /* ---- the minibatch: picked sequences as flat arrays ------------------------------------------ */
 
@@ -181,6 +124,7 @@ static void minibatch_grow(struct Minibatch *m, int sequences, int tokens) {
         size_t n = (size_t)sequences + 1;
         m->pick = check_realloc(m->pick, n, sizeof(int), "a minibatch");
         m->length = check_realloc(m->length, n, sizeof(int), "a minibatch");
+        m->inputs = check_realloc(m->inputs, n, sizeof(int), "a minibatch");
         m->sequence_start = check_realloc(m->sequence_start, n, sizeof(int), "a minibatch");
         m->active = check_realloc(m->active, n, 1, "a minibatch");
         m->advantage = check_realloc(m->advantage, n, sizeof(float), "a minibatch");
@@ -222,6 +166,7 @@ static void minibatch_gather(struct Minibatch *m, const struct TrainingSet *set,
     for (int k = 0; k < m->sequences; k++) {
         int s = m->pick[k], begin = set->loss_start[s], length = set->loss_start[s + 1] - begin;
         m->length[k] = length, m->active[k] = 1;
+        m->inputs[k] = set->start[s + 1] - set->start[s] - 1;
         m->advantage[k] = set->advantage ? set->advantage[s] : 0;
         m->sequence_start[k] = m->tokens;
         for (int j = 0; j < length; j++, m->tokens++) {
@@ -331,6 +276,24 @@ static int micro_batch_pack(struct Trainer *t, const struct TrainingSet *set, co
     return s;
 }
 
+/* Tokens with loss of sequences pick [0, n). */
+static int loss_tokens(const struct TrainingSet *set, const int *pick, int n) {
+    int tokens = 0;
+    for (int i = 0; i < n; i++) tokens += set->loss_start[pick[i] + 1] - set->loss_start[pick[i]];
+    return tokens;
+}
+
+/* This rank's piece of the sequences in pick [n], of about as many tokens as any other's. */
+static struct Piece own_piece(const struct Trainer *t, const struct TrainingSet *set,
+                              const int *pick, int n) {
+    if (world_size(t->world) == 1) return (struct Piece){0, n};
+    int *cost = check_alloc((size_t)n + 1, sizeof *cost, "a batch");
+    for (int i = 0; i < n; i++) cost[i] = set->start[pick[i] + 1] - set->start[pick[i]];
+    struct Piece piece = world_piece(t->world, world_rank(t->world), n, cost);
+    free(cost);
+    return piece;
+}
+
 static struct HeadStats stats_at(const struct HeadStats *stats, int i) {
     struct HeadStats moved = {stats->logp ? stats->logp + i : NULL,
                               stats->entropy ? stats->entropy + i : NULL,
@@ -339,16 +302,33 @@ static struct HeadStats stats_at(const struct HeadStats *stats, int i) {
     return moved;
 }
 
+/* Every rank has elements [first, first + own) of out's arrays; afterwards all have all of them.
+   The ranks' elements follow each other. */
+static void share_scores(const struct World *world, const struct HeadStats *out, int first,
+                         int own) {
+    float *const array[] = {out->logp, out->entropy, out->q, out->qlog};
+    struct Gathered gathered = {.bytes = NULL};
+    for (int a = 0; a < 4; a++) {
+        if (!array[a]) continue;
+        world_gather(world, &gathered, array[a] + first, (size_t)own * sizeof(float));
+        memcpy(array[a], gathered.bytes, gathered.start[world_size(world)]);
+    }
+    gathered_free(&gathered);
+}
+
 void trainer_score(struct Trainer *t, const struct Weights *weights, const struct TrainingSet *set,
                    const int *pick, int num_pick, float temperature, const struct HeadStats *out) {
     const struct Head head = model_head(t->model, temperature);
-    for (int next = 0, scored = 0; next < num_pick; scored += t->batch.loss.n) {
-        next = micro_batch_pack(t, set, pick, num_pick, next);
+    struct Piece piece = own_piece(t, set, pick, num_pick);
+    int first = loss_tokens(set, pick, piece.first), scored = first;
+    for (int next = piece.first; next < piece.last; scored += t->batch.loss.n) {
+        next = micro_batch_pack(t, set, pick, piece.last, next);
         floatX *E = model_forward(t->model, weights, t->activations, &t->batch, NULL, t->workspace);
         struct HeadStats here = stats_at(out, scored);
         t->ops->head_forward(&here, E, model_head_weight(t->model, weights), &t->batch.loss, &head,
                              t->workspace);
     }
+    if (world_size(t->world) > 1) share_scores(t->world, out, first, scored - first);
 }
 
 /* The head's callback context: where this micro-batch is within the minibatch (micro_first: its
@@ -382,7 +362,7 @@ void trainer_reserve_attention(struct Trainer *t, struct Arena *arena) {
 }
 
 void trainer_watch_attention(struct Trainer *t) {
-    t->watch = t->attention != NULL;
+    t->watch = t->attention != NULL && world_rank(t->world) == 0;
     t->watched = false;
 }
 
@@ -399,56 +379,22 @@ static void attention_read(struct Trainer *t) {
     t->watch = false, t->watched = true;
 }
 
-static void micro_batch_learn(struct Trainer *t, struct Upstream *u, float temperature) {
+static void micro_batch_learn(struct Trainer *t, struct Upstream *u, float temperature,
+                              struct BucketDone done) {
     const struct Head head = model_head(t->model, temperature);
     const struct HeadStats unwanted = {0};
+    float *grads = t->optimizer.grads;
     floatX *E = model_forward(t->model, &t->weights, t->activations, &t->batch,
                               t->watch ? t->attention : NULL, t->workspace);
     if (t->watch) attention_read(t);
     t->ops->head_forward_backward(&unwanted, model_hidden_gradient(t->activations),
-                                  model_head_gradient(t->model, t->grads), E,
+                                  model_head_gradient(t->model, grads), E,
                                   model_head_weight(t->model, &t->weights), &t->batch.loss, &head,
                                   upstream, u, t->workspace);
-    model_backward(t->model, &t->weights, t->activations, &t->batch, t->grads,
-                   (struct BucketDone){0}, t->workspace);
+    model_backward(t->model, &t->weights, t->activations, &t->batch, grads, done, t->workspace);
 }
 
 /* ---- the optimizer step ---------------------------------------------------------------------- */
-
-static double squared_norm(struct Trainer *t, const float *x, size_t n) {
-    double result;
-    t->ops->sum_of_squares(t->norm_squared, x, n, t->workspace);
-    t->ops->download(&result, t->norm_squared, sizeof result);
-    return result;
-}
-
-static const char *first_bad_tensor(struct Trainer *t) {
-    for (int i = 0; i < t->model->num_tensors; i++) {
-        const struct Tensor *tensor = &t->model->tensors[i];
-        if (!isfinite(squared_norm(t, t->grads + tensor->offset, tensor->count)))
-            return tensor->name;
-    }
-    return "the sum over all tensors";
-}
-
-/* Clips by the global norm (1211.5063) and updates the weights. If the norm is not finite, finds
-   the tensor to blame and changes nothing. */
-static void optimizer_step(struct Trainer *t, struct UpdateResult *result, float learning_rate) {
-    const struct OptimizerOptions *o = &t->optimizer;
-    if (!isfinite(result->grad_norm)) {
-        result->skipped = true, result->bad_tensor = first_bad_tensor(t);
-        return;
-    }
-    double scale = 1 / t->progress.loss_scale;
-    if (o->grad_clip > 0 && result->grad_norm > o->grad_clip)
-        scale *= o->grad_clip / result->grad_norm;
-    struct AdamwStep step = {.learning_rate = learning_rate, .beta1 = o->beta1, .beta2 = o->beta2,
-                             .epsilon = o->epsilon, .grad_scale = (float)scale,
-                             .step = ++t->progress.step, .seed = t->seed};
-    t->ops->adamw(t->weights.data, t->weights.master, t->moment1, t->moment2, t->grads, t->ranges,
-                  t->num_ranges, 0, t->model->num_parameters, &step);
-    loss_scale_grow(&t->progress, t->ops);
-}
 
 /* The gathered minibatch as the objective reads it. If a token's coefficients depend on other
    tokens (scope sequence or batch), a scoring pass first computes all log-probabilities: the head
@@ -474,26 +420,54 @@ static struct ObjectiveBatch minibatch_view(struct Trainer *t, const struct Obje
     return view;
 }
 
+/* What the ranks have found in their pieces, added in their order: the same on all of them. */
+static void add_ranks(const struct World *world, struct UpdateResult *result,
+                      struct ObjectiveStats *stats) {
+    struct Found {
+        struct ObjectiveStats stats;
+        long tokens;
+    } own = {*stats, result->tokens};
+    struct Gathered gathered = {.bytes = NULL};
+    int size = world_size(world);
+    long most = 0;
+    world_gather(world, &gathered, &own, sizeof own);
+    *stats = (struct ObjectiveStats){0};
+    result->tokens = 0;
+    for (int r = 0; r < size; r++) {
+        struct Found found;
+        memcpy(&found, gathered.bytes + gathered.start[r], sizeof found);
+        objective_stats_add(stats, &found.stats);
+        result->tokens += found.tokens;
+        if (found.tokens > most) most = found.tokens;
+    }
+    result->slowest = (double)most * size / (double)result->tokens;
+    gathered_free(&gathered);
+}
+
 /* Forward pass, head and backward pass of the gathered minibatch, summed over micro-batches and
-   ranks. Sets t->grads, result's norm (divided by the loss scale) and counts, and *stats. */
+   ranks. Sets the gradients, result's norm and counts, and *stats. */
 static void gradients(struct Trainer *t, const struct Objective *objective,
                       const struct TrainingSet *set, const struct ObjectiveBatch *view,
                       float temperature, struct UpdateResult *result,
                       struct ObjectiveStats *stats) {
     struct Minibatch *m = &t->mini;
-    size_t count = t->model->num_parameters;
+    struct Optimizer *o = &t->optimizer;
+    struct Piece piece = world_piece(t->world, world_rank(t->world), m->sequences, m->inputs);
     *stats = (struct ObjectiveStats){0};
-    result->micro_batches = 0, result->tokens = 0;
-    t->ops->fill_zero(t->grads, count * sizeof(float));
-    struct Upstream u = {objective, view, stats, (float)t->progress.loss_scale, 0};
-    for (int next = 0; next < m->sequences; u.micro_first += t->batch.loss.n) {
-        next = micro_batch_pack(t, set, m->pick, m->sequences, next);
-        micro_batch_learn(t, &u, temperature);
+    result->micro_batches = 0, result->tokens = 0, result->slowest = 1;
+    optimizer_begin(o);
+    struct Upstream u = {objective, view, stats, (float)o->progress.loss_scale,
+                         m->sequence_start[piece.first]};
+    for (int next = piece.first; next < piece.last; u.micro_first += t->batch.loss.n) {
+        next = micro_batch_pack(t, set, m->pick, piece.last, next);
+        micro_batch_learn(t, &u, temperature,
+                          next == piece.last ? optimizer_bucket_done(o) : (struct BucketDone){0});
         result->micro_batches++, result->tokens += t->batch.rows.N;
     }
+    if (piece.first == piece.last) optimizer_sum_all(o);
     t->watch = false;
-    t->ops->all_reduce(t->grads, count, -1, -1);
-    result->grad_norm = sqrt(squared_norm(t, t->grads, count)) / t->progress.loss_scale;
+    result->grad_norm = optimizer_norm(o);
+    if (world_size(t->world) > 1) add_ranks(t->world, result, stats);
 }
 
 struct UpdateResult trainer_update(struct Trainer *t, const struct Objective *objective,
@@ -513,17 +487,19 @@ struct UpdateResult trainer_update(struct Trainer *t, const struct Objective *ob
     struct ObjectiveBatch view = minibatch_view(t, objective, set, batch_template, temperature);
     gradients(t, objective, set, &view, temperature, &result, &here);
     bool loss_is_bad = here.non_finite > 0 || !isfinite(here.loss);
-    const struct TrainerProgress before = t->progress;
-    while (!loss_is_bad && !isfinite(result.grad_norm) && loss_scale_shrink(&t->progress)) {
+    const struct TrainerProgress before = t->optimizer.progress;
+    while (!loss_is_bad && !isfinite(result.grad_norm) && optimizer_shrink_scale(&t->optimizer)) {
         gradients(t, objective, set, &view, temperature, &result, &here);
         result.overflows++;
     }
-    if (!isfinite(result.grad_norm)) t->progress = before;   /* the scale was not the cause */
+    if (!isfinite(result.grad_norm)) t->optimizer.progress = before;   /* not the scale's fault */
     if (loss_is_bad) {
         result.skipped = true, result.bad_tensor = "the loss";
         result.grad_norm = NAN;
+    } else if (!isfinite(result.grad_norm)) {
+        result.skipped = true, result.bad_tensor = optimizer_bad_tensor(&t->optimizer);
     } else {
-        optimizer_step(t, &result, learning_rate);
+        optimizer_step(&t->optimizer, result.grad_norm, learning_rate);
     }
     objective_stats_add(stats, &here);
     return result;

@@ -9,6 +9,7 @@
 #include "../model.h"
 #include "../world.h"
 #include "objectives.h"
+#include "optimizer.h"
 
 /* Sequences to learn from: prompt and completion. Host arrays, owned by the caller. loss_mask[t] =
    1 if the prediction of token t has a loss; never for the first token of a sequence. logp_old and
@@ -25,12 +26,6 @@ struct TrainingSet {
     const unsigned char *active;    /* or NULL: all */
 };
 
-struct OptimizerOptions {
-    float beta1, beta2, epsilon, weight_decay, grad_clip;  /* grad_clip 0 = off */
-    bool zero;                /* of several ranks each has its share of moments and masters */
-    bool narrow_gradients;    /* ranks sum gradients in bf16; with zero only */
-};
-
 struct Trainer;   /* weights, gradients, moments, activations, batch arrays; opaque, trainer.c */
 
 /* Reserves everything that an update needs. shape->N: tokens of a micro-batch, at least those of
@@ -38,30 +33,25 @@ struct Trainer;   /* weights, gradients, moments, activations, batch arrays; opa
    `shape`, so that the sampler can use it too. optimizer NULL: only for scoring; no gradients and
    moments, and nothing is kept for a backward pass. Sequences of fewer than two tokens are skipped.
    Activations, gradients and batch arrays are in the arena's training section: a rollout overwrites
-   them, and a pass here overwrites the sampler's buffers. world NULL: one rank. Of several, what
-   each needs is reserved, so that it can be planned; updates of several are not made yet. Owned by
-   the caller; trainer_free. */
+   them, and a pass here overwrites the sampler's buffers. world: the ranks that share the work
+   (NULL: one); the model is built for as many. Owned by the caller; trainer_free.
+
+   With several ranks every one of them makes the calls below with the same arguments. A set's
+   sequences are cut into one piece for each rank, of about as many tokens; what comes of it is
+   given to all, so that every rank returns the same results. */
 struct Trainer *trainer_reserve(const struct Model *model, struct Arena *arena,
                                 const struct OpsShape *shape, enum Recompute recompute,
                                 const struct OptimizerOptions *optimizer,
                                 const struct World *world, uint64_t seed);
 void trainer_free(struct Trainer *trainer);
+/* All of them: on a device its next work waits for those that an update still gathers. */
 struct Weights *trainer_weights(struct Trainer *trainer);
 /* For the checkpoint. */
 struct OptimizerState trainer_optimizer(const struct Trainer *trainer);
 /* The gradients of the last update, times the loss scale; backend memory [num_parameters], which
-   the next rollout overwrites. */
+   the next rollout overwrites. With several ranks that share the optimizer, only the own slices of
+   its buckets are sums. */
 float *trainer_gradients(struct Trainer *trainer);
-/* What a checkpoint needs beside weights and moments: optimizer steps done, the loss scale, and the
-   updates without overflow since the scale changed. With fp16 all gradients are computed times the
-   loss scale, a power of two, so that small gradients of activations do not become 0 (below 6e-8).
-   If a gradient overflows, the pass is made again with a smaller scale; after many updates without
-   overflow a larger one is tried (1710.03740). With other types the scale is 1. */
-struct TrainerProgress {
-    int64_t step;
-    double loss_scale;
-    int64_t loss_scale_updates;
-};
 struct TrainerProgress trainer_progress(const struct Trainer *trainer);
 void trainer_set_progress(struct Trainer *trainer, struct TrainerProgress progress);
 void *trainer_workspace(struct Trainer *trainer);
@@ -75,10 +65,12 @@ struct UpdateResult {
     bool skipped;             /* a non-finite loss or gradient: nothing was updated */
     const char *bad_tensor;   /* if skipped: the first tensor with a non-finite gradient, or "the
                                  loss" */
-    int micro_batches;
+    int micro_batches;        /* of this rank */
     int overflows;            /* how often the pass was made again with a smaller loss scale */
     long tokens;              /* tokens that went through the network: inputs of the minibatch,
-                                 shared prompts once a micro-batch, without repeated passes */
+                                 shared prompts once a micro-batch, without repeated passes; over
+                                 all ranks */
+    double slowest;           /* the largest of the ranks' numbers of tokens over their mean */
 };
 
 /* Makes one update on the sequences of `set` listed in pick [num_pick]. batch_template: the members
@@ -99,9 +91,10 @@ void trainer_score(struct Trainer *trainer, const struct Weights *weights,
 
 /* Attention entropy (2303.06296), which attention's forward pass computes on request.
      reserve_attention   reserves the memory; before arena_commit
-     watch_attention     requests it for the first micro-batch of the next update
+     watch_attention     requests it for the first micro-batch of the next update, on rank 0
      attention_entropy   the means over that micro-batch's tokens (entropy_attention_means), host
-                         memory [L*NH] of the trainer; NULL if no update was made since */
+                         memory [L*NH] of the trainer; NULL if no update was made since, or on
+                         another rank */
 void trainer_reserve_attention(struct Trainer *trainer, struct Arena *arena);
 void trainer_watch_attention(struct Trainer *trainer);
 const double *trainer_attention_entropy(const struct Trainer *trainer);
