@@ -1,8 +1,10 @@
 /* What ranks send, as the communication slots count it, against the formulas of doc/scaling.md: the
    host's exchanges by hand, an update's collectives by the plan that is printed (world_plan). */
+#include "../llmc/rl/trainer.h"
 #include "../llmc/run/world_plan.h"
-#include "model_rig.h"
 #include "ranks_rig.h"
+
+static const char *backend = "cpu", *dtype = "auto";
 
 /* Bytes sent by this rank since the last call. */
 static double sent(void) {
@@ -11,6 +13,16 @@ static double sent(void) {
     rig_ops->comm_counts(&counts);
     double since = counts.bytes - before;
     before = counts.bytes;
+    return since;
+}
+
+/* Likewise collectives. */
+static int64_t called(void) {
+    static int64_t before;
+    struct CommCounts counts;
+    rig_ops->comm_counts(&counts);
+    int64_t since = counts.calls - before;
+    before = counts.calls;
     return since;
 }
 
@@ -43,57 +55,81 @@ static void test_exchanges(void **state) {
         run_ranks(NULL, NULL, ranks, backend, dtype, 60, exchange, NULL);
 }
 
-/* ---- an update's collectives ----------------------------------------------------------------- */
+/* ---- an update ------------------------------------------------------------------------------- */
 
-static const char *const models[] = {"tiny", "tiny-llama"};
+enum { SEQUENCES = 7, LENGTH = 9, WORDS = 37 };
 
-static struct Model *build(const char *name) {
-    struct ModelConfig config;
-    assert_true(model_config_named(&config, name));
-    config.V = config.V_saved = 37, config.Vp = 40;   /* divides by no number of ranks */
-    return model_build_ranks(&config, rig_ops, rig_world.size);
+struct Learner {
+    struct Model *model;
+    struct Arena arena;
+    struct Trainer *trainer;
+    int start[SEQUENCES + 1], loss_start[SEQUENCES + 1], token[SEQUENCES * LENGTH];
+    unsigned char mask[SEQUENCES * LENGTH];
+    struct TrainingSet set;
+};
+
+static void learner_open(struct Learner *l, const char *name, bool zero, bool narrow) {
+    struct ModelConfig c;
+    struct OptimizerOptions optimizer = {.beta1 = .9f, .beta2 = .95f, .epsilon = 1e-8f,
+                                         .zero = zero, .narrow_gradients = narrow};
+    int multiple = rig_ops->vocabulary_multiple, at = 0, loss = 0;
+    RANK_CHECK(model_config_named(&c, name));
+    c.V = c.V_saved = WORDS, c.Vp = (WORDS + multiple - 1) / multiple * multiple;
+    *l = (struct Learner){.model = model_build_ranks(&c, rig_ops, rig_world.size)};
+    struct OpsShape shape = {.N = 2 * LENGTH, .C = c.C, .F = c.F, .NH = c.NH, .NKV = c.NKV,
+                             .HS = c.HS, .V = c.V, .Vp = c.Vp, .max_T = LENGTH, .R = 1,
+                             .max_length = LENGTH};
+    l->trainer = trainer_reserve(l->model, &l->arena, &shape, RECOMPUTE_NONE, &optimizer,
+                                 &rig_world, 1);
+    arena_commit(&l->arena, rig_ops);
+    model_initialise(l->model, trainer_weights(l->trainer), 1);
+    trainer_reset_optimizer(l->trainer);
+    for (int s = 0; s < SEQUENCES; s++) {   /* of 3 to 9 tokens, all but the first with a loss */
+        for (int t = 0; t < 3 + s; t++, at++)
+            l->token[at] = (5 * at + s) % WORDS, l->mask[at] = t > 0, loss += t > 0;
+        l->start[s + 1] = at, l->loss_start[s + 1] = loss;
+    }
+    l->set = (struct TrainingSet){.count = SEQUENCES, .start = l->start, .token = l->token,
+                                  .loss_mask = l->mask, .loss_start = l->loss_start};
 }
 
-/* The calls that an update makes, bucket by bucket. */
-static void communicate(const struct Model *model, bool zero, bool narrow) {
-    size_t n = model->num_parameters, bytes = n * sizeof(float);
-    size_t element = rig_ops->element_size;
-    struct Share share = {rig_world.rank, rig_world.size};
-    float *grads = rig_ops->alloc(bytes);
-    char *weights = rig_ops->alloc(n * element);
-    void *scratch = rig_ops->alloc(bytes);
-    rig_ops->fill_zero(grads, bytes);
-    rig_ops->fill_zero(weights, n * element);
-    for (int b = model->num_buckets - 1; b >= 0; b--) {
-        struct Bucket all = model->buckets[b], mine = share_slice(&share, &all);
-        if (zero)
-            rig_ops->reduce_scatter(grads + mine.begin, grads + all.begin, mine.end - mine.begin,
-                                    narrow ? scratch : NULL, -1, -1);
-        else rig_ops->all_reduce(grads + all.begin, all.end - all.begin, -1, -1);
-    }
-    for (int b = 0; b < model->num_buckets && zero; b++) {
-        struct Bucket all = model->buckets[b], mine = share_slice(&share, &all);
-        rig_ops->all_gather(weights + all.begin * element, weights + mine.begin * element,
-                            (mine.end - mine.begin) * element, -1, -1);
-    }
-    rig_ops->free(grads), rig_ops->free(weights), rig_ops->free(scratch);
+static void learner_free(struct Learner *l) {
+    trainer_free(l->trainer);
+    arena_free(&l->arena);
+    model_free(l->model);
+}
+
+/* What the ranks tell each other of an update: the norm's square, unless each has the whole
+   gradient, and what each has found, in one gather (add_ranks in trainer.c). */
+static double told(bool zero) {
+    double found = sizeof(struct ObjectiveStats) + sizeof(long);
+    return (rig_world.size - 1) * ((zero ? 8 : 0) + 8 + found);
 }
 
 static void update(void *unused) {
     (void)unused;
-    for (int i = 0; i < 2; i++) {
-        struct Model *model = build(models[i]);
-        for (int how = 0; how < 3; how++) {
-            bool zero = how != 2, narrow = how == 1;
-            struct WorldPlan plan = world_plan(model, zero, narrow);
-            sent();
-            communicate(model, zero, narrow);
-            double bytes = sent(), wanted = plan.send_gradients + plan.send_weights;
-            /* both are sums of fractions with the ranks below the line */
-            RANK_CHECK(fabs(bytes - wanted) <= 1e-9 * wanted);
-            RANK_CHECK(rig_world.size > 1 ? wanted > 0 : wanted == 0);
-        }
-        model_free(model);
+    static const char *const models[] = {"tiny", "tiny-llama"};
+    static const int picks[] = {SEQUENCES, 2};   /* of two sequences some rank of three has none */
+    static const int pick[SEQUENCES] = {0, 1, 2, 3, 4, 5, 6};
+    for (int i = 0; i < 12; i++) {
+        bool zero = i / 4 != 2, narrow = i / 4 == 1;
+        struct Learner l;
+        struct ObjectiveBatch batch = {.logp_dtype = "fp32"};
+        struct ObjectiveStats stats = {0};
+        learner_open(&l, models[i % 2], zero, narrow);
+        struct WorldPlan plan = world_plan(l.model, zero, narrow);
+        sent(), called();
+        struct UpdateResult result =
+            trainer_update(l.trainer, objective_find("ce"), &l.set, pick, picks[i / 2 % 2], &batch,
+                           LENGTH, 1, 1e-3f, &stats);
+        double bytes = sent(), wanted = plan.send_gradients + plan.send_weights + told(zero);
+        RANK_CHECK(result.made && !result.skipped);
+        /* both are sums of fractions with the ranks below the line */
+        RANK_CHECK(fabs(bytes - wanted) <= 1e-9 * wanted);
+        int64_t calls = rig_world.size > 1 ? plan.collectives + 2 + zero : 0;
+        RANK_CHECK(called() == calls);
+        RANK_CHECK(rig_world.size > 1 ? wanted > 0 : wanted == 0);
+        learner_free(&l);
     }
 }
 
