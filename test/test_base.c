@@ -180,6 +180,58 @@ static void warns_quietly(void *text) {
     console_open(true);
     only_warns(text);
 }
+static void speaks_as_rank(void *text) {
+    check_rank(*(const char *)text - '0');
+    console_open(false);
+    say("a line"), say_result("a result"), warn("odd");
+    console_progress("steps", 1, 2, 1);
+    die_machine("broken %s", (const char *)text);
+}
+static void device_fails_as_rank(void *unused) {   /* a plug-in calls the function itself */
+    void (*function)(const char *format, ...) = die_machine;
+    (void)unused;
+    check_rank(3);
+    function("no device");
+}
+static void is_told_to_end_while_it_waits(void *unused) {
+    (void)unused;
+    check_rank(2);
+    launch_catch_signals();
+    pid_t self = getpid();
+    if (fork() == 0) {
+        usleep(200000);
+        kill(self, SIGTERM);
+        _exit(0);
+    }
+    die_input("what rank 0 says too");
+}
+
+/* Of several ranks each names itself, its machine and the line, and only rank 0 says more. */
+static void test_errors_of_ranks(void **state) {
+    (void)state;
+    char host[256], expected[512];
+    gethostname(host, sizeof host);
+    assert_int_equal(run_in_child(speaks_as_rank, "1", output, sizeof output), 1);
+    int line = 0;
+    char *at = strstr(output, "test_base.c:");
+    assert_true(at && sscanf(at, "test_base.c:%d", &line) == 1 && line > 100);
+    snprintf(expected, sizeof expected,
+             "train: error: rank 1 on %s (test_base.c:%d): broken 1\n", host, line);
+    assert_string_equal(output, expected);
+    assert_int_equal(run_in_child(speaks_as_rank, "0", output, sizeof output), 1);
+    snprintf(expected, sizeof expected, "rank 0 on %s (test_base.c:%d): broken 0\n", host, line);
+    assert_non_null(strstr(output, expected));
+    assert_non_null(strstr(output, "a line\na result\n"));
+    snprintf(expected, sizeof expected, "train: warning: rank 0 on %s: odd\n", host);
+    assert_non_null(strstr(output, expected));
+    assert_int_equal(run_in_child(device_fails_as_rank, NULL, output, sizeof output), 1);
+    snprintf(expected, sizeof expected, "train: error: rank 3 on %s: no device\n", host);
+    assert_string_equal(output, expected);
+    int code = run_in_child(is_told_to_end_while_it_waits, NULL, output, sizeof output);
+    assert_int_equal(code, 128 + SIGTERM);
+    assert_string_equal(output, "");
+}
+
 static void allocates_too_much(void *unused) {
     (void)unused;
     check_alloc(SIZE_MAX / 2, 4, "the moon");
@@ -486,6 +538,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_normal_distribution),
         cmocka_unit_test(test_shuffle),
         cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_errors_of_ranks),
         cmocka_unit_test(test_allocations),
         cmocka_unit_test(test_atomic_file),
         cmocka_unit_test(test_atomic_file_failures),

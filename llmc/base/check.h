@@ -8,7 +8,10 @@
        die_machine  exit code 1   the machine failed (memory, disk, device)
 
    Both print "train: error: " + the message + newline to stderr, after restoring the console line.
-   Neither returns. */
+   Neither returns. Of several ranks each says who it is and where in the program it ended: "train:
+   error: rank 1 on HOST (file.c:123): ...". A mistake in the input is mostly seen by all of them
+   alike; so rank 0 says it, and another one that sees it waits a second first, in which it is ended
+   by who started it. */
 #ifndef LLMC_CHECK_H
 #define LLMC_CHECK_H
 
@@ -18,12 +21,27 @@
 _Noreturn void die_input(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void die_machine(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* From now on this process is rank `rank` of several: its errors say so, and ranks other than 0 say
+   nothing else (console.h). */
+void check_rank(int rank);
+/* The machine's name. */
+const char *check_host(void);
+
 /* Is `error`, a value of errno, a failure of the machine (disk full, quota, memory, too many open
    files, I/O) and not of the path that was named? It decides between exit codes 1 and 2. */
 bool is_machine_error(int error);
-/* "cannot DOING PATH: ..." with errno's own words, by die_machine or die_input as is_machine_error
-   says. */
-_Noreturn void die_errno(const char *doing, const char *path);
+
+/* The same, called by their names, say which line of which file it was. */
+_Noreturn void die_input_at(const char *file, int line, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+_Noreturn void die_machine_at(const char *file, int line, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+/* die_errno(doing, path): "cannot DOING PATH: ..." with errno's own words, by die_machine or
+   die_input as is_machine_error says. */
+_Noreturn void die_errno_at(const char *file, int line, const char *doing, const char *path);
+#define die_input(...) die_input_at(__FILE__, __LINE__, __VA_ARGS__)
+#define die_machine(...) die_machine_at(__FILE__, __LINE__, __VA_ARGS__)
+#define die_errno(doing, path) die_errno_at(__FILE__, __LINE__, doing, path)
 
 /* One line "train: warning: ..." on stderr; the run goes on. */
 void warn(const char *format, ...) __attribute__((format(printf, 1, 2)));

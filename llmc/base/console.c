@@ -9,12 +9,17 @@
 #include <unistd.h>
 #include "check.h"
 
-static bool quiet, on_terminal, progress_drawn;
+static bool quiet, mute, on_terminal, progress_drawn;
 
 void console_open(bool be_quiet) {
-    quiet = be_quiet;
+    quiet = be_quiet || mute;
     on_terminal = !quiet && isatty(STDOUT_FILENO);
     progress_drawn = false;
+}
+
+void console_mute(void) {
+    mute = quiet = true;
+    on_terminal = false;
 }
 
 bool console_quiet(void) { return quiet; }
@@ -49,6 +54,7 @@ void say(const char *format, ...) {
 
 void say_result(const char *format, ...) {
     va_list arguments;
+    if (mute) return;
     va_start(arguments, format);
     say_line(format, arguments);
     va_end(arguments);

@@ -8,6 +8,8 @@
 #include <stdint.h>
 
 void console_open(bool quiet);
+/* Nothing is printed any more but errors, whatever console_open says: for ranks other than 0. */
+void console_mute(void);
 bool console_quiet(void);
 /* A printf-like line of the log (stdout), followed by a newline; nothing when quiet. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -91,5 +91,5 @@ void describe_session(const struct Session *s) {
         say("schedule  learning rate %g falls to %g (%s) over all %lld steps; more --steps stretch "
             "it", o->lr, o->lr * o->lr_min_ratio, o->lr_schedule, (long long)s->plan.steps);
     warn_of_limits(s, (int)(o->minibatches * o->epochs));
-    if (!o->quiet) arena_print(&s->arena, stdout);
+    if (!console_quiet()) arena_print(&s->arena, stdout);
 }
