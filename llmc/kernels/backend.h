@@ -44,6 +44,11 @@ typedef const char *BackendOpen(struct Ops *ops, size_t ops_size, const char *dt
                                 const struct BackendHost *host);
 #define BACKEND_OPEN "backend_open"
 
+/* id [128] = a new meeting point for ranks, without opening a device; NULL, or one sentence. A
+   plug-in that cannot communicate does not export it. */
+typedef const char *BackendMeeting(void *id);
+#define BACKEND_MEETING "backend_meeting"
+
 #ifdef __cplusplus
 }
 #endif

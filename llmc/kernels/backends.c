@@ -1,8 +1,11 @@
 /* The choice of a backend: the CPU's, which is linked in, or a plug-in. */
 #include "backends.h"
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include "../base/check.h"
 #include "../base/console.h"
@@ -83,4 +86,50 @@ const struct Ops *ops_open(const char *name, const char *dtype, int device) {
     if (ops_missing(&ops, text, sizeof text))
         die_machine("backend %s is incomplete: nothing fills %s", ops.name, text);
     return &ops;
+}
+
+/* ---- for a process that starts ranks --------------------------------------------------------- */
+
+/* By the driver alone (CUDA's driver API, 6.2 and 6.3), which minds CUDA_VISIBLE_DEVICES. */
+static int count_cuda_devices(void) {
+    int (*init)(unsigned flags) = NULL, (*count)(int *count) = NULL, n = 0;
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (!driver) return 0;
+    *(void **)&init = dlsym(driver, "cuInit");
+    *(void **)&count = dlsym(driver, "cuDeviceGetCount");
+    return init && count && init(0) == 0 && count(&n) == 0 ? n : 0;
+}
+
+int backend_devices(const char *name) {
+    int status = 0;
+    if (strcmp(name, "cuda") != 0) return 0;
+    fflush(NULL);
+    pid_t child = fork();
+    if (child < 0) die_machine("cannot start a process to count GPUs: %s", strerror(errno));
+    if (child == 0) _exit(count_cuda_devices());
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) continue;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 0;
+}
+
+void backend_meeting(const char *name, void *id) {
+    char why[1024];
+    struct Ops ops;
+    if (strcmp(name, "cpu") == 0) {
+        cpu_fill(&ops);
+        ops.comm_id(id, NULL);
+        return;
+    }
+    void *library = plugin_load(name, why, sizeof why);
+    if (!library)
+        die_machine("backend %s: %s", name,
+                    why[0] ? why : "its plug-in is not beside the program (make cuda)");
+    BackendMeeting *meeting = NULL;
+    *(void **)&meeting = dlsym(library, BACKEND_MEETING);
+    const char *problem = meeting ? meeting(id) : "its ranks cannot communicate";
+    if (problem) die_machine("backend %s: %s", name, problem);
+}
+
+/* The CPU's is a name of shared memory, which the ranks remove when they have all come. */
+void backend_meeting_over(const char *name, const void *id) {
+    if (strcmp(name, "cpu") == 0 && *(const char *)id == '/') shm_unlink(id);
 }

@@ -19,6 +19,16 @@
    for by name and cannot be opened here. */
 const struct Ops *ops_open(const char *name, const char *dtype, int device);
 
+/* For the process that starts several ranks and opens no device itself.
+
+   How many devices a backend has here, counted in a child process; 0: none, or it has no such
+   thing. */
+int backend_devices(const char *name);
+/* id [128] = a new meeting point for a backend's ranks (ops->comm_id), held by this process until
+   backend_meeting_over, which is called when the ranks have ended. die_machine where it has none. */
+void backend_meeting(const char *name, void *id);
+void backend_meeting_over(const char *name, const void *id);
+
 /* The CPU's, by its list of files (cpu_backend.c). */
 void cpu_fill(struct Ops *ops);
 

@@ -171,14 +171,14 @@ static bool resumed_run(const struct Options *o, char *run, size_t capacity) {
     return kind == RUN || kind == DAMAGED;
 }
 
-struct Options directory_options(int argc, char **argv, struct Options *before) {
+struct Options directory_options(int argc, char **argv, struct Options *before, bool lock) {
     struct Options options;
     char run[4096], config[4096];
     options_parse(&options, argc, argv);
     if (measures(&options)) options_check_measure(&options);
     *before = options;
     if (!options.resume[0] || !resumed_run(&options, run, sizeof run)) return options;
-    if (!measures(&options) && !options.dry_run) lock_run(run);   /* before it is read */
+    if (lock && !measures(&options) && !options.dry_run) lock_run(run);   /* before it is read */
     check_path(config, sizeof config, "%s/config.json", run);
     if (kind_of(run) == DAMAGED) die_options_lost(run);
     char **line = check_alloc((size_t)argc + 3, sizeof *line, "the command line");
@@ -250,7 +250,8 @@ static void check_start(const struct Options *o, const char *run) {
                   "it anew, --run names another", run);
 }
 
-struct Place directory_find(const struct Options *o, const char *task) {
+/* Where to write and from what to start. */
+static struct Place find(const struct Options *o, const char *task) {
     struct Place place = {.hold = -1};
     if (measures(o)) return find_measured(o);
     if (o->run[0]) check_path(place.run, sizeof place.run, "%s", o->run);
@@ -261,6 +262,26 @@ struct Place directory_find(const struct Options *o, const char *task) {
     if (place.resumed) return place;
     if (o->run[0]) check_start(o, place.run);
     find_model(&place, o->model);
+    return place;
+}
+
+/* Does this process act for all ranks? */
+static bool acts(const struct World *world) {
+    return !world || !world->ops || world_rank(world) == 0;
+}
+
+/* Rank 0's *place, to all. What it holds and has locked stays its own. */
+static void share_place(struct Place *place, const struct World *world) {
+    int hold = place->hold;
+    if (world && world->ops) world_broadcast(world, place, sizeof *place, 0);
+    place->hold = acts(world) ? hold : -1;
+}
+
+struct Place directory_find(const struct Options *o, const char *task,
+                            const struct World *world) {
+    struct Place place = {.hold = -1};
+    if (acts(world)) place = find(o, task);
+    share_place(&place, world);
     return place;
 }
 
@@ -292,7 +313,7 @@ static void clear_run(const char *run) {
     }
 }
 
-void directory_open(struct Place *place, const struct Options *options) {
+static void open_place(struct Place *place, const struct Options *options) {
     char path[4096];
     if (options->run[0]) {
         make_directory(place->run);
@@ -307,8 +328,16 @@ void directory_open(struct Place *place, const struct Options *options) {
     }
 }
 
-void directory_begin(const struct Place *place, const struct Options *options) {
+void directory_open(struct Place *place, const struct Options *options,
+                    const struct World *world) {
+    if (acts(world)) open_place(place, options);
+    share_place(place, world);
+}
+
+void directory_begin(const struct Place *place, const struct Options *options,
+                     const struct World *world) {
     char path[4096];
+    if (!acts(world)) return;
     if (!place->resumed) clear_run(place->run);
     check_path(path, sizeof path, "%s/config.json", place->run);
     options_save(options, path);

@@ -47,11 +47,16 @@ static int control_group_limit(void) {
     return processors < 1 ? 1 : processors < 4096 ? (int)processors : 0;
 }
 
+int launch_processors(void) {
+    int n = omp_get_num_procs(), limit = control_group_limit();
+    return limit && limit < n ? limit : n;
+}
+
 int launch_threads(int64_t wanted) {
-    int n = (int)wanted, limit = control_group_limit(), given = 1;
+    int n = (int)wanted, given = 1;
     if (n <= 0) {
         n = omp_get_max_threads();   /* OMP_NUM_THREADS, or the processors of this process */
-        if (n == omp_get_num_procs() && limit && limit < n) n = limit;
+        if (n == omp_get_num_procs()) n = launch_processors();
     }
     omp_set_dynamic(0);   /* else OpenMP may start fewer threads than memory is planned for */
     omp_set_num_threads(n);

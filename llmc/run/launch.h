@@ -19,6 +19,8 @@ void launch_prepare(char **argv);
 /* The kernels OpenBLAS uses now, e.g. "SkylakeX". */
 const char *launch_blas_name(void);
 
+/* The processors that this process may use: its affinity, and its control group's quota. */
+int launch_processors(void);
 /* Settles the OpenMP thread count and returns it: what OpenMP really gives of n, or of the threads
    it would take by itself with n = 0 (OMP_NUM_THREADS, else the processors that this process may
    use: its affinity, and its control group's quota). */

@@ -210,7 +210,7 @@ static void resume(struct Session *s) {
 /* What to learn, where to write, what to start from: all that follows from the options alone. */
 static void choose(struct Session *s, int argc, char **argv) {
     struct Options *o = &s->options;
-    *o = directory_options(argc, argv, &s->before);
+    *o = directory_options(argc, argv, &s->before, true);
     if (o->tokenize[0] || o->detokenize[0]) tokenize_and_exit(o);
     console_open(o->quiet || o->score[0]);
     launch_ignore_size_limit();
@@ -222,7 +222,7 @@ static void choose(struct Session *s, int argc, char **argv) {
     s->entropy_options = choose_entropy(o, s->objective.control);
     s->shard_bytes = choose_shard_bytes(o);
     s->world.size = choose_ranks(o);
-    s->place = directory_find(o, s->plan.phases[0].task->name);
+    s->place = directory_find(o, s->plan.phases[0].task->name, &s->world);
     s->shape_only = choose_shape_only(o, s->place.checkpoint);
     if (s->place.resumed) resume(s);
     o->seed = choose_held_out(s);
@@ -279,7 +279,7 @@ void session_open(struct Session *s, int argc, char **argv) {
     s->replay = choose_replay(s);
     memory_plan(s);
     note_settings(s);
-    if (s->place.run[0] && !s->options.dry_run) directory_open(&s->place, &s->options);
+    if (s->place.run[0] && !s->options.dry_run) directory_open(&s->place, &s->options, &s->world);
     if (!s->options.score[0]) describe_session(s);
     if (s->options.dry_run) {
         console_end(true);
@@ -291,7 +291,7 @@ void session_open(struct Session *s, int argc, char **argv) {
     checkpoint_release(&s->place.hold);
     if (!s->place.run[0]) return;
     if (s->place.resumed) checkpoint_keep(s->place.run, (int)s->options.keep);
-    if (!is_over(s)) directory_begin(&s->place, &s->options);
+    if (!is_over(s)) directory_begin(&s->place, &s->options, &s->world);
     report_open(&s->report, s->place.run, s->options.rollouts_every, &s->progress);
 }
 
