@@ -9,7 +9,7 @@
 
    Both print "train: error: " + the message + newline to stderr, after restoring the console line.
    Neither returns. Of several ranks each says who it is and where in the program it ended: "train:
-   error: rank 1 on HOST (file.c:123): ...". A mistake in the input is mostly seen by all of them
+   error: rank 1 on HOST (X.c:123): ...". A mistake in the input is mostly seen by all of them
    alike; so rank 0 says it, and another one that sees it waits a second first, in which it is ended
    by who started it. */
 #ifndef LLMC_CHECK_H

@@ -25,7 +25,8 @@ const struct Ops *ops_open(const char *name, const char *dtype, int device);
    thing. */
 int backend_devices(const char *name);
 /* id [128] = a new meeting point for a backend's ranks (ops->comm_id), held by this process until
-   backend_meeting_over, which is called when the ranks have ended. die_machine where it has none. */
+   backend_meeting_over, which is called when the ranks have ended. die_machine where it has
+   none. */
 void backend_meeting(const char *name, void *id);
 void backend_meeting_over(const char *name, const void *id);
 

@@ -33,13 +33,14 @@ struct Place directory_find(const struct Options *options, const char *task,
                             const struct World *world);
 /* Makes the directory and locks it for this process; what is in it stays as it was. A default name
    that is taken becomes the next one in *place. */
-void directory_open(struct Place *place, const struct Options *options, const struct World *world);
+void directory_open(struct Place *place, const struct Options *options,
+                    const struct World *world);
 /* Once nothing can be wrong with the input any more: removes what an older run left, if this one
    starts afresh in its place, and writes config.json. */
 void directory_begin(const struct Place *place, const struct Options *options,
                      const struct World *world);
-/* Call on rank 0 before every save: die_machine if `run` is not the directory any more that this process has
-   locked, because it was removed or another was put in its place. */
+/* Call on rank 0 before every save: die_machine if `run` is not the directory any more that this
+   process has locked, because it was removed or another was put in its place. */
 void directory_check(const char *run);
 
 #endif

@@ -18,7 +18,7 @@ struct Ranks {
     int local;                   /* number among the ranks of this machine */
     const char *launcher;        /* what started them: "--ranks", "torchrun", ...; NULL: alone */
     unsigned char id[RANKS_ID];  /* where they meet (ops->comm_id) */
-    char meeting[512];           /* or "HOST:PORT", from which the id is to be made; "": it is there */
+    char meeting[512];           /* or "HOST:PORT", of which the id is to be made; "" */
 };
 
 /* Call in main before anything is opened; the options are only looked at. Returns in the processes

@@ -30,7 +30,8 @@ static uint32_t sum_of_program(void) {
     uint32_t sum = 0;
     ssize_t n;
     int file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-    while (file >= 0 && (n = read(file, piece, sizeof piece)) > 0) sum = crc32c(sum, piece, (size_t)n);
+    while (file >= 0 && (n = read(file, piece, sizeof piece)) > 0)
+        sum = crc32c(sum, piece, (size_t)n);
     if (file >= 0) close(file);
     return sum;
 }
