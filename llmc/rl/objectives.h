@@ -110,9 +110,9 @@ void objective_advantages(const struct Objective *objective, const struct Reward
 
 /* The weights w_t of one minibatch (one optimizer step), the same for all tokens of a sequence.
    length [num_sequences]: tokens with loss; active: as above; weight [num_sequences]: 0 where not
-   active. max_tokens is used by `constant` only. `all` is what objective_weight_sums returned; with
-   several ranks, the sum of what it returned on each, so that the gradients of all ranks add up to
-   the gradient of the whole minibatch. */
+   active. max_tokens is used by `constant` only. `all` is what objective_weight_sums returned for
+   the whole minibatch, also where ranks or micro-batches compute the gradients of parts of it: those
+   then add up to the gradient of the whole. */
 struct WeightSums { double tokens, sequences, all_sequences; };
 struct WeightSums objective_weight_sums(int num_sequences, const int *length,
                                         const unsigned char *active);
@@ -141,8 +141,7 @@ struct ObjectiveBatch {
     unsigned char *selected;        /* [num_tokens] clip_cov / kl_cov; scope batch */
 };
 /* Fills sequence_ratio (with the sequence ratio) and selected (with clip_cov and kl_cov). Does
-   nothing where the scope is token. With several ranks, each rank uses the covariance of its own
-   tokens. */
+   nothing where the scope is token. */
 void objective_prepare(const struct Objective *objective, struct ObjectiveBatch *batch);
 
 /* Clipped tokens are counted by their probability under the old policy, in these intervals:
