@@ -139,7 +139,7 @@ static void update_all(void *context) {
     sequences_fill(&s, c);
     double before = bytes_sent();
     for (int u = 0; u < UPDATES; u++) {
-        int n = u == 1 && c->count > 3 ? 2 : c->count;   /* fewer than ranks; and then one rank has more */
+        int n = u == 1 && c->count > 3 ? 2 : c->count;   /* once fewer sequences than ranks */
         for (int i = 0; i < n; i++) pick[i] = (i * 5 + u) % c->count;
         batch.ordinal = (uint64_t)u;
         struct UpdateResult r =

@@ -111,7 +111,7 @@ void objective_advantages(const struct Objective *objective, const struct Reward
 /* The weights w_t of one minibatch (one optimizer step), the same for all tokens of a sequence.
    length [num_sequences]: tokens with loss; active: as above; weight [num_sequences]: 0 where not
    active. max_tokens is used by `constant` only. `all` is what objective_weight_sums returned for
-   the whole minibatch, also where ranks or micro-batches compute the gradients of parts of it: those
+   the whole minibatch, also where ranks or micro-batches compute the gradients of its parts: those
    then add up to the gradient of the whole. */
 struct WeightSums { double tokens, sequences, all_sequences; };
 struct WeightSums objective_weight_sums(int num_sequences, const int *length,

@@ -219,7 +219,6 @@ void optimizer_step(struct Optimizer *o, double norm, float learning_rate) {
     struct AdamwStep step = {.learning_rate = learning_rate, .beta1 = a->beta1, .beta2 = a->beta2,
                              .epsilon = a->epsilon, .grad_scale = (float)scale,
                              .step = ++o->progress.step, .seed = o->seed};
-    optimizer_await(o);   /* a rank without a forward pass has not: its slices may still be read */
     if (is_shared(o)) update_shared(o, &step);
     else update_slice(o, (struct Bucket){0, o->model->num_parameters}, 0, &step);
     grow_scale(o);

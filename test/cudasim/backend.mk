@@ -33,12 +33,19 @@ sim_command = $(strip $(SIM_RUN_$(1)) $(BUILD)/test/test_$(2))
 sim_commands = $(foreach d,$(SIM_BACKEND_$(1)),$(foreach t,$(SIM_TESTS),\
     "$(call sim_command,$(1),$(t)) $(1) $(d)")) "$(call sim_command,$(1),comm) $(1) fp32"
 SIM_ORDERS := order=descending order=random,seed=7,resident=3,streams=random
-SIM_MORE_sim := "$(BUILD)/test/test_backends sim" "$(BUILD)/test/test_model sim fp32" \
+comma := ,
+# Of several ranks: the order between the two streams of each, in which an event may be missing.
+SIM_STREAMS := oldest newest $(patsubst %,random$(comma)seed=%,1 2 3 4 5 6 7 8 9 10)
+SIM_MORE_sim := "$(BUILD)/test/test_world sim bf16" "$(BUILD)/test/test_trainer_ranks sim fp32" \
+    "$(BUILD)/test/test_trainer_ranks sim bf16" "$(BUILD)/test/test_trainer_ranks sim fp16" \
+    "$(BUILD)/test/test_backends sim" "$(BUILD)/test/test_model sim fp32" \
     "$(BUILD)/test/test_model sim bf16" "$(BUILD)/test/test_golden sim fp32" \
     "$(BUILD)/test/test_sampler sim bf16 *gumbel*" \
     "$(BUILD)/test/test_sampler sim fp32 *greedy*" \
     $(foreach o,$(SIM_ORDERS),$(foreach t,$(SIM_TESTS),\
-    "env CUDASIM=$(o) $(BUILD)/test/test_$(t) sim bf16"))
+    "env CUDASIM=$(o) $(BUILD)/test/test_$(t) sim bf16")) \
+    $(foreach o,$(SIM_STREAMS),\
+    "env CUDASIM=streams=$(o) $(BUILD)/test/test_trainer_ranks sim fp32 test_families")
 
 define sim_test_rules
 $(1)-tests: $(BUILD)/backend_$(1).so

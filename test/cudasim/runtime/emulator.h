@@ -45,7 +45,8 @@ struct Options {
     int order;          /* which ready thread runs next, and which block */
     int seed;           /* of every random choice */
     int resident;       /* blocks in flight at once */
-    int streams_random; /* queue stream operations and run them in random legal order */
+    int streams_random; /* queue stream operations and run them in random legal order; 2, 3: the
+                           stream that was made first, or last, goes on whenever it can */
     int copies_late;    /* cp.async copies at wait_group, not at issue */
     int protect;        /* device memory is unreadable while host code runs */
     int shared_limit;   /* bytes of shared memory a block may opt in to */

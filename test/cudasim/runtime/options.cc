@@ -15,7 +15,7 @@ static const OptionRow rows[] = {
     {"order", "ascending descending random", &Options::order, ASCENDING},
     {"seed", nullptr, &Options::seed, 1},
     {"resident", nullptr, &Options::resident, 1},
-    {"streams", "eager random", &Options::streams_random, 0},
+    {"streams", "eager random oldest newest", &Options::streams_random, 0},
     {"copies", "early late", &Options::copies_late, 1},
     {"protect", nullptr, &Options::protect, 0},
     {"shared_limit", nullptr, &Options::shared_limit, 227 * 1024},
