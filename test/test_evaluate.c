@@ -112,7 +112,7 @@ static void test_evaluate(void **state) {
     struct Evaluation expected = expected_evaluation(tokenizer, NUM_PROMPTS, SAMPLES);
     for (int layout = 0; layout < LAYOUTS; layout++) {
         struct Evaluation got = evaluate(samplers[layout], &weights, &even, tokenizer, &ends, 21,
-                                         NUM_PROMPTS, SAMPLES, 1, MAX_TOKENS, workspace);
+                                         NUM_PROMPTS, SAMPLES, 1, MAX_TOKENS, NULL, workspace);
         assert_int_equal(got.num_prompts, NUM_PROMPTS);
         assert_int_equal(got.samples, SAMPLES);
         for (int k = 0; k < 2; k++)

@@ -97,7 +97,9 @@ struct Evaluation evaluation_of(const struct Examples *held_out, const struct Ro
 struct Evaluation evaluate(struct Sampler *sampler, const struct Weights *weights,
                            const struct Task *task, const struct Tokenizer *tokenizer,
                            const struct Ends *ends, uint64_t seed, int num_prompts, int samples,
-                           float temperature, int max_tokens, void *workspace) {
+                           float temperature, int max_tokens, const struct World *world,
+                           void *workspace) {
+    (void)world;
     assert(num_prompts >= 1 && samples >= 1);
     struct Examples held_out =
         examples_draw(task, tokenizer, seed, RNG_EVAL_PROMPT, 0, num_prompts);

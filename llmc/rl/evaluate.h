@@ -6,6 +6,7 @@
 #include "sampler.h"
 #include "trainer.h"
 #include "../tasks/examples.h"
+#include "../world.h"
 
 struct Evaluation {
     int num_prompts, samples;   /* no prompts: the next four lines have no meaning */
@@ -32,7 +33,8 @@ struct Evaluation evaluation_of(const struct Examples *held_out, const struct Ro
 struct Evaluation evaluate(struct Sampler *sampler, const struct Weights *weights,
                            const struct Task *task, const struct Tokenizer *tokenizer,
                            const struct Ends *ends, uint64_t seed, int num_prompts, int samples,
-                           float temperature, int max_tokens, void *workspace);
+                           float temperature, int max_tokens, const struct World *world,
+                           void *workspace);
 
 /* Mean of -log p over the learnt tokens of a lesson's rows, at temperature 1: what a supervised
    step minimises. The trainer's batches hold the longest row. */

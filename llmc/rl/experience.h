@@ -15,6 +15,7 @@
 #include "sampler.h"
 #include "../tasks/examples.h"
 #include "trainer.h"
+#include "../world.h"
 
 /* Host memory that the struct owns, reused by the next batch; experience_free. Zero-initialise
    before first use. */
@@ -60,6 +61,7 @@ struct CollectOptions {
     int filter_rounds;               /* with the filter: at most this many rounds of generation */
     struct Replay *replay;           /* NULL, or where completions are read from; no filter then */
     int64_t step;                    /* with replay: the step whose completions are read */
+    const struct World *world;       /* the ranks that collect together; NULL: this process alone */
 };
 
 /* Collects completions of the prompts number *ordinal, *ordinal + 1, ..., with their rewards, and

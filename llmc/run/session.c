@@ -307,7 +307,7 @@ struct Evaluation session_evaluate(struct Session *s, const struct Task *task) {
         sampler_load_weights(s->sampler, trainer_weights(s->trainer));
         e = evaluate(s->sampler, trainer_weights(s->trainer), task, s->tokenizer, &s->ends,
                      (uint64_t)o->seed, prompts, (int)o->eval_samples, (float)o->temperature,
-                     s->max_tokens, trainer_workspace(s->trainer));
+                     s->max_tokens, &s->world, trainer_workspace(s->trainer));
     }
     e.loss = loss;
     if (!isfinite(e.entropy) || (lessons && !isfinite(loss)))
@@ -324,7 +324,7 @@ struct CollectOptions session_collect_options(const struct Session *s) {
         .seed = (uint64_t)o->seed, .prompts = (int)o->prompts, .group = (int)o->group,
         .max_tokens = s->max_tokens, .temperature = (float)o->temperature,
         .filter = s->objective.filter, .filter_rounds = (int)o->filter_rounds,
-        .replay = s->replay, .step = s->progress.step + 1};
+        .replay = s->replay, .step = s->progress.step + 1, .world = &s->world};
 }
 
 static void save_to(struct Session *s, const char *directory, int keep) {
