@@ -6,6 +6,7 @@
 #include <string.h>
 #include "../base/check.h"
 #include "entropy.h"
+#include "round.h"
 
 const int evaluation_k[4] = {1, 4, 16, 64};
 
@@ -75,22 +76,30 @@ static void add_rollout_means(struct Evaluation *result, const struct Rollout *r
     result->truncated = 1 - (double)ended / rollout->count;
 }
 
+/* Of completions that are judged already. */
+static struct Evaluation evaluation_from(const struct Reward *reward, const struct TextList *text,
+                                         const struct Rollout *rollout, int n, int samples) {
+    struct Evaluation result = {.num_prompts = n, .samples = samples, .loss = NAN};
+    int *seen = check_alloc((size_t)samples, sizeof *seen, "evaluation answers");
+    struct Tally *tally = check_alloc((size_t)n, sizeof *tally, "evaluation answers");
+    for (int p = 0; p < n; p++) tally[p] = tally_group(seen, reward, text, p * samples, samples);
+    add_tally_means(&result, tally);
+    add_rollout_means(&result, rollout);
+    free(seen), free(tally);
+    return result;
+}
+
 struct Evaluation evaluation_of(const struct Examples *held_out, const struct Rollout *rollout,
                                 int samples) {
-    int n = held_out->count;
-    struct Evaluation result = {.num_prompts = n, .samples = samples, .loss = NAN};
     struct TextList text = {0};
     struct Reward *reward =
         check_alloc((size_t)rollout->count, sizeof *reward, "evaluation rewards");
-    int *seen = check_alloc((size_t)samples, sizeof *seen, "evaluation answers");
-    struct Tally *tally = check_alloc((size_t)n, sizeof *tally, "evaluation answers");
     struct Completed completed = rollout_completed(rollout);
-    result.interrupted = !examples_judge(reward, &text, NULL, held_out, samples, &completed);
-    for (int p = 0; p < n; p++) tally[p] = tally_group(seen, reward, &text, p * samples, samples);
-    add_tally_means(&result, tally);
-    add_rollout_means(&result, rollout);
+    bool judged = examples_judge(reward, &text, NULL, held_out, samples, &completed);
+    struct Evaluation result = evaluation_from(reward, &text, rollout, held_out->count, samples);
+    result.interrupted = !judged;
     text_list_free(&text);
-    free(reward), free(seen), free(tally);
+    free(reward);
     return result;
 }
 
@@ -99,20 +108,19 @@ struct Evaluation evaluate(struct Sampler *sampler, const struct Weights *weight
                            const struct Ends *ends, uint64_t seed, int num_prompts, int samples,
                            float temperature, int max_tokens, const struct World *world,
                            void *workspace) {
-    (void)world;
     assert(num_prompts >= 1 && samples >= 1);
     struct Examples held_out =
         examples_draw(task, tokenizer, seed, RNG_EVAL_PROMPT, 0, num_prompts);
-    struct RolloutRequest request = {
-        .num_prompts = num_prompts, .group = samples, .prompt_token = held_out.ids.id,
-        .prompt_start = held_out.start, .ordinal = held_out.ordinal, .seed = seed,
-        .purpose = RNG_EVAL_SAMPLE, .temperature = temperature, .max_tokens = max_tokens,
-        .ends = *ends};
+    struct RoundOptions options = {
+        .prompts = &held_out, .group = samples, .max_tokens = max_tokens, .seed = seed,
+        .purpose = RNG_EVAL_SAMPLE, .temperature = temperature, .ends = *ends, .world = world};
+    struct Evaluation result = {.num_prompts = num_prompts, .samples = samples, .loss = NAN,
+                                .interrupted = true};
     struct Rollout rollout = {0};
-    request.environment = environment_open(&held_out, samples);
-    sampler_generate(sampler, weights, &request, &rollout, workspace);
-    environment_close(request.environment);
-    struct Evaluation result = evaluation_of(&held_out, &rollout, samples);
+    struct Round round;
+    if (round_play(&round, &rollout, sampler, weights, &options, workspace))
+        result = evaluation_from(round.reward, &round.completion, &rollout, num_prompts, samples);
+    round_free(&round);
     rollout_free(&rollout);
     examples_free(&held_out);
     return result;

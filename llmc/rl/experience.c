@@ -5,6 +5,7 @@
 #include <string.h>
 #include "../base/check.h"
 #include "../base/time.h"
+#include "round.h"
 
 static void *grown(void *pointer, size_t count, size_t size) {
     return check_realloc(pointer, count, size, "a batch of experience");
@@ -201,14 +202,9 @@ static void copy_drawn(float *logp, float *entropy, const struct Rollout *rollou
     }
 }
 
-/* Texts of a rollout, by completion. */
-struct Texts {
-    struct TextList completion, turns;
-};
-
 /* Appends group g of the rollout to the experience, with its rewards and texts. */
 static void append_group(struct Experience *e, const struct Examples *prompts, int group,
-                         const struct Reward *reward, const struct Texts *text, int g) {
+                         const struct Round *round, int g) {
     const struct Rollout *rollout = &e->rollout;
     const struct Text *prompt = &prompts->example[g].prompt;
     for (int i = g * group; i < (g + 1) * group; i++) {
@@ -219,12 +215,12 @@ static void append_group(struct Experience *e, const struct Examples *prompts, i
                                    rollout->exchange ? &rollout->exchange[i] : NULL);
         copy_drawn(e->logp + at, e->entropy + at, rollout, i);
         e->ended[k] = rollout->ended[i];
-        e->reward[k] = reward[i].value;
+        e->reward[k] = round->reward[i].value;
         text_list_add(&e->prompt, prompt->bytes, prompt->length);
-        text_list_add(&e->completion, text_list_at(&text->completion, i),
-                      text_list_length(&text->completion, i));
-        text_list_add(&e->turns, text_list_at(&text->turns, i),
-                      text_list_length(&text->turns, i));
+        text_list_add(&e->completion, text_list_at(&round->completion, i),
+                      text_list_length(&round->completion, i));
+        text_list_add(&e->turns, text_list_at(&round->turns, i),
+                      text_list_length(&round->turns, i));
     }
 }
 
@@ -277,50 +273,47 @@ static bool last_group_is_flat(const struct Experience *e) {
     return objective_filter_groups(&batch, &keep) == 0;
 }
 
-/* Fills e->rollout with completions of `prompts`, sampled or read from the replayed file. Returns
-   false if that file does not have them. */
-static bool generate(struct Experience *e, struct Sampler *sampler, const struct Weights *weights,
-                     const struct CollectOptions *o, const struct Examples *prompts,
-                     void *workspace) {
-    struct RolloutRequest request = {
-        .num_prompts = prompts->count, .group = o->group, .prompt_token = prompts->ids.id,
-        .prompt_start = prompts->start, .ordinal = prompts->ordinal, .seed = o->seed,
-        .purpose = RNG_SAMPLE, .temperature = o->temperature, .max_tokens = o->max_tokens,
-        .ends = o->ends};
-    if (o->replay)
-        return replay_rollout(o->replay, o->step, &request, prompts->example,
-                              tokenizer_vocab_size(o->tokenizer), &e->rollout);
-    request.environment = environment_open(prompts, o->group);
-    sampler_generate(sampler, weights, &request, &e->rollout, workspace);
-    environment_close(request.environment);
-    e->preempted += e->rollout.preempted;
-    if (e->rollout.pages_peak > e->pages_peak) e->pages_peak = e->rollout.pages_peak;
-    return true;
-}
-
-/* Judges the rollout, adds all its groups to the statistics, and keeps the groups that the filter
-   lets pass, up to the number wanted. Returns how many groups have a scored completion; -1, and the
-   experience is not to be used, if the judge was interrupted. */
-static int take_rollout(struct Experience *e, const struct CollectOptions *o,
-                        const struct Examples *prompts) {
+/* Adds all the round's groups to the statistics, and keeps those that the filter lets pass, up to
+   the number wanted. Returns how many groups have a scored completion. */
+static int take_round(struct Experience *e, const struct CollectOptions *o,
+                      const struct Examples *prompts, const struct Round *round) {
     int wanted = o->prompts * o->group, groups_scored = 0;
     const struct Rollout *rollout = &e->rollout;
-    struct Texts text = {.completion = {.count = 0}};
-    struct Completed completed = rollout_completed(rollout);
-    struct Reward *reward = check_alloc((size_t)rollout->count, sizeof *reward, "rewards");
-    bool judged = examples_judge(reward, &text.completion, &text.turns, prompts, o->group,
-                                 &completed);
     e->texts += rollout->texts, e->text_tokens += rollout->text_tokens;
     e->texts_cut += rollout->texts_cut;
-    for (int g = 0; g < prompts->count && judged; g++) {
+    e->preempted += rollout->preempted;
+    if (rollout->pages_peak > e->pages_peak) e->pages_peak = rollout->pages_peak;
+    for (int g = 0; g < prompts->count; g++) {
         bool full = e->count == wanted;
-        append_group(e, prompts, o->group, reward, &text, g);
+        append_group(e, prompts, o->group, round, g);
         groups_scored += add_group_sums(e);
         if (full || (o->filter && last_group_is_flat(e))) drop_last_group(e);
     }
-    text_list_free(&text.completion), text_list_free(&text.turns);
-    free(reward);
-    return judged ? groups_scored : -1;
+    return groups_scored;
+}
+
+/* One round: samples, judges and takes completions of the prompts from number `ordinal` on. Returns
+   as take_round; -1, and the experience is not to be used: there are none. */
+static int collect_round(struct Experience *e, struct Sampler *sampler,
+                         const struct Weights *weights, const struct CollectOptions *o,
+                         int64_t ordinal, void *workspace) {
+    double begin = seconds();
+    struct Examples prompts = examples_draw(o->task, o->tokenizer, o->seed, RNG_PROMPT,
+                                            (uint64_t)ordinal, o->prompts);
+    struct RoundOptions options = {
+        .prompts = &prompts, .group = o->group, .max_tokens = o->max_tokens, .seed = o->seed,
+        .purpose = RNG_SAMPLE, .temperature = o->temperature, .ends = o->ends, .turns = true,
+        .replay = o->replay, .step = o->step, .world = o->world};
+    struct Round round;
+    double drawn = seconds();
+    bool there = round_play(&round, &e->rollout, sampler, weights, &options, workspace);
+    double played = seconds();
+    int scored = there ? take_round(e, o, &prompts, &round) : -1;
+    e->seconds_generate += drawn - begin + round.seconds_generate;
+    e->seconds_reward += round.seconds_reward + seconds() - played;
+    round_free(&round);
+    examples_free(&prompts);
+    return scored;
 }
 
 bool experience_collect(struct Experience *e, struct Sampler *sampler,
@@ -330,21 +323,13 @@ bool experience_collect(struct Experience *e, struct Sampler *sampler,
     int64_t first = *ordinal;
     experience_clear(e, o->group);
     for (int round = 0; e->count < wanted && round < (o->filter ? o->filter_rounds : 1); round++) {
-        double begin = seconds();
-        struct Examples prompts = examples_draw(o->task, o->tokenizer, o->seed, RNG_PROMPT,
-                                                (uint64_t)*ordinal, o->prompts);
-        bool there = generate(e, sampler, weights, o, &prompts, workspace);
-        double generated = seconds();
-        int scored = there ? take_rollout(e, o, &prompts) : -1;
-        examples_free(&prompts);
+        int scored = collect_round(e, sampler, weights, o, *ordinal, workspace);
         if (scored < 0) {
             *ordinal = first;
             return false;
         }
         groups_scored += scored;
         groups += o->prompts, *ordinal += o->prompts;
-        e->seconds_generate += generated - begin;
-        e->seconds_reward += seconds() - generated;
     }
     e->frac_reward_zero_std /= groups;
     e->reward_std /= groups_scored;

@@ -7,8 +7,12 @@
 #include "sampler.h"
 
 void rollout_clear(struct Rollout *out, const struct RolloutRequest *request) {
-    size_t count = (size_t)request->num_prompts * (size_t)request->group;
-    size_t tokens = count * (size_t)request->max_tokens;
+    int count = request->num_prompts * request->group;
+    rollout_reserve(out, count, (size_t)count * (size_t)request->max_tokens);
+}
+
+void rollout_reserve(struct Rollout *out, int completions, size_t tokens) {
+    size_t count = (size_t)completions;
     assert(tokens <= INT_MAX);
     if (out->capacity_count < (int)count || !out->start) {
         out->start = check_realloc(out->start, count + 1, sizeof(int), "rollouts");

@@ -93,6 +93,8 @@ void sampler_free(struct Sampler *sampler);
    then removes the gaps, so that the arrays are as struct Rollout says. */
 void rollout_clear(struct Rollout *out, const struct RolloutRequest *request);
 void rollout_pack(struct Rollout *out, int max_tokens);
+/* Room for so many completions and tokens in all, nothing of which is set. */
+void rollout_reserve(struct Rollout *out, int completions, size_t tokens);
 void rollout_free(struct Rollout *rollout);
 /* As examples_judge reads it; pointers into the rollout. */
 struct Completed rollout_completed(const struct Rollout *rollout);

@@ -336,6 +336,11 @@ static bool interrupted(const struct Task *task) {
     return verify_interrupted(data_of(task)->verify);
 }
 
+static double judges_within(const struct Task *task, int count) {
+    int64_t turns = task->max_turns > 1 ? task->max_turns : 1;
+    return scorer_within(data_of(task)->options.scorer, turns * count);
+}
+
 /* With --max-turns the scorer is an environment. */
 static void ask(const struct Task *task, const struct Completion *completion, int number) {
     struct Scorer *scorer = data_of(task)->options.scorer;
@@ -399,7 +404,8 @@ struct Task *data_open(const struct DataOptions *options) {
     text_format(&d->help, "%s", options->path);
     *task = (struct Task){.name = "data", .help = d->help.bytes, .alphabet = data_alphabet,
                           .judge = judge, .draw = draw, .state = d,
-                          .interrupted = interrupted};
+                          .interrupted = interrupted,
+                          .judges_within = options->scorer ? judges_within : NULL};
     if (options->max_turns > 1) {
         task->max_turns = (int)options->max_turns;
         task->ask = ask, task->answer = answer, task->wrap = wrap;

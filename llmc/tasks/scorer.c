@@ -361,11 +361,19 @@ static void lose_ended(struct Scorer *s, struct Slot *slot) {
     lose(s, slot, why, status == 0 && slot->answered ? CLOSED : ENDED);
 }
 
-/* Seconds that the first item in hand may take: a process that has just been started is given twice
-   the time that the slowest of them needed so far. */
+/* Seconds that a process may need to start: twice the time of the slowest of them so far. */
+static double start_within(const struct Scorer *s) {
+    return s->first_answer < 0 ? s->options.start : 2 * s->first_answer + 1;
+}
+
+/* Seconds that the first item in hand may take. */
 static double patience(const struct Scorer *s, const struct Slot *slot) {
-    double start = s->first_answer < 0 ? s->options.start : 2 * s->first_answer + 1;
-    return s->options.timeout + (slot->answered ? 0 : start);
+    return s->options.timeout + (slot->answered ? 0 : start_within(s));
+}
+
+double scorer_within(const struct Scorer *s, int64_t items) {
+    double rounds = 2 * ((double)items / s->options.workers + 1);
+    return rounds * (s->options.timeout + start_within(s));
 }
 
 /* Takes what it wrote. False: its output is closed. */

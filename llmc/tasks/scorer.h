@@ -71,6 +71,9 @@ bool scorer_answer(struct Scorer *scorer, struct Answer *answer, bool wait);
 /* Was the last scorer_score cut short because the program is asked to stop? Then its rewards are
    not to be used. */
 bool scorer_interrupted(const struct Scorer *scorer);
+/* The most seconds that `items` may take: each is asked twice for its time limit, of a process that
+   has just been started. */
+double scorer_within(const struct Scorer *scorer, int64_t items);
 struct ScorerCounts scorer_counts(const struct Scorer *scorer);   /* NULL: zeros */
 /* What happened since they were `before`. */
 struct ScorerCounts scorer_counts_since(const struct Scorer *scorer,

@@ -144,6 +144,9 @@ struct Task {
     /* Was the last judge cut short, because the program is asked to stop? Then its rewards are not
        to be used. NULL: never. */
     bool (*interrupted)(const struct Task *task);
+    /* The most seconds that judge, and answers, may take for `count` completions; how long other
+       ranks wait for this one. NULL: no time worth counting. */
+    double (*judges_within)(const struct Task *task, int count);
     /* In place of demonstrate: appends the rows of lesson number `ordinal`. NULL: it has none. */
     void (*teach)(const struct Task *task, struct Lesson *lesson, uint64_t seed, uint64_t ordinal);
     /* In place of reply: the first asks about a completion, under a number of the caller's, and
