@@ -124,10 +124,11 @@ static void save_description(const char *directory, const struct Model *model,
         tokenizer_save(tokenizer, directory, model->config.max_T, sums);
 }
 
-void checkpoint_save(const char *run_directory, const struct Model *model,
-                     const struct Weights *weights, const struct OptimizerState *optimizer,
-                     const struct Tokenizer *tokenizer, const struct Progress *progress,
-                     const struct FieldSection *sections, const struct Export *export, int keep) {
+static void write_checkpoint(const char *run_directory, const struct Model *model,
+                             const struct Weights *weights, const struct OptimizerState *optimizer,
+                             const struct Tokenizer *tokenizer, const struct Progress *progress,
+                             const struct FieldSection *sections, const struct Export *export,
+                             int keep) {
     char writing[PATH_SIZE], path[PATH_SIZE], name[32];
     struct Checksums sums = {0};
     snprintf(name, sizeof name, "step_%06lld", (long long)progress->step);
@@ -139,4 +140,25 @@ void checkpoint_save(const char *run_directory, const struct Model *model,
     state_save(progress, sections, path, &sums);
     checksums_save(&sums, writing);
     steps_finish(run_directory, name, writing, keep);
+}
+
+/* Seconds that a checkpoint takes on a slow disk: weights, moments, masters in float32. */
+static double seconds_to_write(const struct Model *model) {
+    const double bytes_per_second = 20e6;
+    return (double)model->num_parameters * 4 * sizeof(float) / bytes_per_second;
+}
+
+void checkpoint_save(const char *run_directory, const struct Model *model,
+                     const struct Weights *weights, const struct OptimizerState *optimizer,
+                     const struct Tokenizer *tokenizer, const struct Progress *progress,
+                     const struct FieldSection *sections, const struct Export *export, int keep,
+                     const struct World *world) {
+    world_patience(world, seconds_to_write(model));
+    if (world_rank(world) == 0)
+        write_checkpoint(run_directory, model, weights, optimizer, tokenizer, progress, sections,
+                         export, keep);
+    else if (optimizer)
+        optimizer_attend(model, optimizer);
+    world_any(world, false);   /* nobody goes on before it is written */
+    world_patience(world, 0);
 }

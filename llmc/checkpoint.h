@@ -20,6 +20,7 @@
 #include "checkpoint_export.h"
 #include "model.h"
 #include "io/tokenizer.h"
+#include "world.h"
 
 /* What a run has done so far, saved and restored field by field through the table in checkpoint.c.
    The entropy controller's state is saved beside it through a table of its own. */
@@ -53,10 +54,11 @@ const char *checkpoint_config(const char *directory, struct ModelConfig *config)
 void checkpoint_load_weights(const char *directory, const struct Model *model,
                              struct Weights *weights);
 /* What training goes on with, of a run that computed in `dtype`: moments, and weights that are
-   rounded in model.safetensors, where the file has them. Those of a float32 run replace `weights`;
-   those of a 16-bit type are taken only where the backend computes in the same (master weights
-   where `optimizer` has such a buffer), else what checkpoint_load_weights gave stays. die_input
-   likewise. */
+   rounded in model.safetensors, where the file has them. Every rank reads the file, and keeps its
+   share of what is shared: so a run goes on with any number of ranks. Those of a float32 run
+   replace `weights`; those of a 16-bit type are taken only where the backend computes in the same
+   (master weights where `optimizer` has such a buffer), else what checkpoint_load_weights gave
+   stays. die_input likewise. */
 void checkpoint_load_optimizer(const char *directory, const struct Model *model,
                                struct Weights *weights, const struct OptimizerState *optimizer,
                                const char *dtype);
@@ -69,11 +71,17 @@ void checkpoint_load_state(const char *directory, struct Progress *progress,
 
 /* Writes one checkpoint; keep = how many to leave (0 = all). optimizer NULL: weights only; sections
    as above; export NULL: as of a run that began from random weights. Returns with `latest` pointing
-   at it. The run's directory must be there: a save never makes it. */
+   at it. The run's directory must be there: a save never makes it.
+
+   world (NULL: one rank): every rank calls this, and returns when all is written. Rank 0 alone
+   writes, and uses run_directory; the moments and masters of a share are gathered one after another
+   in optimizer->whole, so that no rank's host holds more than a piece of a tensor. The others wait
+   for as long as writing takes at 20 MB/s, and their timeout longer. */
 void checkpoint_save(const char *run_directory, const struct Model *model,
                      const struct Weights *weights, const struct OptimizerState *optimizer,
                      const struct Tokenizer *tokenizer, const struct Progress *progress,
-                     const struct FieldSection *sections, const struct Export *export, int keep);
+                     const struct FieldSection *sections, const struct Export *export, int keep,
+                     const struct World *world);
 /* The directory `latest` names, complete; false: there is none. Only reads, so it may run beside a
    program that saves: what that one has put aside for an instant is found, or waited for. */
 bool checkpoint_latest(const char *run_directory, char *out, size_t capacity);

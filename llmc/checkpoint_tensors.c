@@ -1,5 +1,6 @@
 #include "checkpoint_tensors.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/check.h"
@@ -205,8 +206,12 @@ static void read_finite(const struct Found *found, float *out, size_t first, siz
                   quote(found->entry->name), first + finite, (double)out[finite]);
 }
 
-/* Sets to 0 what no file has: padding rows and the gaps behind tensors. */
+/* Sets to 0 what no file has: padding rows and the gaps behind tensors. (All of the masters, where
+   there are any: what of those gaps is in a share is not worth finding.) */
 static void clear_between(const struct Model *model, struct Weights *weights) {
+    if (weights->master)
+        model->ops->fill_zero(weights->master, share_of(&weights->share, model->num_parameters) *
+                                                   sizeof(float));
     for (int i = 0; i < model->num_tensors; i++) {
         size_t begin = model->tensors[i].offset + model->tensors[i].saved;
         size_t end = i + 1 < model->num_tensors ? model->tensors[i + 1].offset
@@ -214,8 +219,6 @@ static void clear_between(const struct Model *model, struct Weights *weights) {
         if (begin == end) continue;
         model->ops->fill_zero(ops_at(model->ops, weights->data, begin),
                               (end - begin) * model->ops->element_size);
-        if (weights->master)
-            model->ops->fill_zero(weights->master + begin, (end - begin) * sizeof(float));
     }
 }
 
@@ -312,7 +315,8 @@ enum { PARTS = 4, MASTER = 2, ELEMENTS = 3 };
 #define SECOND_MOMENT "exp_avg_sq."
 static const char *const prefixes[PARTS] = {"exp_avg.", SECOND_MOMENT, "master.", "weight."};
 
-/* A buffer of [num_parameters]: float32 or the backend's elements; NULL both: it is not there. */
+/* Some floats, of the optimizer's share, or all [num_parameters] of the backend's elements; NULL
+   both: it is not there. */
 struct Part {
     float *floats;
     floatX *elements;
@@ -347,6 +351,30 @@ static void describe_part(struct ShardsWriter *writer, const struct Model *model
     }
 }
 
+/* All ranks' shares of a part; what is not shared is whole already. */
+static void gather_part(const struct Model *model, struct Part *part,
+                        const struct OptimizerState *optimizer) {
+    const struct Share *share = &optimizer->share;
+    if (share->ranks <= 1 || !part->floats) return;
+    for (int b = 0; b < model->num_buckets; b++) {
+        const struct Bucket *bucket = &model->buckets[b];
+        size_t each = share_of(share, bucket->end - bucket->begin);
+        if (each == 0) continue;
+        model->ops->all_gather(optimizer->whole + bucket->begin,
+                               part->floats + share_of(share, bucket->begin),
+                               each * sizeof(float), -1, -1);
+    }
+    part->floats = optimizer->whole;
+}
+
+/* In the order in which optimizer_save needs the parts. */
+void optimizer_attend(const struct Model *model, const struct OptimizerState *optimizer) {
+    struct Part parts[PARTS];
+    const struct Weights none = {.data = NULL};
+    parts_to_save(parts, model, &none, optimizer, true);
+    for (int p = 0; p < PARTS; p++) gather_part(model, &parts[p], optimizer);
+}
+
 static void save_part(struct ShardsWriter *writer, const struct Model *model,
                       const struct Part *part, const struct Tensor *tensor, float *piece) {
     for (size_t begin = 0; begin < tensor->saved; begin += SLICE) {
@@ -361,7 +389,7 @@ void optimizer_save(const struct Model *model, const struct Weights *weights,
                     const struct OptimizerState *optimizer, const struct Export *export,
                     const char *directory, struct Checksums *sums) {
     struct Part parts[PARTS];
-    int which[PARTS], n = model->num_tensors, count = 0;
+    int which[PARTS], n = model->num_tensors, count = 0, gathered = -1;
     struct ShardsWriter *writer = shards_create(directory, "optimizer", SIZE_MAX, sums);
     parts_to_save(parts, model, weights, optimizer, export_is_exact(export, model));
     for (int p = 0; p < PARTS; p++) {
@@ -370,8 +398,11 @@ void optimizer_save(const struct Model *model, const struct Weights *weights,
         which[count++] = p;
     }
     float *piece = check_alloc(SLICE, sizeof *piece, "a piece of a checkpoint");
-    for (int i; (i = shards_next(writer)) >= 0;)
+    for (int i; (i = shards_next(writer)) >= 0;) {
+        assert(i / n >= gathered);   /* one part after another, as the other ranks give them */
+        while (gathered < i / n) gather_part(model, &parts[which[++gathered]], optimizer);
         save_part(writer, model, &parts[which[i / n]], &model->tensors[i % n], piece);
+    }
     free(piece);
     shards_commit(writer);
 }
@@ -388,17 +419,19 @@ static void check_not_negative(const struct Found *found, const float *piece, si
 
 /* Some elements [n] of part p, from number `at` of the flat buffers on. Weights as masters go where
    weights_upload puts them. */
-static void load_piece(const struct Model *model, const struct Part *part, struct Weights *weights,
-                       const float *piece, size_t at, size_t n) {
+static void load_piece(const struct Model *model, const struct Part *part,
+                       const struct Share *share, struct Weights *weights, const float *piece,
+                       size_t at, size_t n) {
     const struct Ops *ops = model->ops;
-    if (part->floats) ops->upload(part->floats + at, piece, n * sizeof *piece);
+    if (part->floats) share_upload(model, part->floats, share, at, piece, n);
     else if (weights) weights_upload(model, weights, at, piece, n);
     else elements_upload(ops, ops_at(ops, part->elements, at), piece, n);
 }
 
 /* Part p from its tensors in the file. */
 static void load_part(const struct Shards *shards, const struct Model *model, int p,
-                      const struct Part *part, struct Weights *weights, float *piece) {
+                      const struct Part *part, const struct Share *share, struct Weights *weights,
+                      float *piece) {
     for (int i = 0; i < model->num_tensors; i++) {
         const struct Tensor *tensor = &model->tensors[i];
         struct Found found = find_tensor(shards, prefixes[p], tensor, false);
@@ -407,7 +440,7 @@ static void load_part(const struct Shards *shards, const struct Model *model, in
             read_finite(&found, piece, begin, n);
             if (strcmp(prefixes[p], SECOND_MOMENT) == 0)
                 check_not_negative(&found, piece, begin, n);
-            load_piece(model, part, weights, piece, tensor->offset + begin, n);
+            load_piece(model, part, share, weights, piece, tensor->offset + begin, n);
         }
     }
 }
@@ -447,8 +480,11 @@ void checkpoint_load_optimizer(const char *directory, const struct Model *model,
     for (int p = 0; p < PARTS; p++) {
         if (!is_there(&parts[p])) continue;
         if (parts[p].floats)
-            model->ops->fill_zero(parts[p].floats, model->num_parameters * sizeof(float));
-        load_part(&shards, model, p, &parts[p], p == MASTER ? weights : NULL, piece);
+            model->ops->fill_zero(parts[p].floats,
+                                  share_of(&optimizer->share, model->num_parameters) *
+                                      sizeof(float));
+        load_part(&shards, model, p, &parts[p], &optimizer->share, p == MASTER ? weights : NULL,
+                  piece);
     }
     free(piece);
     shards_close(&shards);

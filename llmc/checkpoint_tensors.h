@@ -17,6 +17,9 @@ void optimizer_save(const struct Model *model, const struct Weights *weights,
                     const struct OptimizerState *optimizer, const struct Export *export,
                     const char *directory, struct Checksums *sums);
 
+/* What the other ranks do while rank 0 is in optimizer_save: they give their shares. */
+void optimizer_attend(const struct Model *model, const struct OptimizerState *optimizer);
+
 /* The element types [num_tensors] that a directory's weights have; die_input as when loading. */
 void tensors_types(const char *directory, const struct Model *model, enum SafetensorsType *types);
 /* Ends the program (die_input) if a directory's weights cannot be read: that is what is wrong with

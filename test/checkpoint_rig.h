@@ -90,9 +90,9 @@ static inline void run_open(struct Run *run, const struct ModelConfig *config) {
     run->ops = ops_open("cpu", "auto", 0);
     run->model = model_build(config, run->ops);
     run->n = run->model->num_parameters;
-    run->weights.master = NULL;
+    run->weights = (struct Weights){.master = NULL};
+    run->optimizer = (struct OptimizerState){.master = NULL};
     run->weights.data = run->ops->alloc(run->n * run->ops->element_size);
-    run->optimizer.master = NULL;
     run->optimizer.m = run->ops->alloc(run->n * sizeof(float));
     run->optimizer.v = run->ops->alloc(run->n * sizeof(float));
     memset(run->weights.data, 0x7f, run->n * run->ops->element_size);
@@ -184,7 +184,7 @@ static inline void save_as(struct Run *run, const struct Export *export, const c
     struct Tokenizer *tokenizer = tokenizer_from_alphabet("0123456789+-*=:abcdefgh");
     checkpoint_save(directory, run->model, &run->weights, &run->optimizer, tokenizer, &state,
                     (struct FieldSection[]){{&other_table, &other}, {NULL, NULL}}, export,
-                    keep);
+                    keep, NULL);
     tokenizer_free(tokenizer);
 }
 

@@ -55,7 +55,8 @@ static void make_padded(const char *from, const char *name) {
     struct Weights weights = {.data = ops->alloc(large->num_parameters * sizeof(float))};
     elements_upload(ops, weights.data, new, large->num_parameters);
     assert_int_equal(mkdir(place_of(name), 0777), 0);
-    checkpoint_save(place_of(name), large, &weights, NULL, tokenizer, &progress, NULL, NULL, 0);
+    checkpoint_save(place_of(name), large, &weights, NULL, tokenizer, &progress, NULL, NULL, 0,
+                    NULL);
     tokenizer_free(tokenizer);
     ops->free(weights.data);
     model_free(small), model_free(large);

@@ -342,7 +342,7 @@ static void save_to(struct Session *s, const char *directory, int keep) {
                     (struct FieldSection[]){{&entropy_fields, &s->entropy}, {&choices_fields, s},
                                             {s->plan.data ? &data_fields : NULL, &data},
                                             {NULL, NULL}},
-                    &s->export, keep);
+                    &s->export, keep, &s->world);
 }
 
 /* True if nothing was trained since the last save. Then nothing is written, because another program
@@ -371,7 +371,7 @@ void session_freeze_reference(struct Session *s) {
     check_path(base, sizeof base, "%s/reference", s->place.run);
     make_directory_in(s->place.run, "reference");
     checkpoint_save(base, s->model, &s->reference, NULL, s->tokenizer, &s->progress, NULL, &exact,
-                    1);
+                    1, &s->world);
 }
 
 _Noreturn void session_fail(struct Session *s, const char *tensor) {
