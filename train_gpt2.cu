@@ -47,6 +47,7 @@ static void count_skipped(struct Session *s, const struct UpdateResult *update, 
 static float learning_rate(const struct Session *s);
 static bool stops(const struct Session *s);
 static bool due(int64_t step, int64_t every);
+static struct CommCounts comm_since(const struct Session *s, struct CommCounts before);
 static double peak_host_memory_gb(void);
 
 int main(int argc, char **argv) {
@@ -96,6 +97,7 @@ static bool make_step(struct Session *s) {
 static bool step(struct Session *s) {
     const struct Options *o = &s->options;
     struct Evaluation evaluation;
+    struct CommCounts communicated = comm_since(s, (struct CommCounts){0});
     struct StepReport report = {.step = s->progress.step + 1, .total_steps = s->plan.steps,
                                 .task = s->task->name, .experience = &s->experience,
                                 .entropy = &s->entropy, .converses = task_converses(s->task),
@@ -120,6 +122,8 @@ static bool step(struct Session *s) {
     }
     scorer = scorer_counts_since(s->scorer, &scorer);
     if (s->scorer) report.scorer = &scorer;
+    report.ranks = world_size(&s->world);
+    report.comm = comm_since(s, communicated);
     report_step(&s->report, &report);
     return true;
 }
@@ -233,6 +237,7 @@ static void learn(struct Session *s, const struct TrainingSet *set, const int *p
     objective_stats_add(&report->stats, &stats);
     report->learning_rate = rate;
     report->grad_norm += (update.grad_norm - report->grad_norm) / report->updates;
+    report->slowest += (update.slowest - report->slowest) / report->updates;
     report->train_tokens += (double)update.tokens;
     s->progress.num_tokens += update.tokens;
 }
@@ -412,6 +417,15 @@ static bool stops(const struct Session *s) {
 }
 
 static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+
+/* What this rank has communicated since `before`; nothing if it is the only one. */
+static struct CommCounts comm_since(const struct Session *s, struct CommCounts before) {
+    struct CommCounts now = {0};
+    if (world_size(&s->world) == 1) return now;
+    s->ops->comm_counts(&now);
+    return (struct CommCounts){now.calls - before.calls, now.bytes - before.bytes,
+                               now.seconds - before.seconds, now.exposed - before.exposed};
+}
 
 static double peak_host_memory_gb(void) {
     struct rusage usage;

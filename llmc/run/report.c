@@ -229,7 +229,7 @@ static void write_ranks(struct Report *r, const struct StepReport *s) {
     number(r, "comm/bytes", s->comm.bytes);
     number(r, "timing/comm", s->comm.seconds);
     number(r, "timing/comm_exposed", s->comm.exposed);
-    measured(r, "perf/slowest_rank", s->slowest);
+    if (s->slowest > 0) number(r, "perf/slowest_rank", s->slowest);
 }
 
 /* ---- attention entropy ----------------------------------------------------------------------- */
@@ -408,7 +408,8 @@ static const char *rank_cells(const struct StepReport *s) {
     char slowest[16];
     if (s->ranks < 2) return "";
     snprintf(text, sizeof text, " %8.4g %7.1f %s", 1e-6 * s->comm.bytes,
-             100 * s->comm.exposed / s->seconds_step, cell(slowest, 8, 2, s->slowest));
+             100 * s->comm.exposed / s->seconds_step,
+             cell(slowest, 8, 2, s->slowest > 0 ? s->slowest : NAN));
     return text;
 }
 
@@ -438,7 +439,7 @@ static const char *rank_pairs(const struct StepReport *s) {
     if (s->ranks > 1)
         at = snprintf(text, sizeof text, " ranks=%d comm_mb=%.4g comm=%.3f exposed=%.3f", s->ranks,
                       1e-6 * s->comm.bytes, s->comm.seconds, s->comm.exposed);
-    if (s->ranks > 1 && !isnan(s->slowest))
+    if (s->ranks > 1 && s->slowest > 0)
         snprintf(text + at, sizeof text - (size_t)at, " slowest=%.2f", s->slowest);
     return text;
 }

@@ -42,7 +42,7 @@ struct StepReport {
     struct CommCounts comm;                /* what rank 0 communicated in the step, with its
                                               evaluation: the difference of two comm_counts */
     double slowest;                        /* tokens of the rank that learns from most over the
-                                              ranks' mean, mean over updates; NaN: no update */
+                                              ranks' mean, mean over updates; 0: no update */
 };
 
 /* One supervised step: of the warm start, or of a run with the objective ce. */
