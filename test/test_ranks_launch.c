@@ -311,6 +311,9 @@ static void test_launchers(void **state) {
         if (!strstr(output, cases[i].says))
             fail_msg("%s:\n%s\nis not in: %s", cases[i].variables, cases[i].says, output);
     }
+    RUN_OK("rm -f told.*; CUDA_VISIBLE_DEVICES=5 RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 MASTER_ADDR=a "
+           "MASTER_PORT=5 " ROLE("tell") "; cat told.1");   /* each was given one GPU to see */
+    assert_said("local 1 device 0 ");
     RUN_OK("rm -f told.*; RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 MASTER_ADDR=a MASTER_PORT=5 "
            ROLE("tell") "--comm-port 77 --device 4; cat told.1");
     assert_said("device 4 backend auto launcher torchrun meeting a:77");
@@ -330,7 +333,7 @@ static void test_refusals(void **state) {
         {"--gpus 65", "at most 64"},
         {"--gpus 2 --backend cpu", "on the CPU it is --ranks N"},
         {"--ranks 2 --backend cuda", "on GPUs it is --gpus N"},
-        {"--ranks 2 --gpus 2", "one of the two"},
+        {"--ranks 2 --gpus 2", "there is one rank for each GPU"},
         {"--ranks 2 --device 1", "--device 1 is for one process"},
         {"--ranks 2 --tokenize x --model y", "--tokenize is work for one process"},
         {"--gpus 2 --detokenize x --model y", "--detokenize is work for one process"},
@@ -363,26 +366,31 @@ static void test_other_options(void **state) {
 
 static void test_compare(void **state) {
     (void)state;
-    static const char zero[] = "host\ta\nmachine\ta 1\ndevice\t0\nprogram\t12\nbackend\tcuda\n"
+    static const char zero[] = "host\ta\ndevice\t0\nprogram\t12\nbackend\tcuda\n"
                                "--run\t\n--seed\t1\n";
-    assert_null(ranks_compare(zero, "host\tb\nmachine\tb 2\ndevice\t1\nprogram\t12\n"
+    assert_null(ranks_compare(zero, "host\tb\ndevice\t1\nprogram\t12\n"
                               "backend\tcuda\n--run\t\n--seed\t1\n", 1));
-    assert_string_equal(ranks_compare(zero, "host\tb\nmachine\tb 2\ndevice\t1\nprogram\t13\n"
+    assert_string_equal(ranks_compare(zero, "host\tb\ndevice\t1\nprogram\t13\n"
                                       "backend\tcuda\n--run\t\n--seed\t1\n", 1),
                         "rank 1 (b) runs another program file than rank 0: copy one build to all "
                         "machines");
-    assert_string_equal(ranks_compare(zero, "host\tb\nmachine\tb 2\ndevice\t1\nprogram\t12\n"
+    assert_string_equal(ranks_compare(zero, "host\tb\ndevice\t1\nprogram\t12\n"
                                       "backend\tcpu\n--run\t\n--seed\t1\n", 7),
                         "backend is cuda on rank 0 and cpu on rank 7 (b): all must have the same");
-    assert_string_equal(ranks_compare(zero, "host\tb\nmachine\tb 2\ndevice\t1\nprogram\t12\n"
+    assert_string_equal(ranks_compare(zero, "host\tb\ndevice\t1\nprogram\t12\n"
                                       "backend\tcuda\n--run\tx\n--seed\t1\n", 1),
                         "--run is empty on rank 0 and x on rank 1 (b): all must have the same");
-    static const char tensors[] = "host\ta\nmachine\ta 1\ndevice\t0\ntensor w\t[3, 4] at 0\n";
-    assert_string_equal(ranks_compare(tensors, "host\tb\nmachine\tb\ndevice\t1\n"
+    assert_string_equal(ranks_share("host\tb\ndevice\tf3\n", "host\tb\ndevice\tf3\n", 0, 2, "H"),
+                        "ranks 0 and 2 on b share one GPU (H), and each needs one of its own: "
+                        "start fewer, or name others with --gpus");
+    assert_null(ranks_share("host\tb\ndevice\tf3\n", "host\tb\ndevice\tf4\n", 0, 1, "H"));
+    assert_null(ranks_share("host\tb\ndevice\t\n", "host\tb\ndevice\t\n", 0, 1, ""));   /* CPU */
+    static const char tensors[] = "host\ta\ndevice\t0\ntensor w\t[3, 4] at 0\n";
+    assert_string_equal(ranks_compare(tensors, "host\tb\ndevice\t1\n"
                                       "tensor w\t[3, 5] at 0\n", 2),
                         "the model differs: tensor w is [3, 4] at 0 on rank 0 and [3, 5] at 0 on "
                         "rank 2 (b)");
-    assert_non_null(ranks_compare(tensors, "host\tb\nmachine\tb\ndevice\t1\n"
+    assert_non_null(ranks_compare(tensors, "host\tb\ndevice\t1\n"
                                   "tensor w\t[3, 4] at 0\ntensor x\t[1, 0] at 12\n", 2));
 }
 

@@ -36,9 +36,8 @@ static void print_line(const char *kind, const char *place, const char *format,
     else fprintf(stderr, "train: %s: rank %d on %s%s: %s\n", kind, rank, check_host(), place, text);
 }
 
-/* What was seen by all ranks alike is said by rank 0. */
-static void let_rank_0_speak(void) {
-    if (rank <= 0) return;
+void check_others_first(void) {
+    if (rank < 0) return;
     signal(SIGTERM, SIG_DFL);   /* who started the ranks ends this one meanwhile */
     sleep(1);
 }
@@ -48,7 +47,7 @@ static _Noreturn void die(int code, const char *file, int line, const char *form
     char place[128] = "";
     const char *slash = file ? strrchr(file, '/') : NULL;
     if (file) snprintf(place, sizeof place, " (%s:%d)", slash ? slash + 1 : file, line);
-    if (code == 2) let_rank_0_speak();
+    if (code == 2 && rank > 0) check_others_first();   /* rank 0 sees the same and says it */
     print_line("error", place, format, arguments);
     exit(code);
 }

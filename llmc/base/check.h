@@ -24,6 +24,9 @@ _Noreturn void die_machine(const char *format, ...) __attribute__((format(printf
 /* From now on this process is rank `rank` of several: its errors say so, and ranks other than 0 say
    nothing else (console.h). */
 void check_rank(int rank);
+/* A rank that ends because another one has ended calls this first: if that was for a mistake in the
+   input, it has said so, and who started the ranks ends this one meanwhile. */
+void check_others_first(void);
 /* The machine's name. */
 const char *check_host(void);
 

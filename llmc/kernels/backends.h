@@ -24,6 +24,9 @@ const struct Ops *ops_open(const char *name, const char *dtype, int device);
    How many devices a backend has here, counted in a child process; 0: none, or it has no such
    thing. */
 int backend_devices(const char *name);
+/* out = what tells device number `device` of a backend from all others of all machines; "": nothing
+   does. Call where the backend is open. */
+void backend_device_id(const char *name, int device, char out[64]);
 /* id [128] = a new meeting point for a backend's ranks (ops->comm_id), held by this process until
    backend_meeting_over, which is called when the ranks have ended. die_machine where it has
    none. */

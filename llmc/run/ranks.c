@@ -162,9 +162,10 @@ const char *ranks_backend(const struct Options *o) {
 
 int ranks_device(const struct Ranks *ranks, const struct Options *o) {
     if (o->device >= 0) return (int)o->device;
-    if (o->gpus[0] && strcmp(o->gpus, "all") != 0)
+    if (o->gpus[0] && strcmp(o->gpus, "all") != 0 && !o->dry_run)   /* a plan may be of more */
         return parse_gpus(o->gpus, 0).number[ranks->local];
-    return ranks->local;
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");   /* each may be shown its own only */
+    return visible && *visible && !strchr(visible, ',') ? 0 : ranks->local;
 }
 
 /* What cannot be meant, with several ranks or with the options of several. */
@@ -178,7 +179,8 @@ static void refuse(const struct Options *o, bool several) {
     if (o->ranks > 1 && strcmp(o->backend, "cuda") == 0)
         die_input("--ranks %lld with --backend cuda: on GPUs it is --gpus N", (long long)o->ranks);
     if (o->gpus[0] && o->ranks)
-        die_input("--gpus %s and --ranks %lld: one of the two", o->gpus, (long long)o->ranks);
+        die_input("--gpus %s and --ranks %lld: there is one rank for each GPU; leave --ranks out",
+                  o->gpus, (long long)o->ranks);
     if (several && one)
         die_input("--%s is work for one process, and here are several ranks; leave out --gpus and "
                   "--ranks, or start it without a launcher", what);
@@ -211,7 +213,8 @@ static bool may_ask(char **argv) {
     for (int i = 1; argv[i]; i++) {
         const char *word = argv[i], *file;
         struct stat status;
-        if (strncmp(word, "--gpus", 6) == 0 || strncmp(word, "--ranks", 7) == 0) return true;
+        if (strncmp(word, "--gpus", 6) == 0 || strncmp(word, "--ranks", 7) == 0 ||
+            strncmp(word, "--grad-comm", 11) == 0) return true;
         if (strncmp(word, "--config", 8) != 0) continue;
         file = word[8] == '=' ? word + 9 : argv[i + 1];
         if (file && stat(file, &status) == 0 && S_ISREG(status.st_mode)) return true;

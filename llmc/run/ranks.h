@@ -49,8 +49,10 @@ void ranks_check(const struct World *world, const struct Ranks *ranks,
 _Noreturn void ranks_launch(char **argv, int size, const unsigned char id[RANKS_ID],
                             const char *backend);
 
-/* What ranks_check compares: lines of a name, a tab and a value. The first that differs between two
-   such texts as a sentence, or NULL. */
+/* What ranks_check compares: lines of a name, a tab and a value, first "host" and "device". The
+   first later one that differs between rank 0's text and another rank's, as a sentence; or NULL. */
 const char *ranks_compare(const char *zero, const char *other, int rank);
+/* Have two of them the same GPU? A sentence, or NULL. device: its name. */
+const char *ranks_share(const char *a, const char *b, int rank_a, int rank_b, const char *device);
 
 #endif

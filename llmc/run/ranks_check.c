@@ -6,23 +6,15 @@
 #include "../base/check.h"
 #include "../base/files.h"
 #include "../base/text.h"
+#include "../kernels/backends.h"
 #include "ranks.h"
 
-/* Every line is a name, a tab and a value. The first three say who it is, and are not compared. */
+/* Every line is a name, a tab and a value. The first two say who it is, and are not compared. */
 
 static void add(struct Text *text, const char *name, const char *value) {
     text_format(text, "%s\t", name);
     for (const char *c = value; *c; c++) text_append(text, *c == '\n' ? " " : c, 1);
     text_append(text, "\n", 1);
-}
-
-/* A machine, also where all are called "localhost". */
-static void add_machine(struct Text *text) {
-    char id[64] = "";
-    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "r");
-    if (file && !fgets(id, sizeof id, file)) id[0] = '\0';
-    if (file) fclose(file);
-    text_format(text, "machine\t%s %.36s\n", check_host(), id);
 }
 
 static uint32_t sum_of_program(void) {
@@ -65,13 +57,10 @@ static void add_model(struct Text *text, const struct Model *model) {
 
 static void describe(struct Text *text, const struct Ranks *ranks, const struct Options *o,
                      const struct Ops *ops, const struct Model *model) {
-    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
-    char device[64] = "";
-    if (strcmp(ops->name, "cuda") == 0)
-        snprintf(device, sizeof device, "%d", ranks_device(ranks, o));
+    char device[64];
+    backend_device_id(ops->name, ranks_device(ranks, o), device);
     add(text, "host", check_host());
-    add_machine(text);
-    text_format(text, "device\t%s of %s, %s\n", device, visible ? visible : "all", ops->device);
+    add(text, "device", device);
     text_format(text, "program\t%08x\n", sum_of_program());
     add(text, "backend", ops->name), add(text, "dtype", ops->dtype);
     if (model) add_model(text, model);
@@ -109,7 +98,7 @@ static bool same_line(const char *a, const char *b) {
 
 const char *ranks_compare(const char *zero, const char *other, int rank) {
     static char sentence[1024];
-    const char *a = line_at(zero, 3), *b = line_at(other, 3), *host = value_of(other);
+    const char *a = line_at(zero, 2), *b = line_at(other, 2), *host = value_of(other);
     while (*a && same_line(a, b)) a = after_line(a), b = after_line(b);
     if (!*a && !*b) return NULL;
     int name = (int)strcspn(a, "\t\n");
@@ -125,11 +114,14 @@ const char *ranks_compare(const char *zero, const char *other, int rank) {
     return sentence;
 }
 
-/* Do both lines name the same GPU of the same machine? */
-static bool share_device(const char *a, const char *b) {
-    const char *device = line_at(a, 2);
-    return same_line(line_at(a, 1), line_at(b, 1)) && same_line(device, line_at(b, 2)) &&
-           device[strcspn(device, "\t") + 1] != ' ';
+const char *ranks_share(const char *a, const char *b, int rank_a, int rank_b, const char *device) {
+    static char sentence[512];
+    const char *id = line_at(a, 1);
+    if (!same_line(id, line_at(b, 1)) || id[strcspn(id, "\t") + 1] == '\n') return NULL;
+    snprintf(sentence, sizeof sentence, "ranks %d and %d on %s share one GPU (%s), and each needs "
+             "one of its own: start fewer, or name others with --gpus", rank_a, rank_b,
+             value_of(b), device);
+    return sentence;
 }
 
 void ranks_check(const struct World *world, const struct Ranks *ranks, const struct Options *o,
@@ -142,12 +134,9 @@ void ranks_check(const struct World *world, const struct Ranks *ranks, const str
     const char *zero = all.bytes;
     for (int r = 1; r < world->size; r++) {
         const char *other = all.bytes + all.start[r], *differs = ranks_compare(zero, other, r);
+        for (int q = 0; q < r && !differs; q++)
+            differs = ranks_share(all.bytes + all.start[q], other, q, r, ops->device);
         if (differs) die_input("%s", differs);
-        for (int q = 0; q < r; q++)
-            if (share_device(all.bytes + all.start[q], other))
-                die_input("ranks %d and %d on %s share one GPU (number %s); each needs one of its "
-                          "own: fewer ranks, or --gpus", q, r, value_of(other),
-                          value_of(line_at(other, 2)));
     }
     gathered_free(&all);
     text_free(&text);
