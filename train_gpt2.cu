@@ -54,7 +54,8 @@ int main(int argc, char **argv) {
     struct Session session;
     launch_prepare(argv);
     json_memory(malloc);   /* cJSON ends the program when an allocation fails, as our code does */
-    session_open(&session, argc, argv);
+    struct Ranks ranks = ranks_begin(argc, argv);   /* with --gpus or --ranks starts this again */
+    session_open(&session, &ranks, argc, argv);
     if (session.options.score[0]) session_score(&session);
     else if (session.options.eval_only) evaluate_only(&session);
     else train(&session);
@@ -103,6 +104,7 @@ static bool step(struct Session *s) {
                                 .entropy = &s->entropy, .converses = task_converses(s->task),
                                 .has_reference = s->reference.data != NULL};
     double begin = seconds();
+    world_step(&s->world, report.step);
     struct ScorerCounts scorer = scorer_counts(s->scorer);
     if (!collect(s)) return false;
     if (due(report.step, o->attention_entropy_every)) trainer_watch_attention(s->trainer);
@@ -285,6 +287,7 @@ static void warm_step(struct Session *s) {
     const struct Options *o = &s->options;
     struct ObjectiveStats stats = {0};
     double begin = seconds();
+    world_step(&s->world, s->progress.warm_step + 1);
     struct UpdateResult update = learn_answers(s, (int)o->warm_batch, (float)o->warm_lr, &stats);
     s->progress.warm_step++;
     count_skipped(s, &update, s->progress.warm_step);
@@ -302,6 +305,7 @@ static void supervised_step(struct Session *s) {
     struct Evaluation evaluation;
     double begin = seconds();
     float rate = learning_rate(s);
+    world_step(&s->world, s->progress.step + 1);
     struct UpdateResult update = learn_answers(s, (int)o->prompts, rate, &stats);
     count_skipped(s, &update, s->progress.step + 1);
     s->progress.step++;
@@ -411,9 +415,10 @@ static float learning_rate(const struct Session *s) {
     return schedule_rate(&schedule, s->progress.step);
 }
 
-/* True if a signal asks the program to stop, or the replayed file is at its end or is wrong. */
+/* True if a signal asks the program to stop, or the replayed file is at its end or is wrong, on any
+   rank. */
 static bool stops(const struct Session *s) {
-    return launch_stop_requested() || replay_problem(s->replay);
+    return world_any(&s->world, launch_stop_requested() || replay_problem(s->replay));
 }
 
 static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }

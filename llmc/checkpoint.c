@@ -30,6 +30,7 @@ static const struct Field progress_fields[] = {
      .optional = true},
     {FIELD(FIELD_INTEGER, struct Progress, loss_scale_updates, "loss_scale_updates"), 0, MANY,
      .optional = true},
+    {FIELD(FIELD_INTEGER, struct Progress, ranks, "ranks"), 0, 1e6, .optional = true},
     COUNT(seed, FIELD_EXACT), COUNT(threads, 1e6), COUNT(micro_tokens, 1e9), TEXT(dtype),
     TEXT(backend), TEXT(blas), TEXT(task),
 };

@@ -38,7 +38,7 @@ struct Progress {
     double loss_scale;            /* of fp16 gradients; 1 elsewhere */
     int64_t loss_scale_updates;   /* good updates since it changed */
     /* settings that must be equal for a bitwise resume; a difference is printed, not refused */
-    int64_t seed, threads, micro_tokens;
+    int64_t seed, threads, micro_tokens, ranks;   /* ranks 0: of a file that does not say */
     char dtype[8], backend[16], blas[32];
     char task[64];
     char control[32];             /* the entropy control that the controller's state belongs to */

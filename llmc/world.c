@@ -69,6 +69,16 @@ bool world_any(const struct World *w, bool mine) {
     return any > 0;
 }
 
+double world_least(const struct World *w, double x) {
+    if (is_alone(w)) return x;
+    double *all = check_alloc((size_t)w->size, sizeof *all, "sums over ranks");
+    gather_equal(w, (char *)all, &x, sizeof x);
+    for (int r = 0; r < w->size; r++)
+        if (all[r] < x) x = all[r];
+    free(all);
+    return x;
+}
+
 void world_broadcast(const struct World *w, void *bytes, size_t n, int root) {
     if (is_alone(w)) return;
     for (size_t at = 0; at < n; at += w->bytes) {

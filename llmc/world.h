@@ -50,6 +50,8 @@ void world_patience(const struct World *world, double extra);
 void world_sum(const struct World *world, double *x, int n);
 /* Does any rank say so? */
 bool world_any(const struct World *world, bool mine);
+/* The least of the ranks' x. */
+double world_least(const struct World *world, double x);
 /* bytes [n] = rank root's. */
 void world_broadcast(const struct World *world, void *bytes, size_t n, int root);
 

@@ -488,7 +488,7 @@ static void open_session(struct Session *s, char **line) {
     int words = 0;
     while (line[words]) words++;
     if (chdir(place) != 0) abort();
-    session_open(s, words, line);
+    session_open(s, &(struct Ranks){.size = 1}, words, line);
 }
 
 static void saves_once(void *unused) {

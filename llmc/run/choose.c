@@ -208,10 +208,7 @@ int choose_ranks(const struct Options *o) {
         die_input("--gpus %s: from 1 to 4096", o->gpus);
     if (!o->zero && strcmp(o->grad_comm, "bf16") == 0)
         die_input("--grad-comm bf16 is for gradients that are scattered: leave out --zero 0");
-    if (ranks > 1 && !o->dry_run)
-        die_input("%lld ranks: several can be planned so far (--dry-run) and not run",
-                  (long long)ranks);
-    return ranks > 1 ? (int)ranks : 1;
+    return o->dry_run && ranks > 1 ? (int)ranks : 1;
 }
 
 /* ---- what was set and does nothing ----------------------------------------------------------- */

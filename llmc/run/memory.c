@@ -171,8 +171,11 @@ static size_t fixed_bytes(const struct Arena *arena) {
    on a device. --device-memory stands for what would be free on another machine. */
 static size_t memory_budget(const struct Session *s) {
     double given = s->options.device_memory * (1 << 30);
+    bool on_cpu = strcmp(s->ops->name, "cpu") == 0;
     size_t available = given > 0 ? (size_t)given : s->ops->memory_available();
-    return available / 100 * (strcmp(s->ops->name, "cpu") == 0 ? 70 : 95);
+    if (on_cpu && given == 0) available /= (size_t)world_size(&s->world);
+    available = available / 100 * (on_cpu ? 70 : 95);
+    return s->world.ops ? (size_t)world_least(&s->world, (double)available) : available;
 }
 
 void memory_plan(struct Session *s) {

@@ -24,6 +24,9 @@ static void compare_settings(const struct Progress *before, const struct Progres
     if (before->threads != now->threads)
         say("resume    threads %lld -> %lld: equal to rounding, not bit for bit",
             (long long)before->threads, (long long)now->threads);
+    if (fmax(1, (double)before->ranks) != (double)now->ranks)
+        say("resume    ranks %lld -> %lld: equal to rounding, not bit for bit",
+            (long long)(before->ranks ? before->ranks : 1), (long long)now->ranks);
     if (before->micro_tokens != now->micro_tokens)
         say("resume    micro-batch %lld -> %lld tokens: equal to rounding, not bit for bit",
             (long long)before->micro_tokens, (long long)now->micro_tokens);
@@ -42,6 +45,7 @@ static void note_settings(struct Session *s) {
     struct Progress before = s->progress;
     s->progress.seed = s->options.seed;
     s->progress.micro_tokens = s->shape.N;
+    s->progress.ranks = world_size(&s->world);
     snprintf(s->progress.dtype, sizeof s->progress.dtype, "%s", s->ops->dtype);
     snprintf(s->progress.backend, sizeof s->progress.backend, "%s", s->ops->name);
     snprintf(s->progress.blas, sizeof s->progress.blas, "%s", launch_blas_name());
@@ -207,10 +211,23 @@ static void resume(struct Session *s) {
                   (long long)s->progress.step);
 }
 
+/* Is there anyone to meet? */
+static bool meets(const struct Ranks *ranks, const struct Options *o) {
+    return ranks->size > 1 || strcmp(o->comm, "nccl") == 0;
+}
+
+static void open_backend(struct Session *s, const struct Ranks *ranks) {
+    const struct Options *o = &s->options;
+    s->ops = ops_open(ranks_backend(o), o->dtype, ranks_device(ranks, o));
+    if (!meets(ranks, o)) return;
+    ranks_open(&s->world, ranks, o, s->ops);
+    ranks_check(&s->world, ranks, o, s->ops, NULL);
+}
+
 /* What to learn, where to write, what to start from: all that follows from the options alone. */
-static void choose(struct Session *s, int argc, char **argv) {
+static void choose(struct Session *s, const struct Ranks *ranks, int argc, char **argv) {
     struct Options *o = &s->options;
-    *o = directory_options(argc, argv, &s->before, true);
+    *o = directory_options(argc, argv, &s->before, ranks->rank == 0);
     if (o->tokenize[0] || o->detokenize[0]) tokenize_and_exit(o);
     console_open(o->quiet || o->score[0]);
     launch_ignore_size_limit();
@@ -221,7 +238,8 @@ static void choose(struct Session *s, int argc, char **argv) {
     s->objective = choose_objective(o);
     s->entropy_options = choose_entropy(o, s->objective.control);
     s->shard_bytes = choose_shard_bytes(o);
-    s->world.size = choose_ranks(o);
+    if (meets(ranks, o)) open_backend(s, ranks);   /* rank 0 finds the place for all */
+    else s->world.size = choose_ranks(o);
     s->place = directory_find(o, s->plan.phases[0].task->name, &s->world);
     s->shape_only = choose_shape_only(o, s->place.checkpoint);
     if (s->place.resumed) resume(s);
@@ -259,11 +277,22 @@ static bool is_over(const struct Session *s) {
            s->progress.step >= s->plan.steps;
 }
 
-void session_open(struct Session *s, int argc, char **argv) {
+/* Of several ranks only the first writes files. */
+static bool writes(const struct Session *s) { return world_rank(&s->world) == 0; }
+
+/* Returns when all ranks have read the checkpoint, which rank 0 holds for all. */
+static void await_readers(struct Session *s) {
+    const double bytes_per_second = 20e6;   /* of a slow disk */
+    world_patience(&s->world, (double)s->model->num_parameters * 16 / bytes_per_second);
+    world_any(&s->world, false);
+    world_patience(&s->world, 0);
+}
+
+void session_open(struct Session *s, const struct Ranks *ranks, int argc, char **argv) {
     const struct Options *o = &s->options;
     *s = (struct Session){.saved.step = -1};
-    choose(s, argc, argv);
-    s->ops = ops_open(s->options.backend, s->options.dtype, 0);
+    choose(s, ranks, argc, argv);
+    if (!s->ops) open_backend(s, ranks);
     s->scores_old = strcmp(s->options.old_logp, "auto") == 0
                         ? strcmp(s->ops->dtype, "fp32") != 0
                         : strcmp(s->options.old_logp, "scored") == 0;
@@ -273,6 +302,7 @@ void session_open(struct Session *s, int argc, char **argv) {
                                              s->ops, &s->tokenizer);
     if (!s->shape_only) s->ends = choose_ends(o, &s->place, s->tokenizer, config.V);
     s->model = model_build_ranks(&config, s->ops, world_size(&s->world));
+    if (meets(ranks, o)) ranks_check(&s->world, ranks, o, s->ops, s->model);
     if (s->plan.data) prepare_data(s);
     s->options.warm_start = choose_warm_start(s);
     memory_sizes(s);
@@ -288,11 +318,13 @@ void session_open(struct Session *s, int argc, char **argv) {
     try_scorer(s);
     arena_commit(&s->arena, s->ops);
     load(s);
+    await_readers(s);
     checkpoint_release(&s->place.hold);
     if (!s->place.run[0]) return;
-    if (s->place.resumed) checkpoint_keep(s->place.run, (int)s->options.keep);
+    if (s->place.resumed && writes(s)) checkpoint_keep(s->place.run, (int)s->options.keep);
     if (!is_over(s)) directory_begin(&s->place, &s->options, &s->world);
-    report_open(&s->report, s->place.run, s->options.rollouts_every, &s->progress);
+    if (writes(s))
+        report_open(&s->report, s->place.run, s->options.rollouts_every, &s->progress);
 }
 
 /* ---- evaluation, saving, the end ------------------------------------------------------------- */
@@ -327,6 +359,18 @@ struct CollectOptions session_collect_options(const struct Session *s) {
         .replay = s->replay, .step = s->progress.step + 1, .world = &s->world};
 }
 
+/* The choices that a checkpoint has are rank 0's; from then on all ranks use them, as those do that
+   go on from it. */
+static void share_choices(struct Session *s) {
+    size_t bytes = sizeof s->matmul_choices;
+    s->ops->matmul_choices_save(s->matmul_choices, bytes);
+    if (world_size(&s->world) == 1) return;
+    char *own = check_strdup(s->matmul_choices);
+    world_broadcast(&s->world, s->matmul_choices, bytes, 0);
+    if (strcmp(own, s->matmul_choices) != 0) s->ops->matmul_choices_load(s->matmul_choices);
+    free(own);
+}
+
 static void save_to(struct Session *s, const char *directory, int keep) {
     struct OptimizerState optimizer = trainer_optimizer(s->trainer);
     struct TrainerProgress progress = trainer_progress(s->trainer);
@@ -335,7 +379,7 @@ static void save_to(struct Session *s, const char *directory, int keep) {
     s->progress.loss_scale_updates = progress.loss_scale_updates;
     snprintf(s->progress.control, sizeof s->progress.control, "%s",
              entropy_controls[s->objective.control].name);
-    s->ops->matmul_choices_save(s->matmul_choices, sizeof s->matmul_choices);
+    share_choices(s);
     struct DataState data = s->plan.data ? data_state(s->plan.data) : (struct DataState){0};
     checkpoint_save(directory, s->model, trainer_weights(s->trainer), &optimizer, s->tokenizer,
                     &s->progress,
@@ -354,7 +398,7 @@ static bool is_saved(const struct Session *s) {
 
 void session_save(struct Session *s) {
     if (is_saved(s)) return;
-    directory_check(s->place.run);
+    if (writes(s)) directory_check(s->place.run);
     report_sync(&s->report);   /* a checkpoint covers lines that are on the disk */
     s->ops->matmul_choices_freeze();   /* this run and one that resumes it compute the same bits */
     save_to(s, s->place.run, (int)s->options.keep);
@@ -369,17 +413,16 @@ void session_freeze_reference(struct Session *s) {
     s->ops->copy(s->reference.data, trainer_weights(s->trainer)->data,
                  s->model->num_parameters * s->ops->element_size);
     check_path(base, sizeof base, "%s/reference", s->place.run);
-    make_directory_in(s->place.run, "reference");
+    if (writes(s)) make_directory_in(s->place.run, "reference");
     checkpoint_save(base, s->model, &s->reference, NULL, s->tokenizer, &s->progress, NULL, &exact,
                     1, &s->world);
 }
 
-_Noreturn void session_fail(struct Session *s, const char *tensor) {
+/* The batch in hand as JSON lines. */
+static void write_batch(const struct Session *s, const char *path, const char *tensor) {
     struct Jsonl log;
-    char path[4096], bundle[4096];
     const struct Experience *e = &s->experience;
     bool warming = s->progress.phases_begun == 0, demonstrated = warming || s->plan.supervised;
-    check_path(path, sizeof path, "%s/failure.jsonl", s->place.run);
     unlink(path);
     jsonl_open(&log, path);
     for (int i = 0; i < e->count; i++) {
@@ -395,8 +438,17 @@ _Noreturn void session_fail(struct Session *s, const char *tensor) {
         jsonl_end(&log);
     }
     jsonl_close(&log);
+}
+
+_Noreturn void session_fail(struct Session *s, const char *tensor) {
+    char path[4096], bundle[4096];
+    bool warming = s->progress.phases_begun == 0;
+    check_path(path, sizeof path, "%s/failure.jsonl", s->place.run);
     check_path(bundle, sizeof bundle, "%s/failure", s->place.run);
-    make_directory_in(s->place.run, "failure");
+    if (writes(s)) {
+        write_batch(s, path, tensor);
+        make_directory_in(s->place.run, "failure");
+    }
     save_to(s, bundle, 1);
     die_machine("three updates in a row were not finite, last in %s; the batch is in %s, the "
                 "weights in %s/checkpoints; --resume goes on from the checkpoint before, with a "
@@ -413,4 +465,5 @@ void session_close(struct Session *s) {
     tokenizer_free(s->tokenizer);
     export_close(&s->export);
     model_free(s->model);
+    world_close(&s->world);
 }

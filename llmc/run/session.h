@@ -5,6 +5,7 @@
 
 #include "choose.h"
 #include "directory.h"
+#include "ranks.h"
 #include "report.h"
 #include "../arena.h"
 #include "../checkpoint.h"
@@ -24,7 +25,7 @@ struct Session {
     struct Options options;
     struct Options before;           /* a resumed run's until now; else the same */
     const struct Ops *ops;
-    struct World world;              /* the ranks; so far one, but with --dry-run */
+    struct World world;              /* the ranks; with --dry-run only their number */
     struct Plan plan;                /* what to learn, one task after another */
     const struct Task *task;         /* of the phase in hand */
     struct Tokenizer *tokenizer;     /* NULL: --score, and the directory has none */
@@ -57,12 +58,13 @@ struct Session {
 /* Options to a session ready to train: prints the batch arithmetic and the memory plan, makes or
    resumes the run directory, loads or draws the weights. Ends the program where the options ask for
    no training (--help, --dry-run) or are wrong. */
-void session_open(struct Session *session, int argc, char **argv);
+void session_open(struct Session *session, const struct Ranks *ranks, int argc, char **argv);
 /* On held-out prompts of `task`. */
 struct Evaluation session_evaluate(struct Session *session, const struct Task *task);
 /* Collects rollouts by the session's options. */
 struct CollectOptions session_collect_options(const struct Session *session);
-/* A checkpoint of everything, so that --resume goes on from here. */
+/* A checkpoint of everything, so that --resume goes on from here. Called, as everything else here,
+   by all ranks. */
 void session_save(struct Session *session);
 /* The frozen reference for KL becomes the current weights (start of RL), and is saved. */
 void session_freeze_reference(struct Session *session);
