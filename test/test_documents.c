@@ -21,7 +21,10 @@ static char *read_page(const char *path) {
 
 static bool is_option(const char *name, size_t length) {
     /* Options of programs beside ./train that pages name. */
-    static const char *const others[] = {"check", "summary", "logdir", "help", "config"};
+    static const char *const others[] = {"check", "summary", "logdir", "help", "config",
+                                         /* torchrun's, srun's and mpirun's */
+                                         "no-python", "nnodes", "nproc-per-node", "rdzv-backend",
+                                         "rdzv-endpoint", "nodes", "ntasks-per-node", "map-by"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (strlen(others[i]) == length && strncmp(others[i], name, length) == 0) return true;
     for (int i = 0; options_row(i); i++) {
@@ -37,7 +40,7 @@ static void test_options_of_the_pages(void **state) {
                                         "doc/glossary.md", "doc/formats.md", "doc/objectives.md",
                                         "doc/entropy.md", "doc/head.md", "doc/benchmarks.md",
                                         "doc/cuda.md", "doc/cudasim.md", "doc/data.md",
-                                        "doc/memory.md"};
+                                        "doc/memory.md", "doc/scaling.md"};
     int wrong = 0, seen = 0;
     for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) {
         char *page = read_page(pages[i]);
