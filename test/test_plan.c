@@ -191,6 +191,31 @@ static void test_refused_ranks(void **state) {
     }
 }
 
+/* What a run sends in a step is what its plan says of its updates, which is printed with four
+   digits, and the little that the ranks tell each other: less than a hundredth here. */
+static void test_run_sends_as_planned(void **state) {
+    (void)state;
+    static const char *const ways[] = {"", "--zero 0", "--grad-comm bf16"};
+    for (int i = 0; i < 3; i++) {
+        char file[64];
+        RUN_OK("$T --ranks 3 --steps 2 --warm-start 2 --prompts 8 --group 4 --eval-every 0 "
+               "--save-every 0 %s --run sends-%d", ways[i], i);
+        const char *at = strstr(output, "an update sends ");
+        if (!at) fail_msg("%s: %s", ways[i], output);
+        double planned = 1e6 * atof(at + strlen("an update sends "));
+        snprintf(file, sizeof file, "sends-%d/metrics.jsonl", i);
+        cJSON *log = read_log(file);
+        for (int step = 1; step <= 2; step++) {
+            double sends = logged(log, step, "comm/bytes") / logged(log, step, "updates");
+            if (!(sends > .9995 * planned && sends < 1.01 * planned))
+                fail_msg("%s: step %d sends %.0f bytes an update, and %.0f are planned", ways[i],
+                         step, sends, planned);
+            assert_true(logged(log, step, "ranks") == 3);
+        }
+        cJSON_Delete(log);
+    }
+}
+
 int main(void) {
     always = "--backend cpu";
     if (!realpath("examples/shapes", shapes)) return print_error("no examples/shapes here\n"), 1;
@@ -202,6 +227,7 @@ int main(void) {
         cmocka_unit_test(test_optimizer_is_shared),
         cmocka_unit_test(test_eight_devices),
         cmocka_unit_test(test_refused_ranks),
+        cmocka_unit_test(test_run_sends_as_planned),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, make_place, remove_place);
