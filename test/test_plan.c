@@ -182,7 +182,7 @@ static void test_refused_ranks(void **state) {
     (void)state;
     static const char *const lines[][2] = {
         {"--ranks 2 --zero 0 --grad-comm bf16", "leave out --zero 0"},
-        {"--backend sim --gpus 2 --ranks 3", "one of the two"},
+        {"--backend sim --gpus 2 --ranks 3", "leave --ranks out"},
         {"--backend sim --gpus two", "must be a number"},
         {"--backend sim --gpus 0", "from 1 to 4096"}};
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
