@@ -1,5 +1,5 @@
 /* scripts/run_resilient.sh: a program that fails is started again from its last checkpoint, so
-   often and no more. */
+   often and no more. And the two scripts that start several ranks, as far as they go here. */
 #include "program_rig.h"
 
 static char here[4096];
@@ -84,6 +84,26 @@ static void test_asked_to_end(void **state) {
                "! kill -0 $(cat pid) 2>/dev/null", here, signals[i]);
 }
 
+static void test_other_scripts(void **state) {
+    (void)state;
+    RUN_OK("mkdir -p tree/scripts && cp %s/scripts/run_*.sh tree/scripts", here);
+    assert_int_equal(run("tree/scripts/run_multi_gpu.sh --steps 1"), 2);
+    assert_non_null(strstr(output, "make builds it"));
+    RUN_OK("printf '#!/bin/sh\\necho \"$@\"\\n' >tree/train && chmod +x tree/train");
+    RUN_OK("tree/scripts/run_multi_gpu.sh --steps 1 --data 'a b'");
+    assert_string_equal(output, "--gpus all --steps 1 --data a b\n");
+    assert_int_equal(run("env -u SLURM_JOB_ID tree/scripts/run_slurm.sh --run x"), 2);
+    /* stand-ins for Slurm's programs; srun gives the last of a machine's tasks */
+    RUN_OK("mkdir -p bin && printf '#!/bin/sh\\nprintf \"n4\\\\nn5\\\\n\"\\n' >bin/scontrol && "
+           "printf '#!/bin/sh\\nwhile [ \"${1#--}\" != \"$1\" ]; do shift; done\\n"
+           "echo $MASTER_ADDR $MASTER_PORT $OMP_NUM_THREADS\\nexec \"$@\"\\n' >bin/srun && "
+           "chmod +x bin/*");
+    RUN_OK("PATH=$PWD/bin:$PATH; export PATH; unset OMP_NUM_THREADS; SLURM_JOB_ID=15007 "
+           "SLURM_SUBMIT_DIR=tree SLURM_JOB_NODELIST='n[4-5]' SLURM_CPUS_PER_TASK=8 "
+           "sh tree/scripts/run_slurm.sh --run x --seed 3");
+    assert_string_equal(output, "n4 15007 8\n--run x --seed 3 --resume auto\n");
+}
+
 static int make_all(void **state) {
     return getcwd(here, sizeof here) ? make_place(state) : -1;
 }
@@ -93,6 +113,7 @@ int main(void) {
         cmocka_unit_test(test_restarts),
         cmocka_unit_test(test_killed_train),
         cmocka_unit_test(test_asked_to_end),
+        cmocka_unit_test(test_other_scripts),
     };
     return cmocka_run_group_tests(tests, make_all, remove_place);
 }
