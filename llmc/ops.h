@@ -477,12 +477,14 @@ struct Ops {
 
        Where a rank waits for another one longer than its patience, or finds that one has ended or
        is in another operation, the program ends (die_machine), saying in which operation of which
-       step, and which rank it is where that is known. */
+       step, and which rank it is where that is known: on CUDA from a thread that watches, for the
+       host may be waiting itself. There an operation's time counts from when it could begin. */
 
     /* The meeting point, 128 bytes. meeting NULL: a new one; whoever makes it gives it to all
        ranks. Else "HOST:PORT", from which every rank makes the same. */
     void (*comm_id)(void *id, const char *meeting);
-    /* Returns when all ranks are there. patience: seconds. */
+    /* Returns when all ranks are there. patience: seconds. With one rank: nothing, or, where id is
+       neither NULL nor all zero, on CUDA a communicator of one rank. */
     void (*comm_open)(int rank, int ranks, const void *id, double patience);
     /* From now on this is step `step`, and so is the patience. */
     void (*comm_expect)(int64_t step, double patience);

@@ -95,10 +95,9 @@ static int most_ranks(void) {
 /* What rank r brings, which every rank can form. */
 static float *data_of(int r, size_t n) { return new_normal(n, 1, 100 + (uint64_t)r); }
 
-/* got [n] = the sum over ranks of elements [begin, begin + n) of what each brings, `all` elements.
-   A sum of R terms, in any order, is rounded R - 1 times, each time by at most 2^-24 of the sum of
-   their sizes. */
-static void check_sum(const float *got, size_t begin, size_t n, size_t all) {
+/* got [n] = the sum over ranks of elements [begin, begin + n) of what each brings, `all` elements,
+   to `error` of the sum of their sizes. */
+static void check_sum_to(const float *got, size_t begin, size_t n, size_t all, double error) {
     double *sum = new_doubles(n), *size = new_doubles(n);
     for (int r = 0; r < world.ranks; r++) {
         float *x = data_of(r, all);
@@ -108,9 +107,14 @@ static void check_sum(const float *got, size_t begin, size_t n, size_t all) {
         }
         free(x);
     }
-    for (size_t i = 0; i < n; i++)
-        CHECK(fabs(got[i] - sum[i]) <= (world.ranks - 1) * 0x1p-24 * size[i]);
+    for (size_t i = 0; i < n; i++) CHECK(fabs(got[i] - sum[i]) <= error * size[i]);
     free(sum), free(size);
+}
+
+/* A sum of R terms, in any order, is rounded R - 1 times, each time by at most 2^-24 of the sum of
+   their sizes. */
+static void check_sum(const float *got, size_t begin, size_t n, size_t all) {
+    check_sum_to(got, begin, n, all, (world.ranks - 1) * 0x1p-24);
 }
 
 /* x [n] of every rank is the same to the last bit: else replicas would drift apart. */
@@ -206,8 +210,119 @@ static void in_order(void) {
     free(mine), free(got), free(last);
 }
 
+/* Each collective has to wait for what the compute stream did before its event, and for no more;
+   and what the compute stream does after the wait has to see it. A missing event shows where the
+   streams run in other orders (CUDASIM="streams=..."): what is read is NaN, or not summed. */
+static void with_events(void) {
+    enum { n = 3001, ROUNDS = 6 };
+    size_t all = (size_t)n * (size_t)world.ranks, place = (size_t)n * (size_t)world.rank;
+    float *mine = data_of(world.rank, all), *in = put_floats(mine, all), *nothing = new_floats(all);
+    float *x[ROUNDS], *part[ROUNDS], *whole[ROUNDS], *kept[ROUNDS];
+    for (int i = 0; i < ROUNDS; i++) {
+        x[i] = new_floats(all), part[i] = new_floats(n);
+        whole[i] = new_floats(all), kept[i] = new_floats(all);
+    }
+    ops->sync();
+    for (int i = 0; i < ROUNDS; i++) {
+        ops->copy(x[i], in, all * sizeof *in);
+        ops->event_record(3 * i);
+        ops->reduce_scatter(part[i], x[i], n, NULL, 3 * i, 3 * i + 1);
+    }
+    for (int i = ROUNDS - 1; i >= 0; i--) {   /* the last first: no other wait stands in for its */
+        ops->event_wait(3 * i + 1);
+        ops->copy(whole[i] + place, part[i], n * sizeof *in);
+        ops->copy(x[i], nothing, all * sizeof *in);
+        ops->event_record(3 * i + 1);
+    }
+    for (int i = 0; i < ROUNDS; i++)
+        ops->all_gather(whole[i], whole[i] + place, n * sizeof *in, 3 * i + 1, 3 * i + 2);
+    for (int i = ROUNDS - 1; i >= 0; i--) {
+        ops->event_wait(3 * i + 2);
+        ops->copy(kept[i], whole[i], all * sizeof *in);
+        ops->copy(whole[i], nothing, all * sizeof *in);
+    }
+    for (int i = 0; i < ROUNDS; i++) {
+        float *got = get_floats(kept[i], all);
+        check_sum(got, 0, all, all);
+        free(got);
+    }
+    free(mine);
+}
+
+/* Sums of elements rounded to bf16. Each of R elements and each of R - 1 partial sums is rounded,
+   by at most 2^-8 of its size (8 significant bits), which is at most that of all elements together,
+   but for the roundings before. */
+static void narrow(void) {
+    for (int s = 0; s < 4; s++) {
+        size_t each = sizes[s], all = each * (size_t)world.ranks;
+        float *mine = data_of(world.rank, all), *in = put_floats(mine, all);
+        float *out = new_floats(each + 1);
+        char *scratch = new_poison(2 * all + 1);
+        ops->reduce_scatter(out, in, each, scratch, -1, -1);
+        float *got = get_floats(out, each + 1), *kept = get_floats(in, all);
+        CHECK(isnan(got[each]));
+        CHECK(memcmp(kept, mine, all * sizeof *mine) == 0);
+        check_sum_to(got, each * (size_t)world.rank, each, all, world.ranks * 0x1p-8 * 1.02);
+        for (size_t i = 0; i < each && world.ranks > 1; i++) {
+            uint32_t bits;
+            memcpy(&bits, &got[i], sizeof bits);
+            CHECK((bits & 0xffff) == 0);   /* it was bf16 */
+        }
+        free(mine), free(got), free(kept);
+    }
+}
+
+/* What was counted since the last call. */
+static struct CommCounts counted(void) {
+    static struct CommCounts before;
+    struct CommCounts now, since;
+    ops->comm_counts(&now);
+    since = (struct CommCounts){now.calls - before.calls, now.bytes - before.bytes,
+                                now.seconds - before.seconds, now.exposed - before.exposed};
+    before = now;
+    CHECK(since.seconds >= 0 && isfinite(since.seconds));
+    CHECK(since.exposed >= 0 && isfinite(since.exposed));
+    return since;
+}
+
+static void check_counted(int64_t calls, double bytes) {
+    struct CommCounts since = counted();
+    if (world.ranks == 1) calls = 0, bytes = 0;
+    CHECK(since.calls == calls);
+    CHECK(fabs(since.bytes - bytes) <= 1e-9 * bytes);
+    CHECK(world.ranks == 1 || since.seconds > 0);
+}
+
+/* The formulas of ops.h (struct CommCounts); and more operations than the times of which are kept
+   at once, some of them never waited for. */
+static void counts(void) {
+    enum { n = 1001, MANY = 700 };
+    double R = world.ranks;
+    size_t all = (size_t)n * (size_t)world.ranks;
+    float *x = new_floats(all), *y = new_floats(all);
+    char *scratch = new_poison(2 * all);
+    ops->fill_zero(x, all * sizeof *x);
+    counted();
+    ops->all_reduce(x, n, -1, -1);
+    check_counted(1, 2 * (R - 1) / R * n * 4);
+    ops->reduce_scatter(y, x, n, NULL, -1, -1);
+    check_counted(1, (R - 1) / R * n * R * 4);
+    ops->reduce_scatter(y, x, n, scratch, -1, -1);
+    check_counted(1, (R - 1) / R * n * R * 2);
+    ops->all_gather(x, y, n, -1, -1);
+    check_counted(1, (R - 1) / R * n * R);
+    ops->broadcast(x, n, world.ranks - 1, -1, -1);
+    check_counted(1, world.rank == world.ranks - 1 ? n : 0);
+    for (int i = 0; i < MANY; i++) {
+        ops->broadcast(x, 8, 0, -1, i % 50);
+        if (i % 3 == 0) ops->event_wait(i % 50);
+    }
+    check_counted(MANY, world.rank == 0 ? MANY * 8 : 0);
+}
+
 static void all_of_it(void) {
     all_reduce(), reduce_scatter(), all_gather(), broadcast(), in_order();
+    with_events(), narrow(), counts();
 }
 
 static void test_one_rank(void **state) { (void)state, run_world(1, all_of_it); }

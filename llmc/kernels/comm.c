@@ -12,7 +12,13 @@
    who was still reading it.
 
    A rank that waits looks whether the others are alive and in the same operation, and for how long
-   it has waited; where something is wrong it ends (die_machine), saying which rank and where. */
+   it has waited; where something is wrong it ends (die_machine), saying which rank and where. One
+   that ends by itself, by an error too, says so in its seat.
+
+   The id is the name of the shared memory, which the process that started the ranks has made; or
+   "meet HOST:PORT", where rank 0 makes it and the others wait for it. The name is removed as soon
+   as all have come; the memory goes with the last of them. What stays behind is the name of a run
+   all of whose processes were killed before they had met. */
 #include "cpu.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +26,9 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #include "../base/time.h"
@@ -37,11 +45,13 @@ struct Call {
 struct Seat {
     _Atomic uint64_t meetings;   /* it has come to so many */
     _Atomic int process;         /* 0: not here so far */
+    _Atomic int ended;           /* by itself */
     struct Call call[2];         /* at meetings with an even and an odd number: a rank may be one
                                     meeting ahead of a slow reader, but not two */
 };
 
 struct Room {
+    _Atomic int maker;           /* the process that made it: for those who wait for rank 0 */
     struct Seat seat[MAX_RANKS];
     char window[][2][WINDOW];
 };
@@ -52,7 +62,8 @@ static struct {
     double patience;       /* seconds */
     long long step;
     struct CommCounts counts;
-    char name[ID_BYTES];   /* of the shared memory, until all have come */
+    char name[256];        /* of the shared memory that this process has made, until all came */
+    int owner;             /* the process that is this rank, or made the name; 0: not so far */
     uint64_t meetings, operations;
 } world;
 
@@ -69,30 +80,51 @@ static void forget_name(void) {
     world.name[0] = '\0';
 }
 
+static void at_end(void) {
+    if (world.owner != (int)getpid()) return;
+    if (world.room) atomic_store(&world.room->seat[world.rank].ended, 1);
+    forget_name();
+}
+
+static void tell_at_end(void) {
+    if (!world.owner) atexit(at_end);
+    world.owner = (int)getpid();
+}
+
+/* Nobody may have waited for it so far: then Linux lists it as a zombie (proc(5), stat). */
 static bool has_died(int process) {
-    return process && kill(process, 0) != 0 && errno == ESRCH;
+    char path[48], line[512];
+    if (!process) return false;
+    if (kill(process, 0) != 0) return errno == ESRCH;
+    snprintf(path, sizeof path, "/proc/%d/stat", process);
+    FILE *file = fopen(path, "r");
+    if (!file) return false;
+    const char *end = fgets(line, sizeof line, file) ? strrchr(line, ')') : NULL;
+    fclose(file);
+    return end && (end[2] == 'Z' || end[2] == 'X');
 }
 
 /* Ends the program if rank r will not come to the meeting that this rank waits in. */
-static void check_alive(int r, double since, const struct Call *mine) {
-    int process = atomic_load(&world.room->seat[r].process);
-    bool dead = has_died(process);
-    double waited = seconds() - since;
-    if (!dead && waited <= world.patience) return;
-    forget_name();
-    char what[128];
-    snprintf(what, sizeof what, "%s number %llu (%zu bytes, step %lld)", mine->name,
-             (unsigned long long)world.operations, mine->bytes, world.step);
-    if (dead)
-        die_machine("rank %d of %d: rank %d, process %d, has ended; this rank was in %s",
-                    world.rank, world.ranks, r, process, what);
+static void check_alive(int r, uint64_t meeting, double since, const struct Call *mine) {
+    struct Seat *seat = &world.room->seat[r];
+    int process = atomic_load(&seat->process);
+    bool dead = atomic_load(&seat->ended) || has_died(process);
+    if (!dead && seconds() - since <= world.patience) return;
+    if (atomic_load(&seat->meetings) >= meeting) return;   /* it came, and ended after that */
+    char what[160];
+    snprintf(what, sizeof what, "step %lld: rank %d of %d waits in %s number %llu (%zu bytes)",
+             world.step, world.rank, world.ranks, mine->name, (unsigned long long)world.operations,
+             mine->bytes);
+    if (dead) die_machine("%s: rank %d, process %d, has ended", what, r, process);
     if (process == 0)
         die_machine("rank %d of %d: rank %d did not start within %.0f s", world.rank, world.ranks,
                     r, world.patience);
-    die_machine("rank %d of %d: rank %d, process %d, did not come to %s within %.0f s", world.rank,
-                world.ranks, r, process, what, world.patience);
+    die_machine("%s for more than %.0f s: rank %d, process %d, did not come", what, world.patience,
+                r, process);
 }
 
+/* The first turns cost nothing but a look; then it sleeps in between, and looks now and then
+   whether the other one lives. */
 static void await(int r, uint64_t meeting, const struct Call *mine) {
     const struct timespec pause = {0, 50000};
     double since = seconds();
@@ -101,7 +133,7 @@ static void await(int r, uint64_t meeting, const struct Call *mine) {
             sched_yield();
             continue;
         }
-        check_alive(r, since, mine);
+        if (turns % 100 == 0) check_alive(r, meeting, since, mine);
         nanosleep(&pause, NULL);
     }
 }
@@ -132,18 +164,83 @@ static char *shown_window(int r) { return window_of(r, world.meetings); }
 
 /* ---- opening -------------------------------------------------------------------------------- */
 
+static const char by_address[] = "meet ";   /* how an id begins that is not a name */
+
+/* Makes the shared memory called `name`; -1 with errno. */
+static int make_room(const char *name, int ranks) {
+    int file = shm_open(name, O_CREAT | O_EXCL | O_RDWR, 0600);
+    if (file < 0 || ftruncate(file, (off_t)room_bytes(ranks)) == 0) return file;
+    int error = errno;
+    close(file), shm_unlink(name);
+    errno = error;
+    return -1;
+}
+
+static struct Room *map_room(int file, int ranks) {
+    void *memory = MAP_FAILED;
+    struct stat found;
+    if (file < 0) return NULL;
+    if (fstat(file, &found) == 0 && found.st_size >= (off_t)room_bytes(ranks))
+        memory = mmap(NULL, room_bytes(ranks), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
 /* A meeting point that has no name yet is made here, and whoever makes it is its owner. */
 static void comm_id(void *id, const char *meeting) {
-    if (meeting) die_machine("ranks on the CPU are started by --ranks, not elsewhere");
     memset(id, 0, ID_BYTES);
+    if (meeting) {
+        if (snprintf(id, ID_BYTES, "%s%s", by_address, meeting) >= ID_BYTES)
+            die_input("the ranks' meeting point %s is too long", meeting);
+        return;
+    }
     snprintf(world.name, sizeof world.name, "/policyc-%d-%llx", (int)getpid(),
              (unsigned long long)(seconds() * 1e9));
-    int file = shm_open(world.name, O_CREAT | O_EXCL | O_RDWR, 0600);
-    if (file < 0 || ftruncate(file, (off_t)room_bytes(MAX_RANKS)) != 0)
+    int file = make_room(world.name, MAX_RANKS);
+    if (file < 0)
         die_machine("ranks on the CPU meet in shared memory, which cannot be had: %s",
                     strerror(errno));
     close(file);
-    memcpy(id, world.name, sizeof world.name);
+    tell_at_end();
+    memcpy(id, world.name, ID_BYTES);
+}
+
+/* The others' part of a meeting by address: the room of a rank 0 that lives. */
+static struct Room *find_room(const char *name, int ranks) {
+    struct Room *room = map_room(shm_open(name, O_RDWR, 0600), ranks);
+    int maker = room ? atomic_load(&room->maker) : 0;
+    if (maker && !has_died(maker) && !atomic_load(&room->seat[0].ended)) return room;
+    if (room) munmap(room, room_bytes(ranks));
+    return NULL;
+}
+
+/* Rank 0 makes the room anew, whatever an earlier run that was killed has left under its name; the
+   others wait for it. */
+static struct Room *meet_by_address(const char *address, int rank, int ranks, double patience) {
+    const struct timespec pause = {0, 10000000};
+    char name[sizeof world.name];
+    double since = seconds();
+    struct Room *room = NULL;
+    snprintf(name, sizeof name, "/policyc-%ld-%s", (long)getuid(), address);
+    for (char *c = name + 1; *c; c++)
+        if (*c == '/') *c = '_';
+    if (rank == 0) {
+        shm_unlink(name);
+        room = map_room(make_room(name, ranks), ranks);
+        if (!room)
+            die_machine("ranks on the CPU meet in shared memory, which cannot be had: %s",
+                        strerror(errno));
+        memcpy(world.name, name, sizeof name);
+        atomic_store(&room->maker, (int)getpid());
+        return room;
+    }
+    while (!(room = find_room(name, ranks))) {
+        if (seconds() - since > patience)
+            die_machine("rank %d of %d: rank 0 did not come to %s on this machine within %.0f s",
+                        rank, ranks, address, patience);
+        nanosleep(&pause, NULL);
+    }
+    return room;
 }
 
 static void comm_open(int rank, int ranks, const void *id, double patience) {
@@ -152,21 +249,21 @@ static void comm_open(int rank, int ranks, const void *id, double patience) {
     if (ranks > MAX_RANKS)
         die_machine("%d ranks: the CPU backend has at most %d", ranks, MAX_RANKS);
     memcpy(name, id, ID_BYTES);
-    int file = shm_open(name, O_RDWR, 0600);
-    void *memory = MAP_FAILED;
-    if (file >= 0)
-        memory = mmap(NULL, room_bytes(ranks), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    if (memory == MAP_FAILED)
+    size_t prefix = strlen(by_address);
+    struct Room *room = strncmp(name, by_address, prefix) == 0
+                            ? meet_by_address(name + prefix, rank, ranks, patience)
+                            : map_room(shm_open(name, O_RDWR, 0600), ranks);
+    if (!room)
         die_machine("rank %d of %d: no shared memory called %s on this machine: %s", rank, ranks,
                     name, strerror(errno));
-    close(file);
-    world.room = memory, world.rank = rank, world.ranks = ranks, world.patience = patience;
-    struct Seat *seat = &world.room->seat[rank];
     int nobody = 0;
-    if (!atomic_compare_exchange_strong(&seat->process, &nobody, (int)getpid()))
+    if (!atomic_compare_exchange_strong(&room->seat[rank].process, &nobody, (int)getpid()))
         die_machine("rank %d of %d is taken by process %d", rank, ranks, nobody);
+    world.room = room, world.rank = rank, world.ranks = ranks, world.patience = patience;
+    tell_at_end();
     meet("comm_open", 0, (size_t)ranks);
-    forget_name();   /* rank 0; the memory itself stays until the last rank ends */
+    if (rank == 0 && name[0] == '/') shm_unlink(name);
+    forget_name();   /* the memory itself stays until the last rank ends */
 }
 
 static void comm_expect(int64_t step, double patience) {

@@ -68,9 +68,15 @@ static void *device_alloc(size_t bytes) {
              hint_for(error));
 }
 
+/* Waits for all that is enqueued, on both streams. */
+static void sync_streams(void) {
+    CUDA_CHECK(cudaStreamSynchronize(cuda.stream));
+    if (cuda.comm_stream) CUDA_CHECK(cudaStreamSynchronize(cuda.comm_stream));
+}
+
 static void device_free(void *memory) {
     forbid_in_sequence("free");
-    CUDA_CHECK(cudaStreamSynchronize(cuda.stream)); /* what is enqueued may still use it */
+    sync_streams(); /* what is enqueued may still use it */
     CUDA_CHECK(cudaFree(memory));
 }
 
@@ -138,13 +144,7 @@ cudaEvent_t cuda_event(int event) {
 
 static void device_sync(void) {
     forbid_in_sequence("sync");
-    CUDA_CHECK(cudaStreamSynchronize(cuda.stream));
-}
-
-static void event_record(int event) { CUDA_CHECK(cudaEventRecord(cuda_event(event), cuda.stream)); }
-
-static void event_wait(int event) {
-    CUDA_CHECK(cudaStreamWaitEvent(cuda.stream, cuda_event(event), 0));
+    sync_streams();
 }
 
 /* ---- recorded sequences ---------------------------------------------------------------------- */
@@ -226,8 +226,6 @@ static void fill(struct Ops *ops) {
     ops->copy = device_copy;
     ops->fill_zero = device_fill_zero;
     ops->sync = device_sync;
-    ops->event_record = event_record;
-    ops->event_wait = event_wait;
     ops->graph_begin = graph_begin;
     ops->graph_end = graph_end;
 }

@@ -31,7 +31,9 @@ SIM_TESTS := contract ops_basics ops_dense ops_variants matmul_choices attention
     decode_ops adamw
 sim_command = $(strip $(SIM_RUN_$(1)) $(BUILD)/test/test_$(2))
 sim_commands = $(foreach d,$(SIM_BACKEND_$(1)),$(foreach t,$(SIM_TESTS),\
-    "$(call sim_command,$(1),$(t)) $(1) $(d)")) "$(call sim_command,$(1),comm) $(1) fp32"
+    "$(call sim_command,$(1),$(t)) $(1) $(d)")) \
+    "$(call sim_command,$(1),comm) $(1) fp32" \
+    "$(call sim_command,$(1),comm_failures) $(1) fp32"
 SIM_ORDERS := order=descending order=random,seed=7,resident=3,streams=random
 comma := ,
 # Of several ranks: the order between the two streams of each, in which an event may be missing.
@@ -46,7 +48,8 @@ SIM_MORE_sim := "$(BUILD)/test/test_world sim bf16" "$(BUILD)/test/test_trainer_
     $(foreach o,$(SIM_ORDERS),$(foreach t,$(SIM_TESTS),\
     "env CUDASIM=$(o) $(BUILD)/test/test_$(t) sim bf16")) \
     $(foreach o,$(SIM_STREAMS),\
-    "env CUDASIM=streams=$(o) $(BUILD)/test/test_trainer_ranks sim fp32 test_families")
+    "env CUDASIM=streams=$(o) $(BUILD)/test/test_trainer_ranks sim fp32 test_families" \
+    "env CUDASIM=streams=$(o) $(BUILD)/test/test_comm sim bf16")
 
 define sim_test_rules
 $(1)-tests: $(BUILD)/backend_$(1).so

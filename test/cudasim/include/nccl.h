@@ -11,7 +11,9 @@ typedef enum {
     ncclSystemError = 2,
     ncclInternalError = 3,
     ncclInvalidArgument = 4,
-    ncclInvalidUsage = 5
+    ncclInvalidUsage = 5,
+    ncclRemoteError = 6,
+    ncclInProgress = 7
 } ncclResult_t;
 typedef enum {
     ncclInt8 = 0,
@@ -35,6 +37,12 @@ typedef struct {
     char internal[128];
 } ncclUniqueId;
 typedef struct cudasim_nccl *ncclComm_t;
+/* The fields of NCCL 2.14, with which others begin. */
+typedef struct {
+    size_t size;
+    unsigned magic, version;
+    int blocking;
+} ncclConfig_t;
 
 extern "C" {
 
@@ -45,8 +53,15 @@ ncclResult_t ncclGetVersion(int *version);
    same. */
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id);
 ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank);
+/* With blocking 0: ncclInProgress until ncclCommGetAsyncError says that all ranks have come. What
+   goes wrong later is said by it too, while the stream waits, and ncclGetLastError has the text:
+   ranks that call different collectives, a rank that has ended. Both may be called by any thread.
+   A blocking communicator ends the program instead. */
+ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank,
+                                    ncclConfig_t *config);
 ncclResult_t ncclCommDestroy(ncclComm_t comm);
 ncclResult_t ncclCommFinalize(ncclComm_t comm);
+/* Tells the other ranks; by any thread. */
 ncclResult_t ncclCommAbort(ncclComm_t comm);
 ncclResult_t ncclCommCount(ncclComm_t comm, int *ranks);
 ncclResult_t ncclCommUserRank(ncclComm_t comm, int *rank);

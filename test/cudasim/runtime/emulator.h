@@ -215,6 +215,7 @@ char *memory_base();
 enum : size_t { SHARED_SPACE = WINDOW * MAX_WINDOWS };
 size_t device_space();
 bool is_device(const void *address);
+bool is_pinned(const void *address, size_t bytes);
 void require_device(const void *address, size_t bytes, const char *what);
 void protect_device(bool on); /* no effect without the option */
 std::string describe(const void *address);

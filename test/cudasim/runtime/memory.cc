@@ -127,6 +127,13 @@ static void require_host(const void *address, size_t bytes, const char *what) {
         fail("%s: %zu bytes run past the end of a pinned buffer of %zu", what, bytes, it->second);
 }
 
+bool is_pinned(const void *address, size_t bytes) {
+    auto it = pinned.upper_bound((char *)address);
+    if (it == pinned.begin()) return false;
+    --it;
+    return (const char *)address + bytes <= it->first + it->second;
+}
+
 static std::string describe_shared(const Block *block, const char *address) {
     char text[256];
     for (const SharedRange &range : block->variables) {

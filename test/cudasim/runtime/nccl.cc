@@ -1,10 +1,15 @@
 /* NCCL as processes over shared memory. Each collective is signed with its number, kind, size, type
    and root: ranks that disagree are told so instead of hanging. Reductions are done by every rank
-   in rank order, so the result is the same everywhere and in every run. */
+   in rank order, so the result is the same everywhere and in every run.
+
+   Of a communicator that does not block an error is kept for ncclCommGetAsyncError, and the stream
+   goes on waiting, as with the library: whoever asks ends the program. */
 #include "../include/nccl.h"
 #include "../device/float16.h"
 #include "emulator.h"
 #include <atomic>
+#include <cerrno>
+#include <cstdarg>
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
@@ -14,7 +19,7 @@
 
 namespace cudasim {
 
-enum { MAX_RANKS = 16, PATIENCE = 60 /* seconds */ };
+enum { MAX_RANKS = 16, PATIENCE = 600 /* seconds, where nobody else has less */ };
 enum : size_t { SLOT_BYTES = (size_t)1 << 20 };
 enum : uint32_t { WORLD_OPEN = 0x6f70656e, WORLD_BROKEN = 0x62726f6b };
 
@@ -22,6 +27,7 @@ enum : uint32_t { WORLD_OPEN = 0x6f70656e, WORLD_BROKEN = 0x62726f6b };
 struct World {
     std::atomic<uint32_t> state;
     std::atomic<int> creator, joined, arrived, generation;
+    std::atomic<int> process[MAX_RANKS], device[MAX_RANKS];
     uint64_t signature[MAX_RANKS];
     alignas(64) char slot[MAX_RANKS][SLOT_BYTES];
 };
@@ -34,21 +40,76 @@ struct cudasim_nccl {
     cudasim::World *world;
     int ranks, rank;
     uint64_t calls;
+    bool blocking;
+    char name[128];           /* of the memory, until all have come */
+    std::atomic<int> error;   /* with blocking false: an ncclResult_t, and its text */
+    char text[256];
     cudaStream_t last_stream; /* calls keep their order, also over several streams */
     cudaEvent_t last;
 };
 
 namespace cudasim {
 
-static void wait_for(const std::function<bool()> &done, const char *what, int rank) {
-    time_t start = time(nullptr);
-    while (!done()) {
-        sched_yield();
-        if (time(nullptr) - start > PATIENCE) fail("NCCL rank %d: %s", rank, what);
+static double now() {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
+}
+
+/* A process that nobody has waited for is a zombie (proc(5), stat). */
+static bool has_died(int process) {
+    char path[48], line[512];
+    if (kill(process, 0) != 0) return errno == ESRCH;
+    snprintf(path, sizeof path, "/proc/%d/stat", process);
+    FILE *file = fopen(path, "r");
+    if (!file) return false;
+    const char *end = fgets(line, sizeof line, file) ? strrchr(line, ')') : nullptr;
+    fclose(file);
+    return end && (end[2] == 'Z' || end[2] == 'X');
+}
+
+/* The communicator can do no more: ends the program, or waits to be ended. */
+__attribute__((noreturn, format(printf, 3, 4))) static void
+give_up(cudasim_nccl *comm, ncclResult_t error, const char *format, ...) {
+    char text[sizeof comm->text];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    if (comm->blocking) fail("NCCL %s", text);
+    memcpy(comm->text, text, sizeof text);
+    comm->error = error;
+    sleep(PATIENCE);
+    fail("NCCL %s", text);
+}
+
+static int dead_rank(const cudasim_nccl *comm) {
+    for (int r = 0; r < comm->ranks; r++)
+        if (comm->world->process[r] && has_died(comm->world->process[r])) return r;
+    return -1;
+}
+
+static void wait_for(cudasim_nccl *comm, const std::function<bool()> &done) {
+    const struct timespec pause = {0, 50000};
+    double start = now();
+    for (int turns = 1; !done(); turns++) {
+        if (turns < 200) {
+            sched_yield();
+            continue;
+        }
+        nanosleep(&pause, nullptr);
+        if (turns % 200 != 0) continue;
+        int dead = dead_rank(comm);
+        if (done()) return; /* it came, and ended after that */
+        if (dead >= 0)
+            give_up(comm, ncclRemoteError, "rank %d: rank %d has ended", comm->rank, dead);
+        if (now() - start > PATIENCE)
+            give_up(comm, ncclRemoteError, "rank %d: another rank did not call this collective",
+                    comm->rank);
     }
 }
 
-static void barrier(const cudasim_nccl *comm) {
+static void barrier(cudasim_nccl *comm) {
     World *world = comm->world;
     int generation = world->generation.load();
     if (world->arrived.fetch_add(1) + 1 == comm->ranks) {
@@ -56,9 +117,9 @@ static void barrier(const cudasim_nccl *comm) {
         world->generation.fetch_add(1);
         return;
     }
-    wait_for([=] { return world->generation != generation || world->state == WORLD_BROKEN; },
-             "another rank did not call this collective", comm->rank);
-    if (world->generation == generation) fail("NCCL rank %d: another rank failed", comm->rank);
+    wait_for(comm, [=] { return world->generation != generation || world->state == WORLD_BROKEN; });
+    if (world->generation == generation)
+        give_up(comm, ncclRemoteError, "rank %d: another rank failed", comm->rank);
 }
 
 static World *last_world;
@@ -142,14 +203,15 @@ static void check_signatures(cudasim_nccl *comm, const Call &call) {
     barrier(comm);
     for (int r = 0; r < comm->ranks; r++)
         if (comm->world->signature[r] != hash)
-            fail("NCCL mismatch: ranks %d and %d called different collectives (kind, count, type, "
-                 "operation or root) as call %llu",
-                 comm->rank, r, (unsigned long long)comm->calls);
+            give_up(comm, ncclInvalidUsage,
+                    "mismatch: ranks %d and %d called different collectives (kind, count, type, "
+                    "operation or root) as call %llu",
+                    comm->rank, r, (unsigned long long)comm->calls);
 }
 
 /* One chunk: elements [begin, begin + count) of part `part` (a rank's share of a
    reduce_scatter). */
-static void move_chunk(const cudasim_nccl *comm, const Call &c, size_t part, size_t begin,
+static void move_chunk(cudasim_nccl *comm, const Call &c, size_t part, size_t begin,
                        size_t count, bool gives) {
     size_t size = size_of(c.type);
     char *out = c.receive + begin * size;
@@ -261,10 +323,12 @@ const char *ncclGetErrorString(ncclResult_t result) {
     case ncclSystemError: return "unhandled system error";
     case ncclInvalidArgument: return "invalid argument";
     case ncclInvalidUsage: return "invalid usage";
+    case ncclRemoteError: return "remote process exited or there was a network error";
+    case ncclInProgress: return "operation in progress";
     default: return "internal error";
     }
 }
-const char *ncclGetLastError(ncclComm_t) { return ""; }
+const char *ncclGetLastError(ncclComm_t comm) { return comm && comm->error ? comm->text : ""; }
 
 ncclResult_t ncclGetVersion(int *version) {
     *version = 22800;
@@ -286,34 +350,84 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
     return ncclSuccess;
 }
 
-ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank) {
+/* Two ranks on one device: refused, where there are several to choose from. */
+static bool shares_device(const cudasim_nccl *comm) {
+    for (int r = 0; r < comm->ranks; r++)
+        if (r != comm->rank && options().devices > 1 &&
+            comm->world->device[r] == comm->world->device[comm->rank])
+            return true;
+    return false;
+}
+
+static void take_seat(cudasim_nccl *comm) {
+    int device = 0;
+    cudaGetDevice(&device);
+    comm->world->device[comm->rank] = device;
+    comm->world->process[comm->rank] = (int)getpid();
+    comm->world->joined++;
+}
+
+/* One look at whether all have come. */
+static ncclResult_t join(cudasim_nccl *comm) {
+    if (!comm->world) {
+        comm->world = comm->rank == 0 ? create_world(comm->name) : join_world(comm->name);
+        if (!comm->world) return comm->rank == 0 ? ncclSystemError : ncclInProgress;
+        take_seat(comm);
+    }
+    if (comm->world->joined.load() < comm->ranks) return ncclInProgress;
+    if (comm->rank == 0) shm_unlink(comm->name);
+    if (!shares_device(comm)) return ncclSuccess;
+    snprintf(comm->text, sizeof comm->text, "Duplicate GPU detected: rank %d's device %d",
+             comm->rank, comm->world->device[comm->rank].load());
+    return ncclInvalidUsage;
+}
+
+static ncclResult_t progress(cudasim_nccl *comm) {
+    if (comm->error != ncclInProgress) return (ncclResult_t)comm->error.load();
+    ncclResult_t result = join(comm);
+    if (result == ncclSuccess) {
+        last_world = comm->world;
+        at_failure = break_world; /* so that the other ranks end at once */
+    }
+    return (ncclResult_t)(comm->error = result);
+}
+
+ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank,
+                                    ncclConfig_t *config) {
     if (ranks < 1 || ranks > MAX_RANKS || rank < 0 || rank >= ranks) return ncclInvalidArgument;
-    World *world = nullptr;
-    if (rank == 0) world = create_world(id.internal);
-    else wait_for([&] { return (world = join_world(id.internal)) != nullptr; },
-                  "rank 0 does not come", rank);
-    if (!world) return ncclSystemError;
-    cudasim_nccl *made = new cudasim_nccl{world, ranks, rank, 0, nullptr, nullptr};
+    if (config && config->magic != 0xcafebeef) return ncclInvalidArgument;
+    cudasim_nccl *made = new cudasim_nccl();
+    made->ranks = ranks, made->rank = rank, made->error = ncclInProgress;
+    made->blocking = !config || config->blocking != 0;
+    memcpy(made->name, id.internal, sizeof made->name);
     cudaEventCreateWithFlags(&made->last, cudaEventDisableTiming);
-    world->joined++;
-    wait_for([=] { return world->joined.load() >= ranks; }, "some rank does not come", rank);
-    last_world = world;
-    at_failure = break_world; /* so that the other ranks end at once, not after PATIENCE seconds */
-    barrier(made);
-    if (rank == 0) shm_unlink(id.internal);
     *comm = made;
-    return ncclSuccess;
+    double start = now();
+    const struct timespec pause = {0, 1000000};
+    while (progress(made) == ncclInProgress && made->blocking) {
+        nanosleep(&pause, nullptr);
+        if (now() - start > PATIENCE) fail("NCCL rank %d: some rank does not come", rank);
+    }
+    return (ncclResult_t)made->error.load();
+}
+
+ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank) {
+    return ncclCommInitRankConfig(comm, ranks, id, rank, nullptr);
 }
 
 ncclResult_t ncclCommDestroy(ncclComm_t comm) {
     cudaEventDestroy(comm->last); /* waits for what is queued */
     if (comm->world == last_world) at_failure = nullptr;
-    munmap(comm->world, sizeof(World));
+    if (comm->world) munmap(comm->world, sizeof(World));
     delete comm;
     return ncclSuccess;
 }
 ncclResult_t ncclCommFinalize(ncclComm_t) { return ncclSuccess; }
-ncclResult_t ncclCommAbort(ncclComm_t comm) { return ncclCommDestroy(comm); }
+ncclResult_t ncclCommAbort(ncclComm_t comm) {
+    if (comm->world) comm->world->state = WORLD_BROKEN;
+    if (comm->rank == 0 && comm->error == ncclInProgress) shm_unlink(comm->name);
+    return ncclSuccess;
+}
 
 ncclResult_t ncclCommCount(ncclComm_t comm, int *ranks) {
     *ranks = comm->ranks;
@@ -323,8 +437,8 @@ ncclResult_t ncclCommUserRank(ncclComm_t comm, int *rank) {
     *rank = comm->rank;
     return ncclSuccess;
 }
-ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t *error) {
-    *error = ncclSuccess;
+ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error) {
+    *error = progress(comm);
     return ncclSuccess;
 }
 

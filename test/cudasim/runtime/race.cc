@@ -374,11 +374,12 @@ static bool check_cell(Cell &cell, unsigned mask, const char *address, Context &
     return true;
 }
 
-/* Accesses outside device and shared memory: fine in host code, on the thread's own stack and in
-   the module's constants. */
+/* Accesses outside device and shared memory: fine in host code, on the thread's own stack, in the
+   module's constants and in pinned memory. */
 static void check_outside(const void *address, size_t bytes, uintptr_t pc) {
     if (!current || !current->in_kernel_code) return;
     if (on_stack(current, address) || in_module(address)) return;
+    if (is_pinned(address, bytes)) return;
     Report report{"HOST-MEMORY ACCESS", (const char *)address, bytes, pc};
     print_report(report, nullptr, nullptr);
 }
