@@ -13,9 +13,13 @@ cudaError_t set_error(cudaError_t error) { return last_error = error; }
 
 /* The scheduler has one state and the fibers one home stack: all calls must come from one
    thread. */
-void require_one_thread() {
+bool is_other_thread() {
     static pthread_t owner = pthread_self();
-    if (!pthread_equal(owner, pthread_self()))
+    return !pthread_equal(owner, pthread_self());
+}
+
+void require_one_thread() {
+    if (is_other_thread())
         fail("the CUDA API is called from a second thread; the emulator works for one");
 }
 

@@ -263,6 +263,7 @@ cudaError_t forbid_in_capture(bool allowed_if_relaxed);
 
 cudaError_t set_error(cudaError_t error);
 void require_one_thread();
+bool is_other_thread(); /* one that must not call: host code of its own */
 
 /* ---- report.cc ---- */
 

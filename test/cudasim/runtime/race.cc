@@ -379,7 +379,7 @@ static bool check_cell(Cell &cell, unsigned mask, const char *address, Context &
 static void check_outside(const void *address, size_t bytes, uintptr_t pc) {
     if (!current || !current->in_kernel_code) return;
     if (on_stack(current, address) || in_module(address)) return;
-    if (is_pinned(address, bytes)) return;
+    if (is_other_thread() || is_pinned(address, bytes)) return;
     Report report{"HOST-MEMORY ACCESS", (const char *)address, bytes, pc};
     print_report(report, nullptr, nullptr);
 }

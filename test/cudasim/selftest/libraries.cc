@@ -247,6 +247,9 @@ static void check_collectives(ncclComm_t comm, int rank, cudaStream_t stream) {
 static void run_rank(ncclUniqueId id, int rank) {
     ncclComm_t comm;
     cudaStream_t stream;
+    int devices = 1;
+    cudaGetDeviceCount(&devices);
+    cudaSetDevice(rank % devices);
     cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
     expect(ncclCommInitRank(&comm, RANKS, id, rank) == ncclSuccess, "ncclCommInitRank");
     check_collectives(comm, rank, stream);
