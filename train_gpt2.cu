@@ -54,6 +54,7 @@ int main(int argc, char **argv) {
     struct Session session;
     launch_prepare(argv);
     json_memory(malloc);   /* cJSON ends the program when an allocation fails, as our code does */
+    launch_ignore_size_limit();
     struct Ranks ranks = ranks_begin(argc, argv);   /* with --gpus or --ranks starts this again */
     session_open(&session, &ranks, argc, argv);
     if (session.options.score[0]) session_score(&session);

@@ -7,6 +7,7 @@
 #define RANKS_RIG_H
 
 #include <errno.h>
+#include <omp.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -61,6 +62,7 @@ static inline void rig_rank(int rank, int ranks, const char *backend, const char
     char id[128] = {0};
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     alarm(RIG_SECONDS);
+    omp_set_num_threads(1);   /* OMP_NUM_THREADS was read when the program was loaded */
     rig_world.rank = rank, rig_world.size = ranks;
     rig_ops = ops_open(backend, dtype, strcmp(backend, "cuda") == 0 ? rank : 0);
     if (rank == 0 && ranks > 1) {

@@ -200,7 +200,6 @@ int main(int argc, char **argv) {
     if (argc > 1) backend = argv[1];
     if (argc > 2) dtype = argv[2];
     if (argc > 3) cmocka_set_test_filter(argv[3]);
-    setenv("OMP_NUM_THREADS", "1", 1);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_any_number_of_ranks),
         cmocka_unit_test(test_rank_0_cannot_write),

@@ -407,7 +407,6 @@ static void test_patience(void **state) {
 int main(int argc, char **argv) {
     if (argc > 1) backend = argv[1];
     if (argc > 2) dtype = argv[2];
-    setenv("OMP_NUM_THREADS", "1", 1);   /* of each rank; read when a rank starts its threads */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plain),         cmocka_unit_test(test_filter),
         cmocka_unit_test(test_fewer_prompts_than_ranks),

@@ -233,7 +233,6 @@ static void test_skipped_updates(void **state) {
 }
 
 int main(void) {
-    setenv("OMP_NUM_THREADS", "1", 1);   /* of each rank; read when a rank starts its threads */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_scores),
         cmocka_unit_test(test_skipped_updates),

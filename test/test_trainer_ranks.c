@@ -355,7 +355,6 @@ int main(int argc, char **argv) {
     if (argc > 1) backend = argv[1];
     if (argc > 2) dtype = argv[2];
     if (argc > 3) cmocka_set_test_filter(argv[3]);
-    setenv("OMP_NUM_THREADS", "1", 1);   /* of each rank; read when a rank starts its threads */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families),
         cmocka_unit_test(test_whole_state),

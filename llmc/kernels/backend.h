@@ -49,6 +49,10 @@ typedef const char *BackendOpen(struct Ops *ops, size_t ops_size, const char *dt
 typedef const char *BackendMeeting(void *id);
 #define BACKEND_MEETING "backend_meeting"
 
+/* How many devices there are. For a process that opens none afterwards. */
+typedef int BackendDevices(void);
+#define BACKEND_DEVICES "backend_devices"
+
 #ifdef __cplusplus
 }
 #endif

@@ -115,13 +115,23 @@ void backend_device_id(const char *name, int device, char out[64]) {
     for (int i = 0; i < 16; i++) snprintf(out + 2 * i, 3, "%02x", id[i]);
 }
 
+/* The simulator's are in its plug-in. */
+static int count_simulated_devices(const char *name) {
+    char why[1024];
+    void *library = plugin_load(name, why, sizeof why);
+    BackendDevices *count = NULL;
+    if (library) *(void **)&count = dlsym(library, BACKEND_DEVICES);
+    return count ? count() : 0;
+}
+
 int backend_devices(const char *name) {
     int status = 0;
-    if (strcmp(name, "cuda") != 0) return 0;
+    if (strcmp(name, "cpu") == 0) return 0;
     fflush(NULL);
     pid_t child = fork();
     if (child < 0) die_machine("cannot start a process to count GPUs: %s", strerror(errno));
-    if (child == 0) _exit(count_cuda_devices());
+    if (child == 0)
+        _exit(strcmp(name, "cuda") == 0 ? count_cuda_devices() : count_simulated_devices(name));
     while (waitpid(child, &status, 0) < 0 && errno == EINTR) continue;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 0;
 }

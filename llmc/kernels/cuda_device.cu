@@ -284,6 +284,11 @@ __attribute__((weak)) bool cuda_has_code_fp32(void);
 __attribute__((weak)) bool cuda_has_code_bf16(void);
 __attribute__((weak)) bool cuda_has_code_fp16(void);
 
+extern "C" __attribute__((visibility("default"))) int backend_devices(void) {
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
 extern "C" __attribute__((visibility("default"))) const char *
 backend_open(struct Ops *ops, size_t ops_size, const char *dtype, int device,
              const struct BackendHost *from) {

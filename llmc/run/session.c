@@ -230,7 +230,6 @@ static void choose(struct Session *s, const struct Ranks *ranks, int argc, char 
     *o = directory_options(argc, argv, &s->before, ranks->rank == 0);
     if (o->tokenize[0] || o->detokenize[0]) tokenize_and_exit(o);
     console_open(o->quiet || o->score[0]);
-    launch_ignore_size_limit();
     if (!o->eval_only && !o->score[0]) launch_catch_signals();   /* measuring has nothing to save */
     s->threads = launch_threads(o->threads);   /* workspaces are sized by it */
     s->scorer = choose_scorer(o, s->threads);
