@@ -106,7 +106,7 @@ static void test_twenty_steps(void **state) {
         for (int ranks = 2; ranks <= 4; ranks++) {
             RUN_OK("$T " REPLAYED "%s --replay alone/rollouts.jsonl %s %d --run ranks%d "
                    "--overwrite", controlled[i], several, ranks, ranks);
-            char run[16];
+            char run[32];
             snprintf(run, sizeof run, "ranks%d", ranks);
             compare_runs("alone", run, controlled[i]);
         }
