@@ -205,7 +205,7 @@ int main(int argc, char **argv) {
     launch_prepare(argv);
     json_memory(malloc);
     for (int w = 0; w < WORLDS; w++) place[w] = start_world(world_ranks[w]);   /* before OpenMP */
-    session_open(&session, argc, argv);
+    session_open(&session, &(struct Ranks){.size = 1}, argc, argv);
     if (session.model->num_parameters > MOST_PARAMETERS || session.model->num_buckets > BUCKETS)
         die_input("a model of at most %zu parameters", MOST_PARAMETERS);
     collect(&session);

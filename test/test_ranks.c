@@ -94,8 +94,8 @@ static const char *const controlled[] = {
     "--objective gspo --zero 0",
     "--objective grpo --entropy-control clip_cov",
     /* where rewards are equal its gradient is nothing but roundings, in every weight */
-    "--objective grpo --kl-coef 0.01 --entropy-control adaptive_bonus --entropy-target 2 "
-    "--lr 1e-7",
+    ("--objective grpo --kl-coef 0.01 --entropy-control adaptive_bonus --entropy-target 2 "
+     "--lr 1e-7"),
 };
 
 static void test_twenty_steps(void **state) {
