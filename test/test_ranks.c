@@ -156,13 +156,13 @@ static void test_any_number_goes_on(void **state) {
 
 static void test_simulated(void **state) {
     (void)state;
-    static const char *const types[] = {"fp32", "bf16", "fp16"};
-    for (int i = 0; i < 3; i++) {
-        const char *line = "--warm-start 2 --objective repo --steps 3";
+    static const char *const types[] = {"fp32", "bf16"};
+    for (int i = 0; i < 2; i++) {
+        const char *line = "--warm-start 2 --objective repo --steps 2";
         RUN_OK("$T " SMALL "%s --dtype %s --run one --overwrite", line, types[i]);
         RUN_OK("$T " SMALL "%s --dtype %s --gpus 2 --run two --overwrite", line, types[i]);
         RUN_OK("$T " SMALL "%s --dtype %s --gpus 1,3 --run again --overwrite", line, types[i]);
-        assert_same_end("two", "again", 3);
+        assert_same_end("two", "again", 2);
         assert_same_file("two/rollouts.jsonl", "again/rollouts.jsonl");
         cJSON *one = read_log("one/warm_start.jsonl"), *two = read_log("two/warm_start.jsonl");
         double x = cJSON_GetObjectItem(cJSON_GetArrayItem(one, 0), "loss")->valuedouble;
