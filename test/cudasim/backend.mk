@@ -39,7 +39,8 @@ comma := ,
 # Of several ranks: the order between the two streams of each, in which an event may be missing.
 SIM_STREAMS := oldest newest $(patsubst %,random$(comma)seed=%,1 2 3 4 5 6 7 8 9 10)
 SIM_MORE_sim := "$(BUILD)/test/test_world sim bf16" "$(BUILD)/test/test_trainer_ranks sim fp32" \
-    "$(BUILD)/test/test_trainer_ranks sim bf16" "$(BUILD)/test/test_trainer_ranks sim fp16 test_loss_scale" \
+    "$(BUILD)/test/test_trainer_ranks sim bf16" \
+    "$(BUILD)/test/test_trainer_ranks sim fp16 test_loss_scale" \
     "$(BUILD)/test/test_checkpoint_ranks sim bf16" \
     "$(BUILD)/test/test_checkpoint_ranks_files sim bf16" "$(BUILD)/test/test_ranks sim" \
     "$(BUILD)/test/test_backends sim" "$(BUILD)/test/test_model sim fp32" \
