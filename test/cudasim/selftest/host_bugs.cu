@@ -1,4 +1,5 @@
 /* Planted mistakes of host code, and of kernels that no single block shows. */
+#include <vector>
 #include "../../../llmc/kernels/ptx.cuh"
 #include "../kernels/kernels.h"
 #include "selftest.h"
@@ -31,7 +32,8 @@ static void test_pointers() {
     if (BUG(1)) expect(((volatile float *)a)[5] == 3, "BUG 1: host reads device memory");
     if (BUG(2)) cudaMemcpy(host, a, bytes, cudaMemcpyHostToDevice);     /* wrong direction */
     if (BUG(3)) cudaMemcpy(host, a, bytes + 4, cudaMemcpyDeviceToHost); /* one element too much */
-    if (BUG(4)) copy_to<<<4, 256>>>(a, host, N); /* the kernel reads host memory */
+    std::vector<float> own(N, 1); /* not pinned: no device sees it */
+    if (BUG(4)) copy_to<<<4, 256>>>(a, own.data(), N); /* the kernel reads host memory */
     if (BUG(5)) fill_with<<<1, 2048>>>(a, N, 1); /* too many threads */
     cudaFree(a);
     if (BUG(6)) fill_with<<<4, 256>>>(a, N, 1); /* use after free */
