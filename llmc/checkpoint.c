@@ -143,8 +143,8 @@ static void write_checkpoint(const char *run_directory, const struct Model *mode
     steps_finish(run_directory, name, writing, keep);
 }
 
-/* Seconds that a checkpoint takes on a slow disk: weights, moments, masters in float32. */
-static double seconds_to_write(const struct Model *model) {
+/* Weights, moments, masters in float32. */
+double checkpoint_seconds(const struct Model *model) {
     const double bytes_per_second = 20e6;
     return (double)model->num_parameters * 4 * sizeof(float) / bytes_per_second;
 }
@@ -154,7 +154,7 @@ void checkpoint_save(const char *run_directory, const struct Model *model,
                      const struct Tokenizer *tokenizer, const struct Progress *progress,
                      const struct FieldSection *sections, const struct Export *export, int keep,
                      const struct World *world) {
-    world_patience(world, seconds_to_write(model));
+    world_patience(world, checkpoint_seconds(model));
     if (world_rank(world) == 0)
         write_checkpoint(run_directory, model, weights, optimizer, tokenizer, progress, sections,
                          export, keep);

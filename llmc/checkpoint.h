@@ -69,6 +69,10 @@ bool checkpoint_has_state(const char *directory);
 void checkpoint_load_state(const char *directory, struct Progress *progress,
                            const struct FieldSection *sections);
 
+/* Seconds that reading or writing one takes on a slow disk, at 20 MB/s: how much longer ranks wait
+   for each other then. */
+double checkpoint_seconds(const struct Model *model);
+
 /* Writes one checkpoint; keep = how many to leave (0 = all). optimizer NULL: weights only; sections
    as above; export NULL: as of a run that began from random weights. Returns with `latest` pointing
    at it. The run's directory must be there: a save never makes it.
@@ -76,7 +80,7 @@ void checkpoint_load_state(const char *directory, struct Progress *progress,
    world (NULL: one rank): every rank calls this, and returns when all is written. Rank 0 alone
    writes, and uses run_directory; the moments and masters of a share are gathered one after another
    in optimizer->whole, so that no rank's host holds more than a piece of a tensor. The others wait
-   for as long as writing takes at 20 MB/s, and their timeout longer. */
+   for checkpoint_seconds and their timeout. */
 void checkpoint_save(const char *run_directory, const struct Model *model,
                      const struct Weights *weights, const struct OptimizerState *optimizer,
                      const struct Tokenizer *tokenizer, const struct Progress *progress,

@@ -6,25 +6,18 @@
 
 static const char *backend = "cpu", *dtype = "auto";
 
-/* Bytes sent by this rank since the last call. */
-static double sent(void) {
-    static double before;
-    struct CommCounts counts;
-    rig_ops->comm_counts(&counts);
-    double since = counts.bytes - before;
-    before = counts.bytes;
+/* What this rank has communicated since the last call. */
+static struct CommCounts communicated(void) {
+    static struct CommCounts before;
+    struct CommCounts now;
+    rig_ops->comm_counts(&now);
+    struct CommCounts since = {.calls = now.calls - before.calls,
+                               .bytes = now.bytes - before.bytes};
+    before = now;
     return since;
 }
 
-/* Likewise collectives. */
-static int64_t called(void) {
-    static int64_t before;
-    struct CommCounts counts;
-    rig_ops->comm_counts(&counts);
-    int64_t since = counts.calls - before;
-    before = counts.calls;
-    return since;
-}
+static double sent(void) { return communicated().bytes; }
 
 /* ---- the host's exchanges -------------------------------------------------------------------- */
 
@@ -118,16 +111,17 @@ static void update(void *unused) {
         struct ObjectiveStats stats = {0};
         learner_open(&l, models[i % 2], zero, narrow);
         struct WorldPlan plan = world_plan(l.model, zero, narrow);
-        sent(), called();
+        communicated();
         struct UpdateResult result =
             trainer_update(l.trainer, objective_find("ce"), &l.set, pick, picks[i / 2 % 2], &batch,
                            LENGTH, 1, 1e-3f, &stats);
-        double bytes = sent(), wanted = plan.send_gradients + plan.send_weights + told(zero);
+        struct CommCounts since = communicated();
+        double wanted = plan.send_gradients + plan.send_weights + told(zero);
         RANK_CHECK(result.made && !result.skipped);
         /* both are sums of fractions with the ranks below the line */
-        RANK_CHECK(fabs(bytes - wanted) <= 1e-9 * wanted);
+        RANK_CHECK(fabs(since.bytes - wanted) <= 1e-9 * wanted);
         int64_t calls = rig_world.size > 1 ? plan.collectives + 2 + zero : 0;
-        RANK_CHECK(called() == calls);
+        RANK_CHECK(since.calls == calls);
         RANK_CHECK(rig_world.size > 1 ? wanted > 0 : wanted == 0);
         learner_free(&l);
     }

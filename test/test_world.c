@@ -133,6 +133,7 @@ static void broadcasts(void *context) {
         free(x);
         RANK_CHECK(world_any(&rig_world, rig_world.rank == root));
         RANK_CHECK(!world_any(&rig_world, false));
+        RANK_CHECK(world_least(&rig_world, rig_world.rank == root ? -2.5 : 7) == -2.5);
     }
 }
 

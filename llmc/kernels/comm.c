@@ -115,6 +115,7 @@ static void check_alive(int r, uint64_t meeting, double since, const struct Call
     snprintf(what, sizeof what, "step %lld: rank %d of %d waits in %s number %llu (%zu bytes)",
              world.step, world.rank, world.ranks, mine->name, (unsigned long long)world.operations,
              mine->bytes);
+    if (dead) check_others_first();
     if (dead) die_machine("%s: rank %d, process %d, has ended", what, r, process);
     if (process == 0)
         die_machine("rank %d of %d: rank %d did not start within %.0f s", world.rank, world.ranks,

@@ -23,7 +23,6 @@ struct Minibatch {
     unsigned char *active, *selected;
     float *advantage, *weight, *sequence_ratio;
     float *logp_old, *logp_ref, *logp_now;
-    int *inputs;               /* of each sequence: what it costs, for sharing the work */
     int sequences, tokens, capacity_sequences, capacity_tokens;
 };
 
@@ -93,7 +92,7 @@ void trainer_free(struct Trainer *t) {
     struct Minibatch *m = &t->mini;
     void *owned[] = {m->pick,   m->length,         m->sequence_start, m->sequence_of, m->active,
                      m->selected, m->advantage,    m->weight,         m->sequence_ratio,
-                     m->logp_old, m->logp_ref,     m->logp_now,       t->token,       m->inputs,
+                     m->logp_old, m->logp_ref,     m->logp_now,       t->token,
                      t->attention_host, t->attention_mean, t->block};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     activations_free(t->activations);
@@ -124,7 +123,6 @@ static void minibatch_grow(struct Minibatch *m, int sequences, int tokens) {
         size_t n = (size_t)sequences + 1;
         m->pick = check_realloc(m->pick, n, sizeof(int), "a minibatch");
         m->length = check_realloc(m->length, n, sizeof(int), "a minibatch");
-        m->inputs = check_realloc(m->inputs, n, sizeof(int), "a minibatch");
         m->sequence_start = check_realloc(m->sequence_start, n, sizeof(int), "a minibatch");
         m->active = check_realloc(m->active, n, 1, "a minibatch");
         m->advantage = check_realloc(m->advantage, n, sizeof(float), "a minibatch");
@@ -166,7 +164,6 @@ static void minibatch_gather(struct Minibatch *m, const struct TrainingSet *set,
     for (int k = 0; k < m->sequences; k++) {
         int s = m->pick[k], begin = set->loss_start[s], length = set->loss_start[s + 1] - begin;
         m->length[k] = length, m->active[k] = 1;
-        m->inputs[k] = set->start[s + 1] - set->start[s] - 1;
         m->advantage[k] = set->advantage ? set->advantage[s] : 0;
         m->sequence_start[k] = m->tokens;
         for (int j = 0; j < length; j++, m->tokens++) {
@@ -452,7 +449,7 @@ static void gradients(struct Trainer *t, const struct Objective *objective,
                       struct ObjectiveStats *stats) {
     struct Minibatch *m = &t->mini;
     struct Optimizer *o = &t->optimizer;
-    struct Piece piece = world_piece(t->world, world_rank(t->world), m->sequences, m->inputs);
+    struct Piece piece = own_piece(t, set, m->pick, m->sequences);
     *stats = (struct ObjectiveStats){0};
     result->micro_batches = 0, result->tokens = 0, result->slowest = 1;
     optimizer_begin(o);

@@ -1,6 +1,5 @@
-/* Options to a session, in the order of session_open: what to learn, how large, how
-   much memory, where to write, from which weights. What to learn: choose.c; how large: memory.c;
-   where: directory.c. */
+/* Options to a session, in the order of session_open: what to learn (choose.c), how large and how
+   much memory (memory.c), where to write (directory.c), from which weights. */
 #include "session.h"
 
 #include <math.h>
@@ -281,8 +280,7 @@ static bool writes(const struct Session *s) { return world_rank(&s->world) == 0;
 
 /* Returns when all ranks have read the checkpoint, which rank 0 holds for all. */
 static void await_readers(struct Session *s) {
-    const double bytes_per_second = 20e6;   /* of a slow disk */
-    world_patience(&s->world, (double)s->model->num_parameters * 16 / bytes_per_second);
+    world_patience(&s->world, checkpoint_seconds(s->model));
     world_any(&s->world, false);
     world_patience(&s->world, 0);
 }

@@ -41,8 +41,7 @@ SIM_STREAMS := oldest newest $(patsubst %,random$(comma)seed=%,1 2 3 4 5 6 7 8 9
 SIM_MORE_sim := "$(BUILD)/test/test_world sim bf16" "$(BUILD)/test/test_trainer_ranks sim fp32" \
     "$(BUILD)/test/test_trainer_ranks sim bf16" \
     "$(BUILD)/test/test_trainer_ranks sim fp16 test_loss_scale" \
-    "$(BUILD)/test/test_checkpoint_ranks sim bf16" \
-    "$(BUILD)/test/test_checkpoint_ranks_files sim bf16" "$(BUILD)/test/test_ranks sim" \
+    "$(BUILD)/test/test_checkpoint_ranks sim bf16" "$(BUILD)/test/test_ranks sim" \
     "$(BUILD)/test/test_backends sim" "$(BUILD)/test/test_model sim fp32" \
     "$(BUILD)/test/test_model sim bf16" "$(BUILD)/test/test_golden sim fp32" \
     "$(BUILD)/test/test_sampler sim bf16 *gumbel*" \
