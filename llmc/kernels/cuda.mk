@@ -2,6 +2,7 @@
 # make -f llmc/kernels/cuda.mk cuda. (The same files with the simulator: test/cudasim/backend.mk.)
 #
 #   cuda    backend_cuda.so beside ./train (needs nvcc 12 or newer); STRICT=1: warnings are errors
+#   lab     build/lab_cuda.so: the backend with the versions of dev/cuda (dev/cuda/lab.h)
 #   ptxas   registers, spills, stack and shared memory of its kernels
 
 BUILD ?= build
@@ -14,6 +15,9 @@ CUDA_DEFINES_fp16 := -DBACKEND_FLOATX=__half -DBACKEND_DTYPE=fp16
 # Compiled once per element type; and once.
 CUDA_ONCE := $(addprefix $(CUDA_FOLDER)/,cuda_device.cu comm.cu gemm.cu gemm_choice.cu)
 CUDA_TYPED := $(filter-out $(CUDA_ONCE),$(sort $(wildcard $(CUDA_FOLDER)/*.cu)))
+LAB_FOLDER := dev/cuda
+LAB_ONCE := $(LAB_FOLDER)/lab.cu
+LAB_TYPED := $(filter-out $(LAB_ONCE),$(sort $(wildcard $(LAB_FOLDER)/*.cu)))
 
 # ---- the GPU's plug-in ----
 
@@ -36,14 +40,20 @@ CUDA_OBJECTS := \
     $(foreach t,$(CUDA_DTYPES),$(CUDA_TYPED:$(CUDA_FOLDER)/%.cu=$(BUILD)/cuda/$(t)/%.o)) \
     $(CUDA_ONCE:$(CUDA_FOLDER)/%.cu=$(BUILD)/cuda/once/%.o)
 
+LAB_OBJECTS := \
+    $(foreach t,$(CUDA_DTYPES),$(LAB_TYPED:$(LAB_FOLDER)/%.cu=$(BUILD)/cuda/$(t)/lab/%.o)) \
+    $(LAB_ONCE:$(LAB_FOLDER)/%.cu=$(BUILD)/cuda/once/lab/%.o)
+
+# $(1) element type, $(2) folder of the objects below its own, $(3) folder of the sources
 define cuda_rules
-$(BUILD)/cuda/$(1)/%.o: $(CUDA_FOLDER)/%.cu $(BUILD)/cuda/flags
+$(BUILD)/cuda/$(1)/$(2)%.o: $(3)/%.cu $(BUILD)/cuda/flags
 	@mkdir -p $$(@D)
 	@echo "nvcc $$< $(1)"
 	@$$(NVCC) $$(NVCC_FLAGS) $(CUDA_DEFINES_$(1)) -MMD -MP -MF $$@.d -c $$< -o $$@ 2>$$@.ptxas; \
 	    status=$$$$?; grep -vE '^ptxas info|bytes stack frame' $$@.ptxas >&2; exit $$$$status
 endef
-$(foreach t,once $(CUDA_DTYPES),$(eval $(call cuda_rules,$(t))))
+$(foreach t,once $(CUDA_DTYPES),$(eval $(call cuda_rules,$(t),,$(CUDA_FOLDER))) \
+    $(eval $(call cuda_rules,$(t),lab/,$(LAB_FOLDER))))
 
 # Changes when the compile command does: another GPU, another toolkit.
 $(BUILD)/cuda/flags: FORCE
@@ -55,14 +65,18 @@ $(BUILD)/cuda/flags: FORCE
 # The runtime is linked in; of the toolkit's libraries only cuBLASLt is needed at run time. NCCL is
 # looked for when there is more than one rank.
 CUDA_PLUGIN := $(if $(filter build,$(BUILD)),,$(BUILD)/)backend_cuda.so
+LAB_PLUGIN := $(BUILD)/lab_cuda.so
 $(CUDA_PLUGIN): $(CUDA_OBJECTS)
+$(LAB_PLUGIN): $(CUDA_OBJECTS) $(LAB_OBJECTS)
+$(CUDA_PLUGIN) $(LAB_PLUGIN):
 	$(NVCC) -shared $(CUDA_GENCODE) -o $@ $^ -lcublasLt -ldl \
 	    -Xlinker -rpath,$(CUDA_LIBRARIES)
 cuda: $(CUDA_PLUGIN)
-.PHONY: cuda ptxas
+lab: $(LAB_PLUGIN)
+.PHONY: cuda lab ptxas
 
 # What the assembler said of each kernel is kept beside its object.
 ptxas: $(CUDA_PLUGIN)
 	@sh scripts/ptxas.sh $(CUDA_OBJECTS:%=%.ptxas)
 
--include $(wildcard $(BUILD)/cuda/*/*.d)
+-include $(wildcard $(BUILD)/cuda/*/*.d $(BUILD)/cuda/*/lab/*.d)

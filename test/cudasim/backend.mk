@@ -3,6 +3,7 @@
 # alone: make -f test/cudasim/backend.mk sim-backends
 #
 #   sim-backends   build/backend_sim.so, backend_sim-asan.so, backend_sim-race.so (clang++ and g++)
+#   sim-labs       build/lab_sim.so, ...: the same with the versions of dev/cuda (dev/cuda/lab.h)
 #   sim-tests  sim-asan-tests  sim-race-tests   every test of operations on that plug-in
 
 # The lists of files, and what is defined for each element type.
@@ -20,7 +21,11 @@ SIM_BACKEND_sim-race := fp32 bf16
 $(foreach m,$(SIM_MODES),$(eval \
     $(call sim_plugin_rules,$(m),backend,$(SIM_BACKEND_$(m)),$(CUDA_TYPED),$(CUDA_ONCE))))
 
-.PHONY: sim-backends
+$(foreach m,$(SIM_MODES),$(eval $(call sim_plugin_rules,$(m),lab,$(SIM_BACKEND_$(m)),\
+    $(CUDA_TYPED) $(LAB_TYPED),$(CUDA_ONCE) $(LAB_ONCE))))
+
+.PHONY: sim-backends sim-labs
+sim-labs: $(SIM_MODES:%=$(BUILD)/lab_%.so)
 sim-backends: $(SIM_MODES:%=$(BUILD)/backend_%.so)
 
 # ---- the tests of operations on them ----
