@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include "test.h"
+#include "../dev/cuda/lab_open.h"
 #include "../llmc/kernels/backends.h"
 
 static const struct Ops *ops;
@@ -187,10 +188,26 @@ static inline double slope_along(double *x, const double *d, size_t n,
 
 static bool asked_for_small;
 
-/* Usage of every test of operations: PROGRAM [BACKEND [DTYPE [PATTERN [small]]]]; tests whose names
-   match the pattern (* and ?) run, with the smaller shapes if that is said. */
+/* "sim/head_naive": the simulator's backend with that version's slots (dev/cuda/lab.h). */
+static inline const struct Ops *open_version(const char *name, const char *dtype) {
+    static struct Ops with_version;
+    static struct Lab lab;
+    char plugin[64], why[1024];
+    const char *version = strchr(name, '/') + 1;
+    snprintf(plugin, sizeof plugin, "%.*s", (int)(version - 1 - name), name);
+    if (!lab_open(&lab, plugin, strcmp(dtype, "auto") == 0 ? "bf16" : dtype, why, sizeof why))
+        die_machine("%s", why);
+    const struct Version *found = lab_version(&lab, version);
+    if (!found) die_input("no ladder has a version called %s", version);
+    lab_use(&with_version, &lab, found);
+    return &with_version;
+}
+
+/* Usage of every test of operations: PROGRAM [BACKEND[/VERSION] [DTYPE [PATTERN [small]]]]; tests
+   whose names match the pattern (* and ?) run, with the smaller shapes if that is said. */
 static inline void open_backend(int argc, char **argv) {
-    ops = ops_open(argc > 1 ? argv[1] : "cpu", argc > 2 ? argv[2] : "auto", 0);
+    const char *name = argc > 1 ? argv[1] : "cpu", *dtype = argc > 2 ? argv[2] : "auto";
+    ops = strchr(name, '/') ? open_version(name, dtype) : ops_open(name, dtype, 0);
     if (argc > 3) cmocka_set_test_filter(argv[3]);
     asked_for_small = argc > 4;
 }

@@ -39,6 +39,10 @@ sim_commands = $(foreach d,$(SIM_BACKEND_$(1)),$(foreach t,$(SIM_TESTS),\
     "$(call sim_command,$(1),$(t)) $(1) $(d)")) \
     "$(call sim_command,$(1),comm) $(1) fp32" \
     "$(call sim_command,$(1),comm_failures) $(1) fp32"
+# The laboratory's versions by the same tests: TEST/VERSION, in bf16 (dev/cuda/lab.h).
+LAB_TESTS :=
+lab_commands = $(foreach t,$(LAB_TESTS),\
+    "$(call sim_command,$(1),$(patsubst %/,%,$(dir $(t)))) $(1)/$(notdir $(t)) bf16")
 SIM_ORDERS := order=descending order=random,seed=7,resident=3,streams=random
 comma := ,
 # Of several ranks: the order between the two streams of each, in which an event may be missing.
@@ -58,8 +62,9 @@ SIM_MORE_sim := "$(BUILD)/test/test_world sim bf16" "$(BUILD)/test/test_trainer_
     "env CUDASIM=streams=$(o) $(BUILD)/test/test_comm sim bf16")
 
 define sim_test_rules
-$(1)-tests: $(BUILD)/backend_$(1).so
-	@sh test/run.sh -j $$$$(nproc) $$(SIM_MORE_$(1)) $$(call sim_commands,$(1))
+$(1)-tests: $(BUILD)/backend_$(1).so $(if $(LAB_TESTS),$(BUILD)/lab_$(1).so)
+	@sh test/run.sh -j $$$$(nproc) $$(SIM_MORE_$(1)) $$(call sim_commands,$(1)) \
+	    $$(call lab_commands,$(1))
 .PHONY: $(1)-tests
 endef
 $(foreach m,$(SIM_MODES),$(eval $(call sim_test_rules,$(m))))
