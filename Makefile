@@ -37,8 +37,12 @@ LIBRARY := $(BUILD)/libllmc.a
 # The program is made beside the Makefile; that of another BUILD (sanitizers) in that folder.
 TRAIN   := $(if $(filter build,$(BUILD)),train,$(BUILD)/train)
 
-# Building uses all processors. Tests are run one after another: most use all by themselves.
+# Building uses all processors. Of the CPU's tests one more runs at a time than there are
+# processors: many wait for a process, a time limit or a disk. Those that take longest come first.
 PARALLEL := -j$(shell nproc)
+TESTS_AT_ONCE := $(shell echo $$(($$(nproc) + 1)))
+LONGEST  := $(addprefix $(BUILD)/test/test_,ranks ranks_launch environment_program program \
+                scorer_program scorer)
 
 # The CUDA compiler, where there is one: then `make` builds the GPU's plug-in too.
 NVCC ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
@@ -87,9 +91,9 @@ asan:
 	    --quiet --run build/asan/run --overwrite
 	@$(MAKE) --no-print-directory $(ASAN) tests
 
-# Random inputs, kept and changed where they reach new code, for each reader of foreign files in
-# turn (test/fuzz/fuzz.h), FUZZ_SECONDS each. An input that breaks one is left in build/fuzz, by the
-# name of its fuzzer. Needs clang with libFuzzer.
+# Random inputs, kept and changed where they reach new code, for each reader of foreign files
+# (test/fuzz/fuzz.h), FUZZ_SECONDS each, as many readers at a time as there are processors. An input
+# that breaks one is left in build/fuzz, by the name of its fuzzer. Needs clang with libFuzzer.
 FUZZ_SECONDS ?= 60
 FUZZERS := $(patsubst test/fuzz/fuzz_%.c,%,$(wildcard test/fuzz/fuzz_*.c))
 FUZZ    := CC=clang BUILD=build/fuzz CFLAGS="-O1 -g -fno-omit-frame-pointer -DFUZZING" \
@@ -97,7 +101,8 @@ FUZZ    := CC=clang BUILD=build/fuzz CFLAGS="-O1 -g -fno-omit-frame-pointer -DFU
 fuzz:
 	@NO_INSTALL=1 sh scripts/install_deps.sh --fuzz
 	@$(MAKE) --no-print-directory $(PARALLEL) $(FUZZ) fuzzers
-	@for name in $(FUZZERS); do sh test/fuzz/run.sh $$name $(FUZZ_SECONDS) || exit 1; done
+	@printf '%s\n' $(FUZZERS) | \
+	    xargs -P $$(nproc) -I NAME sh test/fuzz/run.sh NAME $(FUZZ_SECONDS)
 
 # The CUDA backend: backend_cuda.so by nvcc.
 cuda ptxas:
@@ -184,7 +189,8 @@ $(BUILD)/fuzz_%: $(BUILD)/test/fuzz/fuzz_%.o $(LIBRARY)
 # Runs every test program on the CPU and counts their tests; fails if any does. (test_backends
 # compares another backend with it.)
 tests: programs
-	@sh test/run.sh $(filter-out %/test_backends,$(TESTS))
+	@sh test/run.sh -j $(TESTS_AT_ONCE) \
+	    $(LONGEST) $(filter-out %/test_backends $(LONGEST),$(TESTS))
 programs: $(TRAIN) $(TESTS)
 
 # Compiles every file without writing objects; a warning is an error.

@@ -1,8 +1,8 @@
 #!/bin/sh
 # run.sh [-j N] COMMAND...: runs each cmocka program, N at a time (1), shows the output of those
-# that fail, and ends with the line "N passed, N failed" over all their tests (", N skipped" may
-# follow). A command with arguments is one word: "build/test/test_head sim bf16". Exit code 1 if
-# anything failed or nothing passed.
+# that fail, says which ten of many took longest, and ends with the line "N passed, N failed" over
+# all their tests (", N skipped" may follow). A command with arguments is one word:
+# "build/test/test_head sim bf16". Exit code 1 if anything failed or nothing passed.
 #
 # A program that stops in the middle, exits non-zero though its tests passed (a sanitizer does), or
 # runs no test at all counts as one more failure.
@@ -28,8 +28,9 @@ log_of() {
 
 if [ "$1" = --one ]; then
     log=$(log_of "$2")
+    begun=$(date +%s%N)
     env $2 >"$log" 2>&1
-    echo $? >"$log.status"
+    echo $? $((($(date +%s%N) - begun) / 1000000)) >"$log.status"
     exit 0
 fi
 jobs=1
@@ -65,9 +66,10 @@ numbers() {
 passed=0
 failed=0
 skipped=0
+times=
 for command in "$@"; do
     log=$(log_of "$command")
-    status=$(cat "$log.status")
+    read -r status milliseconds <"$log.status"
     read -r good bad skip <<END
 $(numbers "$log")
 END
@@ -82,7 +84,15 @@ END
         cat "$log"
         printf '%-40s %3d passed, %d failed, exit code %d\n' "$name" "$good" "$bad" "$status"
     fi
+    times="$times$milliseconds $name
+"
 done
+if [ $# -gt 10 ]; then
+    printf '%s' "$times" | sort -rn | head -n 10 | awk '
+        BEGIN { printf "the slowest, in seconds:" }
+        { printf "%s %.1f", (NR > 1 ? "," : ""), $1 / 1000; $1 = ""; printf "%s", $0 }
+        END { print "" }'
+fi
 more=
 [ $skipped = 0 ] || more=", $skipped skipped"
 echo "$passed passed, $failed failed$more"

@@ -130,5 +130,18 @@ OMP: Info #1[ RUN      ] test_b
 END
 expect "2 passed, 0 failed" 0 children
 
+# Of more than ten the slowest are named, those that ran longest first; also side by side.
+program slow 0 </dev/null
+skipping "" >"$work/slow.txt"
+sed -i '2i sleep 0.4' "$work/slow"
+expect "24 passed, 0 failed, 12 skipped" 0 skip5 skip7 skip2 skip5 skip7 slow skip2 skip5 skip7 \
+    skip2 skip5 skip7
+cases=$((cases + 1))
+if ! grep -q '^the slowest, in seconds: [0-9]*\.[4-9] slow, [0-9.]* skip' "$work/said"; then
+    wrong=$((wrong + 1))
+    echo "run.sh does not name the slowest:"
+    grep slowest "$work/said"
+fi
+
 echo "run.sh: $((cases - wrong)) of $cases cases right"
 [ $wrong = 0 ]
