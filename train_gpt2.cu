@@ -141,6 +141,7 @@ static bool collect(struct Session *s) {
     if (!experience_collect(e, s->sampler, trainer_weights(s->trainer), &options,
                             &s->progress.group_ordinal, trainer_workspace(s->trainer)))
         return false;
+    session_dump_hidden(s);
     struct RewardBatch rewards = experience_rewards(e, s->max_tokens);
     objective_advantages(&s->objective, &rewards, e->advantage, e->active);
     const char *warning = entropy_update(&s->entropy,

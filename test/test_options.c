@@ -280,7 +280,7 @@ static bool is_once(const char *name) {
                                        "quiet", "eval-only", "score", "dry-run",
                                        "tokenize", "detokenize", "device-memory",
                                        "gpus", "ranks", "device", "comm", "comm-timeout",
-                                       "comm-port"};
+                                       "comm-port", "dump-hidden"};
     for (size_t i = 0; i < sizeof once / sizeof *once; i++)
         if (strcmp(name, once[i]) == 0) return true;
     return false;

@@ -328,6 +328,29 @@ void trainer_score(struct Trainer *t, const struct Weights *weights, const struc
     if (world_size(t->world) > 1) share_scores(t->world, out, first, scored - first);
 }
 
+void trainer_hidden_states(struct Trainer *t, const struct Weights *weights,
+                           const struct TrainingSet *set, const int *pick, int num_pick,
+                           void (*take)(void *context, const float *hidden, int n),
+                           void *context) {
+    enum { SLICE = 1024 };   /* tokens whose hidden states are on the host at once */
+    size_t C = (size_t)t->model->config.C;
+    float *hidden = check_alloc(SLICE * C, sizeof *hidden, "hidden states");
+    for (int next = 0; next < num_pick;) {
+        next = micro_batch_pack(t, set, pick, num_pick, next);
+        floatX *E = model_forward(t->model, weights, t->activations, &t->batch, NULL, t->workspace);
+        for (int first = 0, i = 0; first < t->batch.rows.N; first += SLICE) {
+            int left = t->batch.rows.N - first, tokens = left < SLICE ? left : SLICE, n = 0;
+            elements_download(t->ops, hidden, ops_at(t->ops, E, (size_t)first * C),
+                              (size_t)tokens * C);
+            for (; i < t->batch.loss.n && t->row[i] < first + tokens; i++)
+                memmove(hidden + (size_t)n++ * C, hidden + (size_t)(t->row[i] - first) * C,
+                        C * sizeof *hidden);
+            if (n > 0) take(context, hidden, n);
+        }
+    }
+    free(hidden);
+}
+
 /* The head's callback context: where this micro-batch is within the minibatch (micro_first: its
    first token with loss), and what the objective needs. */
 struct Upstream {

@@ -89,6 +89,14 @@ void trainer_score(struct Trainer *trainer, const struct Weights *weights,
                    const struct TrainingSet *set, const int *pick, int num_pick, float temperature,
                    const struct HeadStats *out);
 
+/* The hidden states that trainer_score takes its statistics of, in the same order: calls `take` for
+   some of them after the other, hidden [n,C] in host memory, which is valid during the call. All by
+   this process: no other rank takes part. */
+void trainer_hidden_states(struct Trainer *trainer, const struct Weights *weights,
+                           const struct TrainingSet *set, const int *pick, int num_pick,
+                           void (*take)(void *context, const float *hidden, int n),
+                           void *context);
+
 /* Attention entropy (2303.06296), which attention's forward pass computes on request.
      reserve_attention   reserves the memory; before arena_commit
      watch_attention     requests it for the first micro-batch of the next update, on rank 0

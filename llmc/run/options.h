@@ -60,7 +60,7 @@ struct Options {
     int64_t save_every, keep;
     char save_dtype[OPTION_TEXT], shard_size[OPTION_TEXT];
     int64_t rollouts_every;
-    char replay[OPTION_TEXT];
+    char replay[OPTION_TEXT], dump_hidden[OPTION_TEXT];
     /* the machine */
     char backend[OPTION_TEXT], dtype[OPTION_TEXT], recompute[OPTION_TEXT];
     char matmul[OPTION_TEXT];

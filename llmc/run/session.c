@@ -302,6 +302,7 @@ void session_open(struct Session *s, const struct Ranks *ranks, int argc, char *
     if (meets(ranks, o)) ranks_check(&s->world, ranks, o, s->ops, s->model);
     if (s->plan.data) prepare_data(s);
     s->options.warm_start = choose_warm_start(s);
+    session_check_dump(s);
     memory_sizes(s);
     s->replay = choose_replay(s);
     memory_plan(s);

@@ -39,6 +39,7 @@ struct Session {
     int cache_pages;                 /* of the decode cache (struct KvCache) */
     bool shape_only;                 /* choose_shape_only */
     bool scores_old;                 /* old log-probabilities by a scoring pass */
+    bool dumped;                     /* session_dump_hidden has written its file */
     struct Trainer *trainer;
     struct Sampler *sampler;
     struct Weights reference;        /* frozen; data NULL: no reference */
@@ -70,6 +71,10 @@ void session_save(struct Session *session);
 void session_freeze_reference(struct Session *session);
 /* --score FILE: JSON lines in, JSON lines out on stdout. */
 void session_score(struct Session *session);
+/* --dump-hidden FILE, after the first rollout of this process; before and without it, nothing. */
+void session_dump_hidden(struct Session *session);
+/* Ends the program if that file cannot be, or there will be no rollout. */
+void session_check_dump(const struct Session *session);
 /* The task in hand goes into the state that is saved. */
 void session_note_task(struct Session *session);
 /* Third non-finite update in a row: writes RUN/failure.jsonl with the batch and RUN/failure/ with
