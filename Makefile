@@ -115,7 +115,7 @@ cuda ptxas:
 CUDASIM = $(MAKE) --no-print-directory -f test/cudasim/backend.mk
 sim sim-asan sim-race:
 	@$(MAKE) --no-print-directory $(PARALLEL) programs
-	@$(CUDASIM) $(PARALLEL) $(BUILD)/backend_$@.so $@-selftest
+	@$(CUDASIM) $(PARALLEL) $(BUILD)/backend_$@.so $(BUILD)/lab_$@.so $@-selftest
 	@$(CUDASIM) $@-tests
 sim-train:
 	@$(MAKE) --no-print-directory $(PARALLEL) programs

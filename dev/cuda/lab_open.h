@@ -14,6 +14,7 @@ struct Lab {
     struct Ops ops;                      /* the backend that ships, of one element type */
     const struct Ladder *const *ladders; /* [count] */
     int count;
+    const struct LabDevice *device;
 };
 
 /* Opens build/lab_NAME.so (NAME: cuda, sim, sim-asan, sim-race) for elements of type `dtype` on
@@ -31,12 +32,16 @@ static inline bool lab_open(struct Lab *lab, const char *name, const char *dtype
     }
     BackendOpen *open = NULL;
     LabLadders *ladders = NULL;
+    LabDeviceOpen *device = NULL;
     *(void **)&open = dlsym(library, BACKEND_OPEN);
     *(void **)&ladders = dlsym(library, LAB_LADDERS);
-    const char *problem = !open || !ladders ? "it exports no laboratory"
-                                            : open(&lab->ops, sizeof lab->ops, dtype, 0, &host);
+    *(void **)&device = dlsym(library, LAB_DEVICE);
+    bool whole = open && ladders && device;
+    const char *problem = !whole ? "it exports no laboratory"
+                                 : open(&lab->ops, sizeof lab->ops, dtype, 0, &host);
     if (!problem && !(lab->ladders = ladders(dtype, &lab->count)))
         problem = "it was built without this dtype";
+    if (!problem) lab->device = device();
     if (problem) snprintf(why, capacity, "%s: %s", path, problem);
     return problem == NULL;
 }

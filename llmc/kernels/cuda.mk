@@ -16,7 +16,7 @@ CUDA_DEFINES_fp16 := -DBACKEND_FLOATX=__half -DBACKEND_DTYPE=fp16
 CUDA_ONCE := $(addprefix $(CUDA_FOLDER)/,cuda_device.cu comm.cu gemm.cu gemm_choice.cu)
 CUDA_TYPED := $(filter-out $(CUDA_ONCE),$(sort $(wildcard $(CUDA_FOLDER)/*.cu)))
 LAB_FOLDER := dev/cuda
-LAB_ONCE := $(LAB_FOLDER)/lab.cu
+LAB_ONCE := $(addprefix $(LAB_FOLDER)/,lab.cu lab_device.cu)
 LAB_TYPED := $(filter-out $(LAB_ONCE),$(sort $(wildcard $(LAB_FOLDER)/*.cu)))
 
 # ---- the GPU's plug-in ----

@@ -47,7 +47,8 @@ SIM_ORDERS := order=descending order=random,seed=7,resident=3,streams=random
 comma := ,
 # Of several ranks: the order between the two streams of each, in which an event may be missing.
 SIM_STREAMS := oldest newest $(patsubst %,random$(comma)seed=%,1 2 3 4 5 6 7 8 9 10)
-SIM_MORE_sim := "$(BUILD)/test/test_world sim bf16" "$(BUILD)/test/test_trainer_ranks sim fp32" \
+SIM_MORE_sim := "$(BUILD)/test/test_lab sim" \
+    "$(BUILD)/test/test_world sim bf16" "$(BUILD)/test/test_trainer_ranks sim fp32" \
     "$(BUILD)/test/test_trainer_ranks sim bf16" \
     "$(BUILD)/test/test_trainer_ranks sim fp16 test_loss_scale" \
     "$(BUILD)/test/test_checkpoint_ranks sim bf16" "$(BUILD)/test/test_ranks sim" \
@@ -62,7 +63,7 @@ SIM_MORE_sim := "$(BUILD)/test/test_world sim bf16" "$(BUILD)/test/test_trainer_
     "env CUDASIM=streams=$(o) $(BUILD)/test/test_comm sim bf16")
 
 define sim_test_rules
-$(1)-tests: $(BUILD)/backend_$(1).so $(if $(LAB_TESTS),$(BUILD)/lab_$(1).so)
+$(1)-tests: $(BUILD)/backend_$(1).so $(BUILD)/lab_$(1).so
 	@sh test/run.sh -j $$$$(nproc) $$(SIM_MORE_$(1)) $$(call sim_commands,$(1)) \
 	    $$(call lab_commands,$(1))
 .PHONY: $(1)-tests
