@@ -387,7 +387,12 @@ static void check_outside(const void *address, size_t bytes, uintptr_t pc) {
 void race_access(const void *address, size_t bytes, AccessKind kind, uintptr_t pc) {
     static const char *const base = memory_base();
     static const size_t space = SHARED_SPACE + device_space();
-    if ((size_t)((const char *)address - base) >= space) return check_outside(address, bytes, pc);
+    bool atomic = (kind & WRITE) && (kind & UNORDERED);
+    if ((size_t)((const char *)address - base) >= space) {
+        if (atomic && current && in_module(address)) /* a __device__ variable orders blocks too */
+            synchronise_by_atomic(slots[current->block->slot], address, current->index);
+        return check_outside(address, bytes, pc);
+    }
     if (!current)
         fail("host code touches device memory: %s, at %s", describe(address).c_str(),
              source_of(pc).c_str());
@@ -395,7 +400,6 @@ void race_access(const void *address, size_t bytes, AccessKind kind, uintptr_t p
     bool shared = (size_t)((const char *)address - base) < SHARED_SPACE;
     Context context{&slot, current->index, shared, kind,
                     Report{"", (const char *)address, bytes, pc}};
-    bool atomic = (kind & WRITE) && (kind & UNORDERED);
     if (atomic && !shared) synchronise_by_atomic(slot, address, current->index);
     if (kind == WRITE && !shared) slot.fenced[current->index] = 0;
     for_cells(address, bytes, [&](Cell &cell, unsigned mask, const char *at) {
