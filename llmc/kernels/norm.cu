@@ -50,17 +50,29 @@ enum {
    WHOLE: rows are aligned to 16 bytes. That is known at compile time, so that there is no
    branch between the loads of a thread, and all are started before the first is waited for. */
 template <bool WHOLE>
-static __device__ __forceinline__ void load_columns(float *out, const floatX *in, int left) {
-    if (!WHOLE) {
-        load_some(out, in, left, false);
-        return;
-    }
+static __device__ __forceinline__ uint4 load_bits(const floatX *in, int left) {
     uint4 bits = make_uint4(0, 0, 0, 0);
-    if (left > 0) bits = *(const uint4 *)in;
+    if (WHOLE) {
+        if (left > 0) bits = *(const uint4 *)in;
+        return bits;
+    }
+    floatX element[VEC];
+#pragma unroll
+    for (int j = 0; j < VEC; j++) element[j] = j < left ? in[j] : from_f<floatX>(0);
+    memcpy(&bits, element, sizeof bits);
+    return bits;
+}
+
+static __device__ __forceinline__ void unpack_columns(float *out, uint4 bits) {
     floatX element[VEC];
     memcpy(element, &bits, sizeof bits);
 #pragma unroll
     for (int j = 0; j < VEC; j++) out[j] = to_f(element[j]);
+}
+
+template <bool WHOLE>
+static __device__ __forceinline__ void load_columns(float *out, const floatX *in, int left) {
+    unpack_columns(out, load_bits<WHOLE>(in, left));
 }
 
 template <bool WHOLE>
@@ -92,18 +104,29 @@ static __device__ __forceinline__ void add_delta(float *row, const float *delta,
     store_columns<WHOLE>(sum, row, left);
 }
 
-/* out = centred rstd weight + bias for `left` columns from c; `at` is where they lie in the row.
-   fmaf is written out, here and in the squares: the compiler then has no choice that could differ
-   between two instances of one formula. */
+/* Weight and bias in VEC columns from c, as they lie in memory. */
+struct Affine {
+    uint4 weight, bias;
+};
+
 template <bool LAYER, bool WHOLE>
-static __device__ __forceinline__ void store_row(const struct Forward &a, const float *centred,
-                                                 float rstd, size_t at, int c, int left) {
-    float weight[VEC], bias[VEC] = {0}, out[VEC];
-    load_columns<WHOLE>(weight, a.weight + c, left);
-    if (LAYER && a.bias) load_columns<WHOLE>(bias, a.bias + c, left);
+static __device__ __forceinline__ Affine load_affine(const struct Forward &a, int c) {
+    Affine affine = {load_bits<WHOLE>(a.weight + c, a.C - c), make_uint4(0, 0, 0, 0)};
+    if (LAYER && a.bias) affine.bias = load_bits<WHOLE>(a.bias + c, a.C - c);
+    return affine;
+}
+
+/* out = centred rstd weight + bias in `left` columns. fmaf is written out, here and in the squares:
+   the compiler then has no choice that could differ between two instances of one formula. */
+template <bool WHOLE>
+static __device__ __forceinline__ void store_row(floatX *to, const float *centred, float rstd,
+                                                 const Affine &affine, int left) {
+    float weight[VEC], bias[VEC], out[VEC];
+    unpack_columns(weight, affine.weight);
+    unpack_columns(bias, affine.bias);
 #pragma unroll
     for (int j = 0; j < VEC; j++) out[j] = fmaf(centred[j] * rstd, weight[j], bias[j]);
-    store_columns<WHOLE>(a.out + at, out, left);
+    store_columns<WHOLE>(to, out, left);
 }
 
 /* With LAYER, row -= mean in `left` columns. Returns the sum of their squares. Beyond them row
@@ -126,14 +149,21 @@ static __device__ __forceinline__ float sum_of(const float *row) {
     return sum;
 }
 
-/* HELD: floats of the row in each lane's registers, C <= 32 HELD. */
+/* HELD: floats of the row in each lane's registers, C <= 32 HELD. Weight and bias are loaded with
+   the row, before the first store, past which the compiler may move no load: a decode step has few
+   rows, and waits for memory once instead of twice. Where registers are short (float rows of more
+   than 1024 channels, rows that are not aligned) they are loaded when they are needed. */
 template <int HELD, bool LAYER, bool RESIDUAL, bool WHOLE>
 static __global__ void __launch_bounds__(ROWS * WARP) forward_kernel(struct Forward a) {
-    enum { VECTORS = HELD / VEC };
+    enum { VECTORS = HELD / VEC, EARLY = WHOLE && HELD * sizeof(floatX) <= 128 };
     int n = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (n >= a.N) return; /* the whole warp */
     size_t row = (size_t)n * a.C;
     float held[VECTORS][VEC], delta[VECTORS][VEC], sum = 0, squares = 0;
+    Affine affine[VECTORS];
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++)
+        if (EARLY) affine[v] = load_affine<LAYER, WHOLE>(a, (v * WARP + lane) * VEC);
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         int c = (v * WARP + lane) * VEC;
@@ -154,7 +184,8 @@ static __global__ void __launch_bounds__(ROWS * WARP) forward_kernel(struct Forw
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         int c = (v * WARP + lane) * VEC;
-        store_row<LAYER, WHOLE>(a, held[v], rstd, row + c, c, a.C - c);
+        if (!EARLY) affine[v] = load_affine<LAYER, WHOLE>(a, c);
+        store_row<WHOLE>(a.out + row + c, held[v], rstd, affine[v], a.C - c);
     }
     if (lane > 0) return;
     if (LAYER) a.mean[n] = mean;
@@ -187,7 +218,7 @@ static __global__ void __launch_bounds__(LONG_THREADS) long_forward_kernel(struc
     for (int c = first; c < a.C; c += STRIDE) {
         load_columns<WHOLE>(held, x + row + c, a.C - c);
         centre<LAYER>(held, mean, a.C - c);
-        store_row<LAYER, WHOLE>(a, held, rstd, row + c, c, a.C - c);
+        store_row<WHOLE>(a.out + row + c, held, rstd, load_affine<LAYER, WHOLE>(a, c), a.C - c);
     }
     if (threadIdx.x > 0) return;
     if (LAYER) a.mean[n] = mean;
