@@ -52,6 +52,10 @@ static void test_matmul(void **state) {
     check_matmul(8, 776, 24, true);
     check_matmul(70, 136, 40, true);
     check_matmul(131, 72, 328, false);
+    /* long sums and few tiles: each is shared by several blocks of a GPU */
+    check_matmul(20, 1544, 24, true);
+    check_matmul(50, 1032, 40, false);
+    check_matmul(is_slow() ? 70 : 150, 776, 24, true);
 }
 
 /* Rows that are multiplied alone and in batches. */
@@ -103,11 +107,12 @@ static void check_matmul_bits(int ROWS, int C, int OC) {
     release_all();
 }
 
-/* A GPU has a tile for few rows, one for many, and a wider one for so many columns that they fill
-   it (a simulated one has 4 multiprocessors). */
+/* A GPU has tiles for few rows and for more, which it takes by how many of them fill it (a
+   simulated one has 4 multiprocessors); blocks share a tile in the second case. */
 static void test_matmul_bits(void **state) {
     (void)state;
     check_matmul_bits(64, 131, 97);
+    check_matmul_bits(is_slow() ? 18 : 66, 776, 24);
     check_matmul_bits(is_slow() ? 30 : 64, 72, 264);
     if (!is_simulated()) check_matmul_bits(70, 264, 9000);
 }
@@ -244,14 +249,15 @@ static void check_draws(struct Batch *b) {
 static void test_sample_against_definition(void **state) {
     (void)state;
     /* R, C, V, Vp: larger than every block, ragged; single tiles, rows and words; rows of whole
-       vectors, with each height of a GPU's tiles. The first two are not for slow builds. */
+       vectors, with each height of a GPU's tiles; more of these to merge than a block has threads.
+       The first two are not for slow builds. */
     const int sizes[][4] = {{70, 29, 4133, 4160}, {300, 16, 24, 32},  {13, 37, 512, 512},
                             {14, 37, 513, 520},   {1, 5, 1537, 1544}, {3, 5, 1, 8},
                             {53, 7, 2, 2},        {16, 264, 131, 136}, {40, 72, 259, 264},
-                            {131, 136, 150, 152}};
+                            {131, 136, 150, 152}, {2, 8, 32900, 32904}};
     const float inv_temperatures[] = {1, 0.5f, 2, 0};
     for (size_t k = is_slow() ? 2 : 0; k < sizeof sizes / sizeof *sizes; k++)
-        for (int t = 0; t < 4; t++) {
+        for (int t = 0; t < (sizes[k][2] > 10000 ? 1 : 4); t++) {
             const int *s = sizes[k];
             struct Batch b = batch_open(s[0], s[1], s[2], s[3], inv_temperatures[t]);
             check_draws(&b);
@@ -399,6 +405,61 @@ static void test_largest_noise(void **state) {
     batch_close(&b);
 }
 
+/* Rows of 8 words that test the noise of one of them, word[i] of row i, in pairs with one counter:
+   in each of the 24 octaves of 1 - u, from 1/2 down to its smallest value 2^-24. */
+enum { NOISE_WORDS = 8, NOISE_DIGITS = 3, NOISE_ROWS = 48 };
+
+static void find_noise(struct Batch *b, int word[NOISE_ROWS]) {
+    uint32_t ordinal = 0;
+    for (int i = 0; i < NOISE_ROWS; i++) word[i] = -1;
+    for (int found = 0; found < NOISE_ROWS / 2; ordinal++)
+        for (int v = 0; v < NOISE_WORDS; v++) {
+            uint32_t counter[4] = {(uint32_t)v / 4, 8, 2, ordinal}, out[4];
+            philox(out, counter, b->key);
+            int exponent;
+            frexp(1 - (double)rng_uniform(out[v % 4]), &exponent);
+            int i = -2 * exponent; /* 1 - u in [2^(exponent - 1), 2^exponent) */
+            if (word[i] >= 0) continue;
+            word[i] = word[i + 1] = v, found++;
+            for (int k = i; k < i + 2; k++)
+                b->position[k] = 7, b->sample[k] = 2, b->ordinal[k] = ordinal;
+        }
+}
+
+/* z of word v in row i, a multiple of 2^-18 below 32: three digits of 8 bits, exact in any type. */
+static void set_logit(struct Batch *b, int i, int v, double z) {
+    int digits = (int)fabs(ldexp(z, 18));
+    for (int k = 0; k < NOISE_DIGITS; k++, digits /= 256)
+        b->E[(size_t)i * b->C + v * NOISE_DIGITS + k] = (float)copysign(digits % 256, z);
+}
+
+/* Two words whose scores differ by 4e-6 to 8e-6, this way and that, and six that cannot win: the
+   better one is drawn. So noise is right to that, near u = 1 too, where it is largest and a
+   careless logarithm of u is 0. */
+static void test_noise(void **state) {
+    (void)state;
+    const int C = NOISE_WORDS * NOISE_DIGITS;
+    struct Batch b = batch_open(NOISE_ROWS, C, NOISE_WORDS, NOISE_WORDS, 1);
+    int word[NOISE_ROWS];
+    find_noise(&b, word);
+    memset(b.W, 0, (size_t)NOISE_WORDS * C * sizeof *b.W);
+    for (int k = 0; k < C; k++)
+        b.W[k / NOISE_DIGITS * C + k] = ldexpf(1, 8 * (k % NOISE_DIGITS) - 18);
+    b.packed = pack(put_x(b.W, (size_t)NOISE_WORDS * C), C, NOISE_WORDS);
+    for (int i = 0; i < NOISE_ROWS; i++) {
+        int rival = (word[i] + 3) % NOISE_WORDS;
+        double equal = reference_noise(&b, i, rival) - reference_noise(&b, i, word[i]);
+        for (int v = 0; v < NOISE_WORDS; v++) set_logit(&b, i, v, v == rival ? 0 : -31);
+        set_logit(&b, i, word[i], i % 2 ? ldexp(floor(ldexp(equal - 4e-6, 18)), -18)
+                                        : ldexp(ceil(ldexp(equal + 4e-6, 18)), -18));
+    }
+    struct Drawn drawn = draw(&b, NULL, NOISE_ROWS);
+    for (int i = 0; i < NOISE_ROWS; i++)
+        assert_int_equal(drawn.token[i], i % 2 ? (word[i] + 3) % NOISE_WORDS : word[i]);
+    drawn_free(drawn);
+    batch_close(&b);
+}
+
 /* A diverged model still draws a token in range; its log-probability is not finite. */
 static void test_sample_not_finite(void **state) {
     (void)state;
@@ -445,6 +506,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_sample_bits),
         cmocka_unit_test(test_greedy_ties),
         cmocka_unit_test(test_largest_noise),
+        cmocka_unit_test(test_noise),
         cmocka_unit_test(test_sample_not_finite),
         cmocka_unit_test(test_advance),
     };

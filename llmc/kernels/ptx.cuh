@@ -16,6 +16,10 @@
                                        multiple of 32
        exp2_approx                     2^x in one instruction, relative error 2^-22; results below
                                        2^-126 become 0
+       log2_approx                     log2 x in one instruction, for x of at least 2^-126: error
+                                       2^-22, absolute in (1/2, 2), elsewhere relative
+       reciprocal_approx               1 / x in one instruction, to an ulp; results below 2^-126
+                                       become 0
 
    ldmatrix and mma are .aligned: all 32 lanes execute them together. PTX ISA 8.x, sections
    "cp.async", "ldmatrix", "mma.m16n8k16". */
@@ -118,6 +122,18 @@ __device__ __forceinline__ void mma_m16n8k16<__half>(float d[4], const uint32_t 
 __device__ __forceinline__ float exp2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ float log2_approx(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 

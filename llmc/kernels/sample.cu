@@ -20,17 +20,30 @@
         row g      z0 z1       z2 z3       <- words of the even lane's call
         row g + 8  z0 z1       z2 z3       <- words of the odd lane's call
 
-   The noise of every v is computed. Skipping those that cannot win (it is within -2.82 and 16.64)
-   would be exact, but within one tile logits rarely differ by so much.
+   Among words with one maximum m, the winner has the largest e^(z - m) / -log u, and e^(z - m) has
+   been computed for the sums. So a logit costs one logarithm, of u, and only a winner a second one.
+   What -log u must be is exact relative to itself, also near u = 1: there z - log(-log u) decides,
+   and there the noise is largest. With t = 1 - u, which is a float:
+
+       t < 1/4    t times a polynomial of degree 4 in t, minimax: relative error 6.1e-7
+       else       lg2.approx, absolute error 2^-22 of at least 0.415: 5.8e-7
+
+   That is the error of the noise, absolute. Over all 2^23 values of u, with the rounding of every
+   step, and with lg2.approx as wrong as it may be: at most 7.4e-7, for noise from -2.82 to 16.64.
+   (With lg2.approx alone 0.8 at u = 1 - 2^-22, and infinite or NaN beyond. With logf 8e-8, for more
+   instructions.) Two scores are compared right if they differ by 3e-6: twice this error, and those
+   of e^(z - m), at most 1e-6 where a word can win, and of 1 / x.
+
+   Noise is not computed where a warp's rows are all empty or beyond R.
 
    All heights cut a row of the vocabulary in the same way and add in the same order, so a row's
    bits do not depend on the other rows. Bytes: W once from memory, again from L2 for each further
-   row tile. Flop: 2 R C V, and about 60 instructions of statistics and noise per logit. */
+   row tile. Flop: 2 R C V, and about 50 instructions of statistics and noise per logit (sm_90a). */
 #include "tile_product.cuh"
 #include "row_state.cuh"
 #include <limits.h>
 
-enum { WORDS = 128, MERGE_WARPS = 4, ADVANCE_THREADS = 256 };
+enum { WORDS = 128, MERGE_WARPS = 8, ADVANCE_THREADS = 256 };
 
 /* rows, columns, a warp's rows and columns, split, depth, stages. Two blocks or more share a
    multiprocessor, so that one multiplies while the other draws. */
@@ -41,7 +54,7 @@ typedef Tile<128, WORDS, 64, 32, 1, 1, 2> ManyRows;
 /* The statistics and the winner among some of a row's words. */
 struct Draw {
     float m, s, w;   /* of RowState */
-    float score;     /* of the winner: z - log(-log u), or z when greedy */
+    float score;     /* of the winner: z - log(-log u), or z when greedy. Never NaN */
     float logit;     /* z of the winner */
     int token;
 };
@@ -100,66 +113,126 @@ static __device__ __forceinline__ void draw_words(uint32_t *upper, uint32_t *low
     }
 }
 
+/* rng_uniform of rng.h: the upper 23 bits become the fraction of a float in [1, 2), less 1 - 2^-24.
+   All of it is exact. */
+static __device__ __forceinline__ float uniform(uint32_t word) {
+    return __uint_as_float(0x3f800000u + (word >> 9)) - 0x0.ffffffp0f;
+}
+
+/* -log2 u; see above. */
+static __device__ __forceinline__ float minus_log2(float u) {
+    float t = 1.0f - u;
+    float p = fmaf(fmaf(0.51374847f, t, 0.30503643f), t, 0.48617405f);
+    p = fmaf(fmaf(p, t, 0.72117668f), t, 1.44269586f);
+    return t < 0.25f ? t * p : -log2_approx(u);
+}
+
 /* The draw among one row's words in this warp, of which a lane has z and word [COUNT], from word
    `column` on. All four lanes of the row get the result. */
 template <int COUNT>
 static __device__ __forceinline__ Draw draw_row(const float *z, const uint32_t *word, int column,
                                                 const Sampling &sampling) {
-    RowState state = row_state_empty();
+    const float LOG2_E = 1.44269504f;
+    float m = -INFINITY, s = 0, w = 0;
 #pragma unroll
-    for (int c = 0; c < COUNT; c++) state.m = fmaxf(state.m, z[c]);
-    state.m = fmaxf(state.m, __shfl_xor_sync(FULL_WARP, state.m, 1));
-    state.m = fmaxf(state.m, __shfl_xor_sync(FULL_WARP, state.m, 2));
-    /* The initial token is in range: if all scores are NaN, none is larger, and it stays. */
-    Draw best = {state.m, 0, 0, -INFINITY, -INFINITY, min_int(column, sampling.V - 1)};
+    for (int c = 0; c < COUNT; c++) m = fmaxf(m, z[c]);
+    m = fmaxf(m, __shfl_xor_sync(FULL_WARP, m, 1));
+    m = fmaxf(m, __shfl_xor_sync(FULL_WARP, m, 2));
+    const float base = m == -INFINITY ? 0.0f : m; /* all masked: each weighs 0 */
+    /* `score` here: z when greedy, else e^(z - m) / -log2 u. The first token is in range: if no
+       word has a score, for NaN is none, it stays. */
+    Draw best = {m, 0, 0, sampling.greedy ? -INFINITY : 0.0f, -INFINITY,
+                 min_int(column, sampling.V - 1)};
 #pragma unroll
     for (int c = 0; c < COUNT; c++) {
-        row_state_add(&state, z[c]);
-        float noise = sampling.greedy ? 0.0f : -logf(-logf(rng_uniform(word[c])));
-        if (z[c] + noise > best.score) { /* of equal scores the first, smaller v stays */
-            best.score = z[c] + noise, best.logit = z[c];
+        float centred = z[c] - base, e = exp2_approx(centred * LOG2_E), score = z[c];
+        s += e;
+        w = fmaf(e, fmaxf(centred, -1e30f), w); /* not 0 * -inf */
+        if (!sampling.greedy) score = e * reciprocal_approx(minus_log2(uniform(word[c])));
+        if (score > best.score) { /* of equal scores the first, smaller v stays */
+            best.score = score, best.logit = z[c];
             best.token = column + lane_column_step(c);
         }
     }
-    best.s = state.s, best.w = state.w;
+    best.s = s, best.w = w;
 #pragma unroll
     for (int lanes = 1; lanes <= 2; lanes *= 2) {
         Draw other = draw_shuffle(best, lanes);
         best.s += other.s, best.w += other.w;
         take_winner(&best, other.score, other.logit, other.token);
     }
+    if (!sampling.greedy)
+        best.score = best.score > 0 ? m + logf(best.score * LOG2_E) : -INFINITY;
     return best;
 }
 
-/* Turns a warp's sums into draws, one for each of its rows and this warp's words:
-   part [ROWS][WARPS_ACROSS] in shared memory. Words from V on are masked. */
+/* What a row's draws are counted by, and whether it draws. */
+struct Counter {
+    uint32_t position, sample, ordinal, used;
+};
+
+/* counter [ROWS] in shared memory. */
 template <class T>
-static __device__ __forceinline__ void draw_tile(Draw *part, TileSums<T> *sum, int first_row,
-                                                 int first, const Sampling &sampling) {
+static __device__ __forceinline__ void load_counters(Counter *counter, int first_row,
+                                                     const Sampling &sampling) {
+    for (int i = threadIdx.x; i < T::ROWS; i += T::THREADS) {
+        const int row = first_row + i;
+        Counter own = {0, 0, 0, 0};
+        if (row < sampling.R) {
+            int position = sampling.position[row];
+            own = Counter{(uint32_t)position + 1, sampling.sample[row], sampling.ordinal[row],
+                          position >= 0};
+        }
+        counter[i] = own;
+    }
+}
+
+/* z [LANE_COLUMNS] of a lane's r-th row. Only the last tile has words to mask. The scaling is never
+   fused into what uses z, which would change its bits. */
+template <class T>
+static __device__ __forceinline__ void lane_logits(float *z, TileSums<T> *sum, int r, int first,
+                                                   const Sampling &sampling) {
+#pragma unroll
+    for (int c = 0; c < T::LANE_COLUMNS; c++)
+        z[c] = __fmul_rn(*lane_sum(sum, r, c), sampling.inv_temperature);
+    if (first + T::COLUMNS <= sampling.V) return;
+#pragma unroll
+    for (int c = 0; c < T::LANE_COLUMNS; c++)
+        if (first + lane_column<T>(c) >= sampling.V) z[c] = -INFINITY;
+}
+
+/* Turns a warp's sums into draws, one for each of its rows and this warp's words:
+   part [ROWS][WARPS_ACROSS] in shared memory. Words from V on are masked. Rows that draw nothing
+   may get none. */
+template <class T>
+static __device__ __forceinline__ void draw_tile(Draw *part, TileSums<T> *sum,
+                                                 const Counter *counters, int first,
+                                                 const Sampling &sampling) {
     int column = first + lane_column<T>(0);
 #pragma unroll
     for (int r = 0; r < T::LANE_ROWS; r += 2) {
-        int called = min_int(first_row + lane_row<T>(r + threadIdx.x % 2), sampling.R - 1);
-        uint32_t counter[3] = {(uint32_t)sampling.position[called] + 1, sampling.sample[called],
-                               sampling.ordinal[called]};
-        uint32_t word[2][T::LANE_COLUMNS];
+        const Counter own = counters[lane_row<T>(r + threadIdx.x % 2)];
+        if (!__any_sync(FULL_WARP, own.used)) continue;
+        uint32_t counter[3] = {own.position, own.sample, own.ordinal}, word[2][T::LANE_COLUMNS];
+        if (!sampling.greedy)
 #pragma unroll
-        for (int c = 0; c < T::LANE_COLUMNS; c += 2)
-            draw_words(word[0] + c, word[1] + c, counter, column + lane_column_step(c),
-                       sampling.key);
+            for (int c = 0; c < T::LANE_COLUMNS; c += 2)
+                draw_words(word[0] + c, word[1] + c, counter, column + lane_column_step(c),
+                           sampling.key);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float z[T::LANE_COLUMNS];
-#pragma unroll
-            for (int c = 0; c < T::LANE_COLUMNS; c++) {
-                float logit = __fmul_rn(*lane_sum(sum, r + h, c), sampling.inv_temperature);
-                z[c] = column + lane_column_step(c) < sampling.V ? logit : -INFINITY;
-            }
+            lane_logits(z, sum, r + h, first, sampling);
             Draw draw = draw_row<T::LANE_COLUMNS>(z, word[h], column, sampling);
             if (threadIdx.x % 4 == 0)
                 part[lane_row<T>(r + h) * T::WARPS_ACROSS + tile_warp_across<T>()] = draw;
         }
     }
+}
+
+/* Bytes of shared memory: the stages, and the rows' counters. */
+template <class T> static constexpr int shared_bytes() {
+    return T::SHARED + T::ROWS * (int)sizeof(Counter);
 }
 
 template <class T>
@@ -170,14 +243,16 @@ static __global__ void __launch_bounds__(T::THREADS, 2)
     int tile = blockIdx.x / row_tiles, tiles = ceil_div(sampling.V, WORDS);
     TileProduct product = {E, W, NULL, first_row, tile * WORDS, C, shared};
     TileSums<T> sum;
+    Counter *counters = (Counter *)(shared + T::SHARED);
     tile_product_begin<T>(product);
+    load_counters<T>(counters, first_row, sampling);
     tile_product(&sum, product);
     __syncthreads();
     Draw *part = (Draw *)shared;
-    draw_tile(part, &sum, first_row, tile * WORDS, sampling);
+    draw_tile(part, &sum, counters, tile * WORDS, sampling);
     __syncthreads();
     int row = threadIdx.x;
-    if (row >= T::ROWS || first_row + row >= sampling.R) return;
+    if (row >= T::ROWS || !counters[row].used) return;
     Draw draw = part[row * T::WARPS_ACROSS];
 #pragma unroll
     for (int across = 1; across < T::WARPS_ACROSS; across++)
@@ -187,22 +262,33 @@ static __global__ void __launch_bounds__(T::THREADS, 2)
 
 /* ---- merging --------------------------------------------------------------------------------- */
 
-/* A warp merges a row's tiles: each lane every 32nd, in order; then the lanes. */
-static __global__ void merge_kernel(int *token, float *logp, float *entropy, const Draw *draws,
-                                    int R, int tiles) {
-    int row = blockIdx.x * MERGE_WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    if (row >= R) return;
+static __device__ __forceinline__ Draw draw_none() {
+    return Draw{-INFINITY, 0, 0, -INFINITY, -INFINITY, INT_MAX};
+}
+
+/* A block merges a row's tiles: each thread every 256th, in order; then the lanes, then the warps.
+   A row that is empty gets zeros. */
+static __global__ void __launch_bounds__(MERGE_WARPS * WARP)
+    merge_kernel(int *token, float *logp, float *entropy, const Draw *draws, const int *position,
+                 int tiles) {
+    __shared__ Draw of_warp[MERGE_WARPS];
+    const int row = blockIdx.x, lane = threadIdx.x % WARP;
+    const bool empty = position[row] < 0;
+    Draw draw = draw_none();
     draws += (size_t)row * tiles;
-    Draw draw = {-INFINITY, 0, 0, -INFINITY, -INFINITY, INT_MAX};
-    for (int tile = lane; tile < tiles; tile += WARP) draw = draw_merge(draw, draws[tile]);
+    for (int tile = threadIdx.x; tile < tiles && !empty; tile += MERGE_WARPS * WARP)
+        draw = draw_merge(draw, draws[tile]);
     for (int lanes = 1; lanes < WARP; lanes *= 2)
         draw = draw_merge(draw, draw_shuffle(draw, lanes));
-    if (lane != 0) return;
+    if (lane == 0) of_warp[threadIdx.x / WARP] = draw;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (int warp = 1; warp < MERGE_WARPS; warp++) draw = draw_merge(draw, of_warp[warp]);
     RowState state = {draw.m, draw.s, draw.w, 0, 0};
-    token[row] = draw.token;
+    token[row] = empty ? 0 : draw.token;
     /* not logit - lse: at m = 1e4 lse would be rounded to 1e-3 */
-    logp[row] = (draw.logit - draw.m) - logf(draw.s);
-    entropy[row] = row_state_entropy(state);
+    logp[row] = empty ? 0 : (draw.logit - draw.m) - logf(draw.s);
+    entropy[row] = empty ? 0 : row_state_entropy(state);
 }
 
 template <class T>
@@ -210,9 +296,9 @@ static void launch(Draw *draws, const TileRows &E, const TileRows &W, const Samp
                    int C) {
     int row_tiles = ceil_div(sampling.R, T::ROWS);
     int blocks = row_tiles * ceil_div(sampling.V, WORDS);
-    ALLOW_SHARED(T::SHARED, sample_kernel<T>);
-    sample_kernel<T>
-        <<<blocks, T::THREADS, T::SHARED, cuda.stream>>>(draws, E, W, sampling, C, row_tiles);
+    ALLOW_SHARED(shared_bytes<T>(), sample_kernel<T>);
+    sample_kernel<T><<<blocks, T::THREADS, shared_bytes<T>(), cuda.stream>>>(
+        draws, E, W, sampling, C, row_tiles);
     CUDA_CHECK_LAUNCH();
 }
 
@@ -230,8 +316,8 @@ static void head_sample(int *token, float *logp, float *entropy, const floatX *E
     if (R <= FewRows::ROWS) launch<FewRows>(draws, hidden, weight, sampling, C);
     else if (R <= SomeRows::ROWS) launch<SomeRows>(draws, hidden, weight, sampling, C);
     else launch<ManyRows>(draws, hidden, weight, sampling, C);
-    merge_kernel<<<ceil_div(R, MERGE_WARPS), MERGE_WARPS * WARP, 0, cuda.stream>>>(
-        token, logp, entropy, draws, R, ceil_div(V, WORDS));
+    merge_kernel<<<R, MERGE_WARPS * WARP, 0, cuda.stream>>>(token, logp, entropy, draws,
+                                                            rows->position, ceil_div(V, WORDS));
     CUDA_CHECK_LAUNCH();
 }
 

@@ -16,9 +16,10 @@
        y     | segment 0: COLUMNS | segment 1 .. |          row 1   1 0 3 2 5 4 7 6
                                                             row 2   2 3 0 1 6 7 4 5   ..
 
-   Work. Warps tile the block, and SPLIT warps share one place: a stage is 4 DEPTH steps of 32 bytes
-   of K, and the warp of split s takes the steps s, s + SPLIT, .. That shortens the chain of
-   dependent sums where a tile is small; the caller adds the SPLIT partial sums, in order.
+   Work. Warps tile the block, and SPLIT groups of them share one tile: K is cut into SPLIT parts
+   of equal length, and each group has a part. A stage then holds one segment of each part, so a
+   split needs DEPTH == SPLIT. That shortens the chain of dependent sums, and puts more loads on
+   their way, where a tile is small; the caller adds the SPLIT partial sums, in order.
 
              | warp 0 | warp 1 |      ROWS    = WARPS_DOWN * WARP_ROWS
              | warp 2 | warp 3 |      COLUMNS = WARPS_ACROSS * WARP_COLUMNS
@@ -26,12 +27,12 @@
        A warp's tile is made of 16 x 8 pieces; lane 4 g + t owns rows g, g + 8 and columns 2t,
        2t + 1 of each.
 
-   Order. An element's terms are added in order of K, within the steps of its split: neither the
-   tile's size nor its place nor other rows have a part in it, so an element's bits depend on its
-   own two rows only.
+   Order. An element's terms are added in order of K, within its part: neither the tile's size nor
+   its place nor other rows have a part in it, so an element's bits depend on its own two rows and
+   on where parts begin.
 
-   Edges. Nothing outside the matrices is read. Elements beyond K are zeros; rows beyond the last
-   repeat it, and their sums mean nothing. Where rows are not aligned to 16 bytes, elements are
+   Edges. Nothing outside the matrices is read. Elements beyond K and rows beyond the last are
+   zeros, written by copies that read nothing. Where rows are not aligned to 16 bytes, elements are
    copied one at a time.
 
    Traffic. (ROWS + COLUMNS) K elements are copied for 2 ROWS COLUMNS K flop: 64 flop per byte for
@@ -46,7 +47,8 @@ enum {
     SEGMENT_CHUNKS = 8,                          /* 128 bytes of a row: all banks, once */
     SEGMENT_BYTES = SEGMENT_CHUNKS * CHUNK_BYTES,
     STEP_CHUNKS = 2,                             /* 16 narrow elements or 8 floats */
-    SEGMENT_STEPS = SEGMENT_CHUNKS / STEP_CHUNKS
+    SEGMENT_STEPS = SEGMENT_CHUNKS / STEP_CHUNKS,
+    SEGMENT_K = SEGMENT_CHUNKS * VEC             /* elements */
 };
 
 /* The shape of a block's tile; below, T stands for one of these. */
@@ -64,12 +66,13 @@ struct Tile {
         ACROSS = WARP_COLUMNS / 8,
         LANE_ROWS = 2 * DOWN,                    /* rows and columns of a lane */
         LANE_COLUMNS = 2 * ACROSS,
-        STAGE_K = DEPTH * SEGMENT_CHUNKS * VEC,  /* elements of a row in a stage */
+        STAGE_K = DEPTH / SPLIT * SEGMENT_K,     /* elements of a part in a stage */
         X_BYTES = DEPTH * ROWS * SEGMENT_BYTES,
         Y_BYTES = DEPTH * COLUMNS * SEGMENT_BYTES,
         STAGE_BYTES = X_BYTES + Y_BYTES,
         SHARED = STAGES * STAGE_BYTES            /* bytes of shared memory */
     };
+    static_assert((int)SPLIT == 1 || (int)SPLIT == (int)DEPTH, "a segment of each part");
 };
 
 /* A lane's sums, piece by piece; lane_sum() has them by the lane's rows and columns. */
@@ -81,17 +84,20 @@ template <class T> struct TileSums {
 struct TileRows {
     const floatX *data;
     unsigned stride_bytes; /* from row to row */
-    int end;               /* number of rows; a tile that goes further repeats the last one */
+    int end;               /* number of rows; a tile that goes further has zeros there */
     bool aligned;          /* rows may be read 16 bytes at a time */
 };
 
 struct TileProduct {
     TileRows x, y;
     const int *x_index;    /* [ROWS], shared memory (tile_index): the tile's row i is row x_index[i]
-                              of the data; NULL: it is row x_first + i */
+                              of the data, or zeros if that is negative; NULL: it is row
+                              x_first + i */
     int x_first, y_first;  /* the tile's first row of x and of y */
-    int K;
+    int K;                 /* elements [k_first, K) of each row are summed */
     unsigned char *shared; /* [SHARED], aligned to 128 */
+    int k_first = 0;
+    int part = 0;          /* with SPLIT > 1: elements of a part, a multiple of SEGMENT_K */
 };
 
 static TileRows tile_rows(const floatX *data, size_t stride, int end) {
@@ -141,27 +147,35 @@ static __device__ __forceinline__ unsigned chunk_offset(unsigned row, unsigned c
     return ((chunk / SEGMENT_CHUNKS * COUNT + row) * SEGMENT_CHUNKS + place) * CHUNK_BYTES;
 }
 
-/* Copies COUNT rows from `first` on, elements [k, k + STAGE_K), of which those before K exist.
+/* Where segment `segment` of the stage that begins at k begins. */
+template <class T> static __device__ __forceinline__ int segment_k(int segment, int k, int part) {
+    return k + segment * (T::SPLIT > 1 ? part : (int)SEGMENT_K);
+}
+
+/* Copies COUNT rows from `first` on, a stage of each from element k, of which those before K exist.
    Eight threads copy a segment of a row; a thread's chunk has the same place in all its rows.
    index [COUNT]: which row of the data each is, in shared memory; NULL: in order. */
 template <class T, int COUNT>
 static __device__ __forceinline__ void copy_rows(unsigned char *to, const TileRows &rows,
-                                                 const int *index, int first, int k, int K) {
+                                                 const int *index, int first, int k, int part,
+                                                 int K) {
     const int together = T::THREADS / SEGMENT_CHUNKS; /* rows */
     int own = threadIdx.x / SEGMENT_CHUNKS, chunk = threadIdx.x % SEGMENT_CHUNKS;
     to += chunk_offset<COUNT>(own, chunk);
     first += own;
     if (index) index += own;
     for (int segment = 0; segment < T::DEPTH; segment++) {
-        int at = k + (segment * SEGMENT_CHUNKS + chunk) * VEC;
+        int at = segment_k<T>(segment, k, part) + chunk * VEC;
         int bytes = max_int(0, min_int(VEC, K - at)) * (int)sizeof(floatX);
         const unsigned char *data = (const unsigned char *)(rows.data + (bytes > 0 ? at : 0));
 #pragma unroll 2
         for (int n = 0; n < COUNT / together; n++) {
             int ahead = n * together;
-            int row = index ? index[ahead] : min_int(first + ahead, rows.end - 1);
+            int row = index ? index[ahead] : first + ahead;
+            bool exists = index ? row >= 0 : row < rows.end;
             cp_async16(to + (segment * COUNT + ahead) * SEGMENT_BYTES,
-                       data + (uint64_t)(unsigned)row * rows.stride_bytes, bytes);
+                       data + (uint64_t)(unsigned)(exists ? row : 0) * rows.stride_bytes,
+                       exists ? bytes : 0);
         }
     }
 }
@@ -170,34 +184,54 @@ static __device__ __forceinline__ void copy_rows(unsigned char *to, const TileRo
 template <class T, int COUNT>
 static __device__ __forceinline__ void copy_unaligned_rows(unsigned char *to, const TileRows &rows,
                                                            const int *index, int first, int k,
-                                                           int K) {
+                                                           int part, int K) {
     const int chunks = T::DEPTH * SEGMENT_CHUNKS;
 #pragma unroll 1
     for (int i = threadIdx.x; i < COUNT * chunks; i += T::THREADS) {
-        int row = index ? index[i / chunks] : min_int(first + i / chunks, rows.end - 1);
-        int at = k + i % chunks * VEC;
-        const floatX *from = rows.data + (size_t)row * (rows.stride_bytes / sizeof(floatX)) + at;
+        int row = index ? index[i / chunks] : first + i / chunks;
+        bool exists = index ? row >= 0 : row < rows.end;
+        int chunk = i % chunks;
+        int at = segment_k<T>(chunk / SEGMENT_CHUNKS, k, part) + chunk % SEGMENT_CHUNKS * VEC;
+        int count = exists ? K - at : 0;
+        const floatX *from =
+            rows.data + (size_t)(exists ? row : 0) * (rows.stride_bytes / sizeof(floatX)) + at;
         floatX element[VEC];
 #pragma unroll
-        for (int j = 0; j < VEC; j++) element[j] = at + j < K ? from[j] : from_f<floatX>(0);
+        for (int j = 0; j < VEC; j++) element[j] = j < count ? from[j] : from_f<floatX>(0);
         uint4 bits;
         memcpy(&bits, element, sizeof bits);
         *(uint4 *)(to + chunk_offset<COUNT>(i / chunks, i % chunks)) = bits;
     }
 }
 
-/* Starts the copies of stage n, if there is such a stage. Every call is one group of copies. */
+/* How many stages there are. */
+template <class T> static __device__ __forceinline__ int count_stages(const TileProduct &p) {
+    return max_int(0, ceil_div(T::SPLIT > 1 ? p.part : p.K - p.k_first, T::STAGE_K));
+}
+
+/* Copies the rows of x, or of y, of stage n, if there is such a stage. */
+template <class T>
+static __device__ __forceinline__ void stage_copy_x(const TileProduct &p, int n) {
+    unsigned char *to = p.shared + n % T::STAGES * T::STAGE_BYTES;
+    int k = p.k_first + n * T::STAGE_K;
+    if (n >= count_stages<T>(p)) return;
+    if (p.x.aligned) copy_rows<T, T::ROWS>(to, p.x, p.x_index, p.x_first, k, p.part, p.K);
+    else copy_unaligned_rows<T, T::ROWS>(to, p.x, p.x_index, p.x_first, k, p.part, p.K);
+}
+template <class T>
+static __device__ __forceinline__ void stage_copy_y(const TileProduct &p, int n) {
+    unsigned char *to = p.shared + n % T::STAGES * T::STAGE_BYTES + T::X_BYTES;
+    int k = p.k_first + n * T::STAGE_K;
+    if (n >= count_stages<T>(p)) return;
+    if (p.y.aligned) copy_rows<T, T::COLUMNS>(to, p.y, NULL, p.y_first, k, p.part, p.K);
+    else copy_unaligned_rows<T, T::COLUMNS>(to, p.y, NULL, p.y_first, k, p.part, p.K);
+}
+
+/* Starts the copies of stage n. Every call is one group of copies. */
 template <class T>
 static __device__ __forceinline__ void stage_copy(const TileProduct &p, int n) {
-    unsigned char *stage = p.shared + n % T::STAGES * T::STAGE_BYTES;
-    int k = n * T::STAGE_K;
-    if (k < p.K) {
-        unsigned char *y_stage = stage + T::X_BYTES;
-        if (p.x.aligned) copy_rows<T, T::ROWS>(stage, p.x, p.x_index, p.x_first, k, p.K);
-        else copy_unaligned_rows<T, T::ROWS>(stage, p.x, p.x_index, p.x_first, k, p.K);
-        if (p.y.aligned) copy_rows<T, T::COLUMNS>(y_stage, p.y, NULL, p.y_first, k, p.K);
-        else copy_unaligned_rows<T, T::COLUMNS>(y_stage, p.y, NULL, p.y_first, k, p.K);
-    }
+    stage_copy_x<T>(p, n);
+    stage_copy_y<T>(p, n);
     cp_async_commit();
 }
 
@@ -214,7 +248,7 @@ static __device__ __forceinline__ void stage_multiply(TileSums<T> *sum, const El
     int y_row = tile_warp_column<T>() + lane / 16 * 8 + lane % 8, y_chunk = lane / 8 % 2;
 #pragma unroll
     for (int n = 0; n < T::DEPTH * SEGMENT_STEPS / T::SPLIT; n++) {
-        int chunk = (n * T::SPLIT + tile_split<T>()) * STEP_CHUNKS;
+        int chunk = (T::SPLIT > 1 ? tile_split<T>() * SEGMENT_CHUNKS : 0) + n * STEP_CHUNKS;
         uint32_t a[T::DOWN][4], b[T::ACROSS / 2][4];
 #pragma unroll
         for (int i = 0; i < T::DOWN; i++)
@@ -245,8 +279,7 @@ static __device__ __forceinline__ void stage_multiply(TileSums<T> *sum, const fl
                                                       const float *y_stage) {
     const unsigned char *x = (const unsigned char *)x_stage, *y = (const unsigned char *)y_stage;
     for (int n = 0; n < T::DEPTH * SEGMENT_CHUNKS / T::SPLIT; n++) {
-        int step = n / STEP_CHUNKS * T::SPLIT + tile_split<T>();
-        int chunk = step * STEP_CHUNKS + n % STEP_CHUNKS;
+        int chunk = (T::SPLIT > 1 ? tile_split<T>() * SEGMENT_CHUNKS : 0) + n;
         float4 a[T::LANE_ROWS];
 #pragma unroll
         for (int r = 0; r < T::LANE_ROWS; r++)
@@ -271,30 +304,42 @@ static __device__ __forceinline__ void tile_product_begin(const TileProduct &p) 
     for (int n = 0; n < T::STAGES - 1; n++) stage_copy<T>(p, n);
 }
 
-/* Writes x_index [ROWS] for a product whose row i is row `row[i]` of the data, of `end` rows. Once,
+/* Writes x_index [ROWS] for a product whose row i is row `row[i]` of the data, i < end. Once,
    before the first tile_product_begin, whose barrier publishes it: a copy then waits for shared
    memory to know its address, and not for the second cache level in every stage. */
 template <class T>
 static __device__ __forceinline__ void tile_index(int *x_index, const int *row, int first,
                                                   int end) {
     for (int i = threadIdx.x; i < T::ROWS; i += T::THREADS)
-        x_index[i] = row[min_int(first + i, end - 1)];
+        x_index[i] = first + i < end ? row[first + i] : -1;
 }
 
-/* The sums of a tile that was begun. When a stage's copies have landed for all, its predecessor has
-   been multiplied by all: the memory of that one takes the copies of the stage furthest ahead.
-   Shared memory is still read when this returns. */
-template <class T>
-static __device__ __forceinline__ void tile_product(TileSums<T> *sum, const TileProduct &p) {
+template <class T> static __device__ __forceinline__ void sums_clear(TileSums<T> *sum) {
 #pragma unroll
     for (int r = 0; r < T::LANE_ROWS; r++)
 #pragma unroll
         for (int c = 0; c < T::LANE_COLUMNS; c++) *lane_sum(sum, r, c) = 0;
-    for (int n = 0; n * T::STAGE_K < p.K; n++) {
+}
+
+/* Adds stages [n, end) of a tile that was begun; the stages before n were added already. When a
+   stage's copies have landed for all, its predecessor has been multiplied by all: the memory of
+   that one takes the copies of the stage furthest ahead. Shared memory is still read when this
+   returns. */
+template <class T>
+static __device__ __forceinline__ void tile_product_stages(TileSums<T> *sum, const TileProduct &p,
+                                                           int n, int end) {
+    for (; n < end; n++) {
         cp_async_wait<T::STAGES - 2>();
         __syncthreads();
         stage_copy<T>(p, n + T::STAGES - 1);
         unsigned char *stage = p.shared + n % T::STAGES * T::STAGE_BYTES;
         stage_multiply<T>(sum, (const floatX *)stage, (const floatX *)(stage + T::X_BYTES));
     }
+}
+
+/* The sums of a tile that was begun. */
+template <class T>
+static __device__ __forceinline__ void tile_product(TileSums<T> *sum, const TileProduct &p) {
+    sums_clear(sum);
+    tile_product_stages<T>(sum, p, 0, count_stages<T>(p));
 }

@@ -62,6 +62,15 @@ inline float exp2_approx(float x) {
     float y = exp2f(x);
     return y < 0x1p-126f ? 0.0f : y;
 }
+/* As wrong as PTX allows. */
+inline float log2_approx(float x) {
+    double y = log2((double)x);
+    return (float)(x > 0.5f && x < 2 ? y + 0x1p-22 : y * (1 + 0x1p-22));
+}
+inline float reciprocal_approx(float x) {
+    float y = 1.0f / x;
+    return fabsf(y) < 0x1p-126f ? 0.0f : y;
+}
 
 inline void barrier_sync(int id, int threads, CUDASIM_HERE) {
     cudasim::named_barrier(id, threads, true, file, line);
