@@ -20,10 +20,11 @@ words_of() {
         esac
     done
 }
-# Its log, beside the program.
+# Its log, beside the program. (A slash in another word is a version, "sim/head_naive".)
 log_of() {
     words_of "$1" |
-        sed 's/ $//; s/\(.*\) \([^ ]*\/.*\)/\2 \1/; s/[ *,=]\{1,\}/./g; s/\.$//; s/$/.log/'
+        sed 's/ $//; s/\(.*\) \([^ ]*\/test_.*\)/\2 \1/; s/ \([^ /]*\)\// \1./g
+            s/[ *,=]\{1,\}/./g; s/\.$//; s/$/.log/'
 }
 
 if [ "$1" = --one ]; then

@@ -39,10 +39,13 @@ sim_commands = $(foreach d,$(SIM_BACKEND_$(1)),$(foreach t,$(SIM_TESTS),\
     "$(call sim_command,$(1),$(t)) $(1) $(d)")) \
     "$(call sim_command,$(1),comm) $(1) fp32" \
     "$(call sim_command,$(1),comm_failures) $(1) fp32"
-# The laboratory's versions by the same tests: TEST/VERSION, in bf16 (dev/cuda/lab.h).
-LAB_TESTS :=
-lab_commands = $(foreach t,$(LAB_TESTS),\
-    "$(call sim_command,$(1),$(patsubst %/,%,$(dir $(t)))) $(1)/$(notdir $(t)) bf16")
+# The laboratory's versions by the same tests: TEST/VERSION, in bf16 (dev/cuda/lab.h). Of a program
+# that tests other slots too, only the tests whose names match.
+LAB_TESTS := attention/attention_naive attention/attention_tiled
+LAB_PATTERN_attention := *training*
+lab_test = $(patsubst %/,%,$(dir $(1)))
+lab_commands = $(foreach t,$(LAB_TESTS),"$(call sim_command,$(1),$(call lab_test,$(t))) \
+    $(1)/$(notdir $(t)) bf16 $(or $(LAB_PATTERN_$(call lab_test,$(t))),*)")
 SIM_ORDERS := order=descending order=random,seed=7,resident=3,streams=random
 comma := ,
 # Of several ranks: the order between the two streams of each, in which an event may be missing.
