@@ -1,10 +1,17 @@
 /* THE LIST of ladders, for one element type. */
 #include "lab.cuh"
 
-extern const struct Ladder PER_TYPE(ladder_attention), PER_TYPE(ladder_head);
+#define LADDERS(ADD) \
+    ADD(head)        \
+    ADD(attention)   \
+    ADD(norm)        \
+    ADD(adamw)
 
-static const struct Ladder *const ladders[] = {&PER_TYPE(ladder_attention),
-                                               &PER_TYPE(ladder_head)};
+#define DECLARE(name) extern const struct Ladder PER_TYPE(ladder_##name);
+LADDERS(DECLARE)
+
+#define ENTER(name) &PER_TYPE(ladder_##name),
+static const struct Ladder *const ladders[] = {LADDERS(ENTER)};
 
 extern const struct Ladder *const *PER_TYPE(lab_ladders)(int *count) {
     *count = (int)(sizeof ladders / sizeof *ladders);
