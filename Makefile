@@ -117,6 +117,14 @@ sim sim-asan sim-race:
 	@$(MAKE) --no-print-directory $(PARALLEL) programs
 	@$(CUDASIM) $(PARALLEL) $(BUILD)/backend_$@.so $(BUILD)/lab_$@.so $@-selftest
 	@$(CUDASIM) $@-tests
+	@$(if $(filter sim,$@),$(MAKE) --no-print-directory lab-check)
+
+# Every version of every operation against float64 and the CPU; and does doc/lab.md's page hold?
+lab-check:
+	@$(MAKE) --no-print-directory $(PARALLEL) $(BUILD)/bench $(BUILD)/hidden.safetensors
+	@$(BUILD)/bench BACKEND=sim DTYPE=bf16 TIME=none HIDDEN=$(BUILD)/hidden.safetensors \
+	    OUT=$(BUILD)/lab-check
+	@sh test/test_lab_page.sh
 sim-train:
 	@$(MAKE) --no-print-directory $(PARALLEL) programs
 	@$(CUDASIM) $(PARALLEL) $(BUILD)/backend_sim.so
@@ -124,9 +132,20 @@ sim-train:
 sim-backends:
 	@$(CUDASIM) $(PARALLEL) $@
 
+# Checks and times every version of every operation (doc/lab.md): the CPU's, and the laboratory's on
+# the GPU or, without one, in the simulator. OP= BACKEND= DTYPE= HIDDEN= OUT= TIME= choose: see
+# dev/bench/bench.c.
+HIDDEN ?= $(BUILD)/hidden.safetensors
 bench:
-	@$(MAKE) --no-print-directory $(PARALLEL) $(BUILD)/bench
-	$(BUILD)/bench
+	@$(MAKE) --no-print-directory $(PARALLEL) $(TRAIN) $(BUILD)/bench $(HIDDEN)
+	@sh scripts/build_lab.sh "$(BACKEND)"
+	@$(BUILD)/bench OP=$(OP) BACKEND=$(BACKEND) DTYPE=$(DTYPE) HIDDEN=$(HIDDEN) OUT=$(OUT) \
+	    TIME=$(TIME)
+
+# What the head gets in a run of the built-in task.
+$(BUILD)/hidden.safetensors: | $(TRAIN)
+	@./$(TRAIN) --quiet --overwrite --run $(BUILD)/hidden-run --warm-start 50 --steps 1 \
+	    --eval-every 0 --save-every 0 --dump-hidden $@
 
 clean:
 	rm -rf build train backend_cuda.so
@@ -138,7 +157,7 @@ help:
 	@echo "make test    the same, then the CUDA kernels in the simulator (sim, sim-asan, sim-race)"
 	@echo "make asan    the tests and a short run under the sanitizers"
 	@echo "make fuzz    random inputs for the readers of foreign files (clang; FUZZ_SECONDS=60 each)"
-	@echo "make bench   time the operations"
+	@echo "make bench   check and time every version of every operation (OP=head; doc/lab.md)"
 	@echo "make cuda    build backend_cuda.so (plain make does too, where there is nvcc)"
 	@echo "make ptxas   registers, spills, shared memory of its kernels"
 	@echo "make sim     the CUDA kernels in the simulator; also sim-asan, sim-race, sim-train"
@@ -174,8 +193,11 @@ $(LIBRARY): $(OBJECTS)
 $(TRAIN): $(BUILD)/train_gpt2.o $(LIBRARY)
 	$(COMPILE) $^ $(LIBS) -o $@
 
-BENCHES := $(addprefix $(BUILD)/,bench bench_backend bench_tokenizer grad_comm)
-$(BENCHES): $(BUILD)/%: $(BUILD)/dev/%.o $(LIBRARY)
+$(BUILD)/bench: $(patsubst %.c,$(BUILD)/%.o,$(wildcard dev/bench/*.c)) $(LIBRARY)
+	$(COMPILE) $^ $(LIBS) -o $@
+
+DEV_PROGRAMS := $(addprefix $(BUILD)/,bench_tokenizer grad_comm)
+$(DEV_PROGRAMS): $(BUILD)/%: $(BUILD)/dev/%.o $(LIBRARY)
 	$(COMPILE) $^ $(LIBS) -o $@
 
 $(BUILD)/test/%: $(BUILD)/test/%.o $(LIBRARY)
@@ -195,6 +217,7 @@ programs: $(TRAIN) $(TESTS)
 
 # Compiles every file without writing objects; a warning is an error.
 syntax:
-	$(COMPILE) -Werror -fsyntax-only $(SOURCES) $(wildcard test/*.c dev/*.c) -x c train_gpt2.cu
+	$(COMPILE) -Werror -fsyntax-only $(SOURCES) $(wildcard test/*.c dev/*.c dev/bench/*.c) \
+	    -x c train_gpt2.cu
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

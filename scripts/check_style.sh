@@ -37,10 +37,10 @@ find . -name .git -prune -o -name build -prune -o -name runs -prune -o -type f -
         path = folder == "" ? path : folder "/" path
         return path in file || path in directory
     }
-    # True for X.c, NAME, X_*.c, step_%d, which name no single file, and for .o and .so files, which
-    # exist only after a build.
+    # True for X.c, NAME, X_*.c, step_%d, which name no single file, for .o and .so files, which
+    # exist only after a build, and for toys, which a page lets its reader write.
     function stands_for_many(path) {
-        if (path ~ /\.s?o$/) return 1
+        if (path ~ /\.s?o$|_toy\./) return 1
         return path ~ /[*%<>{}$@]|\.\.\.$|(^|[\/_.])(X|NAME|DIR|FILE|DTYPE)([\/_.]|$)/
     }
 

@@ -51,11 +51,11 @@ row "date, commit" "$(date -u +%Y-%m-%dT%H:%MZ) $commit"
 if [ "$backend" = cuda ]; then
     card=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1)
     row "GPU" "$(echo "$card" | head -n 1)"
-    plugin="cuda"
     nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
+    plugin="-f llmc/kernels/cuda.mk NVCC=$nvcc cuda lab"
     row "toolkit" "$($nvcc --version | sed -n 's/^Cuda compilation tools, //p')"
 else
-    plugin="-f test/cudasim/backend.mk build/backend_$backend.so"
+    plugin="-f test/cudasim/backend.mk build/backend_$backend.so build/lab_$backend.so"
 fi
 # On the simulator whole rollouts and programs take minutes: make sim has its share of them.
 kernel_tests="test_ops_basics test_ops_dense test_ops_variants test_attention test_head \
@@ -72,7 +72,7 @@ if ! NO_INSTALL=1 sh scripts/install_deps.sh >$logs/build.log 2>&1; then
     exit 1
 fi
 if ! make -j"$jobs" $plugin >>$logs/build.log 2>&1 ||
-    ! make -j"$jobs" train $programs build/bench_backend >>$logs/build.log 2>&1; then
+    ! make -j"$jobs" train $programs build/bench >>$logs/build.log 2>&1; then
     tail -n 30 $logs/build.log
     row "build" "FAILED, see $logs/build.log"
     exit 1
@@ -142,7 +142,8 @@ done
 
 # ---- benchmarks ----
 if left 30 benchmarks; then
-    timeout "$(most 150)" build/bench_backend "$backend" bf16 >$logs/bench.log 2>&1
+    timeout "$(most 150)" build/bench BACKEND="$backend" DTYPE=bf16 TIME=lab OUT=$logs \
+        >$logs/bench.log 2>&1
     status=$?
     [ $status = 0 ] || { failed=$((failed + 1)); row "benchmarks" "FAILED (exit $status)"; }
 fi

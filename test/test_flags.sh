@@ -10,7 +10,7 @@ wrong=0
 # An object of each kind that the Makefile has: library, driver, test, benchmark.
 build() {
     rm -rf "$work/build"
-    for object in llmc/base/rng.o train_gpt2.o test/test_base.o dev/bench.o; do
+    for object in llmc/base/rng.o train_gpt2.o test/test_base.o dev/bench/case.o; do
         MAKEFLAGS='' make BUILD="$work/build" CFLAGS="$1" "$work/build/$object" >"$work/log" 2>&1
         status=$?
         if [ "$2" = builds ] && [ $status = 0 ]; then continue; fi

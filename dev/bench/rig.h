@@ -1,4 +1,4 @@
-/* What the benchmarks share: medians, and a model that trains or generates. */
+/* What the benchmarks share: a model that trains or generates. */
 #ifndef BENCH_RIG_H
 #define BENCH_RIG_H
 
@@ -6,26 +6,9 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include "../llmc/base/check.h"
-#include "../llmc/rl/sampler.h"
-#include "../llmc/rl/trainer.h"
-
-/* Sorts x. */
-static inline int bench_compare(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-static inline double median(double *x, int n) {
-    qsort(x, (size_t)n, sizeof *x, bench_compare);
-    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
-}
-
-/* True if argv names the benchmark, from argv[first] on, or names none: then all are wanted. */
-static inline bool bench_wanted(const char *name, int argc, char **argv, int first) {
-    bool wanted = argc <= first;
-    for (int a = first; a < argc; a++) wanted |= strcmp(argv[a], name) == 0;
-    return wanted;
-}
+#include "../../llmc/base/check.h"
+#include "../../llmc/rl/sampler.h"
+#include "../../llmc/rl/trainer.h"
 
 /* A named size with its vocabulary: "gpt2" 50257, "tiny" (simulated backends) 97. */
 static inline struct Model *bench_model(const char *name, const struct Ops *ops) {
