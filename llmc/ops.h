@@ -411,8 +411,9 @@ struct Ops {
     /* Gradients in one pass over the logits, 6 NVC operations: for each chunk of tokens forms the
        logits once, asks `upstream` for the loss coefficients, and adds both gradient products.
        stats as above; here every pointer may be NULL. upstream is always given all four.
-       dE [N,C] = (0 for tokens not listed); dW [Vp,C] += (padding rows untouched). A token whose
-       two coefficients are 0 contributes exactly 0. */
+       dE [N,C] = (0 for tokens not listed); dW [Vp,C] += (padding rows untouched), or NULL: not
+       wanted, 4 NVC. A token whose two coefficients are 0 contributes exactly 0, even where its
+       hidden state is not finite, and need not cost more than its logits. */
     void (*head_forward_backward)(const struct HeadStats *stats, floatX *dE, float *dW,
                                   const floatX *E, const floatX *W,
                                   const struct HeadTokens *tokens, const struct Head *head,

@@ -13,20 +13,23 @@ static const struct Case {
     const char *name;
     int N, n, C, V, Vp, data;
     float inv_temperature;
+    int live_every;    /* only every so-many-th token has coefficients; 0: most have */
 } cases[] = {
     /* larger than every block in every dimension, and ragged: rows, vocabulary, parts */
-    {"many chunks", 1937, 1549, 29, 4133, 4160, EXACT, 1},
-    {"wide vocabulary", 300, 277, 13, 12993, 13056, EXACT, 1},
-    {"long chunks", 4700, 4507, 16, 27, 32, EXACT, 1},
-    {"two tiles", 1801, 1801, 21, 601, 601, EXACT, 0.5f},
-    {"long sums", 80, 71, 1031, 535, 536, NORMAL, 1},
-    {"temperature", 333, 301, 67, 1111, 1112, NORMAL, 1 / 0.7f},
-    {"whole vectors", 170, 150, 72, 1301, 1304, EXACT, 1}, /* rows of 16 bytes: copied whole */
-    {"one row", 1, 1, 5, 1029, 1032, EXACT, 1},
-    {"one of many rows", 50, 1, 5, 77, 80, EXACT, 1},
-    {"no row", 9, 0, 5, 33, 40, EXACT, 1},
-    {"two words", 40, 33, 5, 2, 8, EXACT, 1},
-    {"one word", 12, 11, 5, 1, 1, EXACT, 1},
+    {"many chunks", 1937, 1549, 29, 4133, 4160, EXACT, 1, 0},
+    {"wide vocabulary", 300, 277, 13, 12993, 13056, EXACT, 1, 0},
+    {"long chunks", 6600, 6407, 11, 27, 32, EXACT, 1, 0},
+    {"two tiles", 1801, 1801, 21, 601, 601, EXACT, 0.5f, 0},
+    {"long sums", 80, 71, 1031, 535, 536, NORMAL, 1, 0},
+    {"temperature", 333, 301, 67, 1111, 1112, NORMAL, 1 / 0.7f, 0},
+    {"whole vectors", 170, 150, 72, 1301, 1304, EXACT, 1, 0}, /* rows of 16 bytes: copied whole */
+    {"few live rows", 420, 390, 16, 27, 32, EXACT, 1, 5},
+    {"few live rows, many words", 500, 450, 13, 3001, 3008, EXACT, 1, 5},
+    {"one row", 1, 1, 5, 1029, 1032, EXACT, 1, 0},
+    {"one of many rows", 50, 1, 5, 77, 80, EXACT, 1, 0},
+    {"no row", 9, 0, 5, 33, 40, EXACT, 1, 0},
+    {"two words", 40, 33, 5, 2, 8, EXACT, 1, 0},
+    {"one word", 12, 11, 5, 1, 1, EXACT, 1, 0},
 };
 enum { NUM_CASES = sizeof cases / sizeof *cases };
 
@@ -102,6 +105,7 @@ static void make_data(struct Problem *p) {
         if (i % 7 == 3) p->a[i] = p->b[i] = 0;
         if (i % 7 == 4) p->b[i] = 0;
         if (i % 7 == 5) p->a[i] = 0;
+        if (c.live_every && i % c.live_every != c.live_every - 1) p->a[i] = p->b[i] = 0;
     }
     free(all);
 /* Padding is finite, but so large that one of its logits, if it were counted, would outweigh all
@@ -245,7 +249,8 @@ static float *score(const struct Problem *p) {
     return four;
 }
 
-static struct Output differentiate(const struct Problem *p) {
+/* frozen: the weight's gradient is not wanted, and what comes out is what was there. */
+static struct Output differentiate_with(const struct Problem *p, bool frozen) {
     struct Case c = p->size;
     struct Output out = {.stats = calloc(4 * c.n + 1, sizeof(float))};
     struct HeadStats stats = stats_at(out.stats, c.n);
@@ -254,8 +259,8 @@ static struct Output differentiate(const struct Problem *p) {
     struct Calls calls = {p, calloc(4 * c.n + 1, sizeof(float)), 0};
     floatX *dE = new_x((size_t)c.N * c.C);
     float *dW = put_floats(p->dW, (size_t)c.Vp * c.C);
-    ops->head_forward_backward(&stats, dE, dW, p->E_device, p->W_device, &tokens, &head,
-                               upstream, &calls, p->workspace);
+    ops->head_forward_backward(&stats, dE, frozen ? NULL : dW, p->E_device, p->W_device, &tokens,
+                               &head, upstream, &calls, p->workspace);
     assert_int_equal(calls.next, c.n);
     assert_memory_equal(calls.seen, out.stats, 4 * c.n * sizeof(float));
     free(calls.seen);
@@ -263,6 +268,8 @@ static struct Output differentiate(const struct Problem *p) {
     out.dW = get_floats(dW, (size_t)c.Vp * c.C);
     return out;
 }
+
+static struct Output differentiate(const struct Problem *p) { return differentiate_with(p, false); }
 
 static void output_free(struct Output out) { free(out.stats), free(out.dE), free(out.dW); }
 
@@ -339,7 +346,7 @@ static void test_against_definition(void **state) {
 /* Rows without coefficients, and rows that are not listed, have gradient 0: not small, 0. */
 static void test_zero_rows(void **state) {
     (void)state;
-    struct Case size = {"zero rows", 700, 531, 11, 4200, 4224, EXACT, 1};
+    struct Case size = {"zero rows", 700, 531, 11, 4200, 4224, EXACT, 1, 0};
     struct Problem *p = problem_open(case_here(size));
     struct Case c = p->size;
     struct Output out = differentiate(p);
@@ -361,11 +368,53 @@ static void test_zero_rows(void **state) {
     problem_close(p);
 }
 
+static void assert_same_gradients(const struct Problem *p, struct Output x, struct Output y) {
+    struct Case c = p->size;
+    assert_memory_equal(x.dE, y.dE, (size_t)c.N * c.C * sizeof(float));
+    assert_memory_equal(x.dW, y.dW, (size_t)c.Vp * c.C * sizeof(float));
+}
+
+/* Hidden states of tokens without coefficients change no bit of a gradient, finite or not. */
+static void test_dead_rows_not_finite(void **state) {
+    (void)state;
+    const struct Case sizes[] = {{"dead rows", 700, 531, 11, 4200, 4224, EXACT, 1, 0},
+                                 {"dead rows, few words", 700, 531, 11, 27, 32, EXACT, 1, 3}};
+    for (int k = 0; k < 2; k++) {
+        struct Problem *p = problem_open(case_here(sizes[k]));
+        struct Case c = p->size;
+        struct Output finite = differentiate(p);
+        float *E = get_x(p->E_device, (size_t)c.N * c.C);
+        for (int i = 0; i < c.n; i++)
+            if (p->a[i] == 0 && p->b[i] == 0)
+                for (int d = 0; d < c.C; d++) E[(size_t)p->row[i] * c.C + d] = d ? NAN : INFINITY;
+        p->E_device = put_x(E, (size_t)c.N * c.C);
+        struct Output out = differentiate(p);
+        assert_same_gradients(p, finite, out);
+        output_free(finite), output_free(out);
+        free(E);
+        problem_close(p);
+    }
+}
+
+/* A frozen head: the gradient of the hidden states keeps its bits, the weight's is not touched. */
+static void test_frozen_weight(void **state) {
+    (void)state;
+    struct Case size = {"frozen", 400, 333, 21, 1111, 1112, NORMAL, 1, 0};
+    struct Problem *p = problem_open(case_here(size));
+    struct Case c = p->size;
+    struct Output both = differentiate(p), one = differentiate_with(p, true);
+    assert_memory_equal(both.dE, one.dE, (size_t)c.N * c.C * sizeof(float));
+    assert_memory_equal(both.stats, one.stats, 4 * c.n * sizeof(float));
+    assert_memory_equal(one.dW, p->dW, (size_t)c.Vp * c.C * sizeof(float));
+    output_free(both), output_free(one);
+    problem_close(p);
+}
+
 /* The same bits from every call, with one thread and with many, and whichever statistics are asked
    for. */
 static void test_repeatable(void **state) {
     (void)state;
-    struct Case size = {"repeatable", 600, 555, 67, 5003, 5008, NORMAL, 1};
+    struct Case size = {"repeatable", 600, 555, 67, 5003, 5008, NORMAL, 1, 0};
     struct Problem *p = problem_open(case_here(size));
     struct Case c = p->size;
     int threads = omp_get_max_threads();
@@ -404,7 +453,7 @@ static void test_repeatable(void **state) {
 static void test_row_alone(void **state) {
     (void)state;
     if (is_cpu()) return; /* BLAS does not promise it */
-    struct Problem *p = problem_open((struct Case){"alone", 170, 150, 72, 301, 304, NORMAL, 1});
+    struct Problem *p = problem_open((struct Case){"alone", 170, 150, 72, 301, 304, NORMAL, 1, 0});
     struct Case c = p->size;
     const struct Head head = head_of(p);
     float *all = score(p), alone[4];
@@ -424,7 +473,7 @@ static void test_row_alone(void **state) {
    nothing crashes. */
 static void test_not_finite(void **state) {
     (void)state;
-    struct Problem *p = problem_open((struct Case){"not finite", 9, 9, 5, 700, 704, NORMAL, 1});
+    struct Problem *p = problem_open((struct Case){"not finite", 9, 9, 5, 700, 704, NORMAL, 1, 0});
     float *before = score(p), *E = get_x(p->E_device, 9 * 5);
     E[(size_t)p->row[4] * 5] = NAN;
     p->E_device = put_x(E, 9 * 5);
@@ -462,7 +511,7 @@ static void check_slope(const char *name, struct Problem *p, double *x, const do
 
 static void test_reference(void **state) {
     (void)state;
-    struct Problem *p = problem_open((struct Case){"reference", 7, 6, 5, 23, 24, NORMAL, 1.25f});
+    struct Problem *p = problem_open((struct Case){"reference", 7, 6, 5, 23, 24, NORMAL, 1.25f, 0});
     check_slope("dE", p, p->Ed, p->dE, (size_t)p->size.N * p->size.C);
     check_slope("dW", p, p->Wt, p->dWt, (size_t)p->size.V * p->size.C);
     problem_close(p);
@@ -474,6 +523,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_reference),
         cmocka_unit_test(test_against_definition),
         cmocka_unit_test(test_zero_rows),
+        cmocka_unit_test(test_dead_rows_not_finite),
+        cmocka_unit_test(test_frozen_weight),
         cmocka_unit_test(test_repeatable),
         cmocka_unit_test(test_row_alone),
         cmocka_unit_test(test_not_finite),

@@ -34,6 +34,7 @@ enum {
 /* A chunk's sizes and its place in the workspace. */
 struct Chunk {
     int rows, C, V, tiles, parts, stride;
+    int live, *from;         /* rows of the gradient's products, and which they are */
     float *hidden;           /* [rows,C] gathered rows of E */
     float *logits;           /* [tiles][rows][stride], or [BLOCK][stride] for each thread */
     struct RowState *states; /* [tiles][rows] */
@@ -61,7 +62,7 @@ static void *take(char *workspace, size_t *offset, size_t count, size_t size) {
    of logits is kept. */
 static size_t chunk_open(struct Chunk *c, char *workspace, int rows, int C, int V, bool backward) {
     size_t offset = 0, tiles = count_tiles(V);
-    *c = (struct Chunk){.rows = rows, .C = C, .V = V, .tiles = tiles};
+    *c = (struct Chunk){.rows = rows, .C = C, .V = V, .tiles = tiles, .live = rows};
     c->parts = min_int(PARTS, tiles);
     /* whole vectors; not a power of two, or the rows of a tile would share cache sets */
     c->stride = min_int(TILE, (V + 15) / 16 * 16) + 16;
@@ -71,6 +72,7 @@ static size_t chunk_open(struct Chunk *c, char *workspace, int rows, int C, int 
     c->logits = take(workspace, &offset, kept * c->stride, sizeof(float));
     c->states = take(workspace, &offset, tiles * rows, sizeof *c->states);
     c->dhidden = take(workspace, &offset, parts * rows * C, sizeof(float));
+    c->from = take(workspace, &offset, rows, sizeof *c->from);
     float **arrays[] = {&c->stats.logp, &c->stats.entropy, &c->stats.q, &c->stats.qlog,
                         &c->target_logit, &c->maximum, &c->log_s, &c->dlogp, &c->dentropy};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
@@ -136,44 +138,75 @@ static void chunk_forward(struct Chunk *c, const float *E, const float *W, const
     }
 }
 
-/* dz in place of the logits of rows [first, first + rows) of one tile. */
-static void tile_dlogits(struct Chunk *c, int tile, int first, int rows, float inv_temperature) {
-    int columns = tile_columns(c, tile);
-    for (int i = first; i < first + rows; i++) {
-        float *z = tile_row(c, tile, i), a = c->dlogp[i], b = c->dentropy[i];
-        if (a == 0 && b == 0) { /* exactly 0, also where p is not finite */
-            memset(z, 0, columns * sizeof *z);
-            continue;
-        }
-        float m = c->maximum[i], log_s = c->log_s[i];
-        float k0 = (-a - b * c->stats.entropy[i]) * inv_temperature, k1 = -b * inv_temperature;
-        #pragma omp simd
-        for (int j = 0; j < columns; j++) {
-            float logp = (z[j] - m) - log_s;
-            z[j] = vm_exp(logp) * (k0 + k1 * logp);
-        }
-        int y = c->target[i] - tile * TILE;
-        if (y >= 0 && y < columns) z[y] += a * inv_temperature;
+static bool is_live(const struct Chunk *c, int i) {
+    return c->dlogp[i] != 0 || c->dentropy[i] != 0;
+}
+
+/* Chooses the rows of the gradient's products, and brings their hidden states to the front.
+   A chunk of one block leaves out rows without coefficients: each sum loses only terms that were
+   exactly 0. A longer chunk's sums are made of pieces whose borders would move, and that would
+   change bits. There such rows stay as zeros, hidden states too, because 0 times what is not finite
+   is not 0. */
+static void choose_live(struct Chunk *c) {
+    size_t bytes = c->C * sizeof *c->hidden;
+    bool all = c->rows > BLOCK;
+    c->live = 0;
+    for (int i = 0; i < c->rows; i++) {
+        float *hidden = c->hidden + (size_t)i * c->C, *to = c->hidden + (size_t)c->live * c->C;
+        if (!is_live(c, i) && !all) continue;
+        if (!is_live(c, i)) memset(hidden, 0, bytes);
+        if (to != hidden) memcpy(to, hidden, bytes);
+        c->from[c->live++] = i;
     }
 }
 
-/* dz of a block of rows over one part of the vocabulary, and this part's sum of dE. */
+/* dz of row i in one tile, in place of its logits or of an earlier row's. */
+static void row_dlogits(float *dz, const struct Chunk *c, int tile, int i, float inv_temperature) {
+    int columns = tile_columns(c, tile), y = c->target[i] - tile * TILE;
+    const float *z = tile_row(c, tile, i);
+    if (!is_live(c, i)) { /* exactly 0, also where p is not finite */
+        memset(dz, 0, columns * sizeof *dz);
+        return;
+    }
+    float a = c->dlogp[i], b = c->dentropy[i], m = c->maximum[i], log_s = c->log_s[i];
+    float k0 = (-a - b * c->stats.entropy[i]) * inv_temperature, k1 = -b * inv_temperature;
+    #pragma omp simd
+    for (int j = 0; j < columns; j++) {
+        float logp = (z[j] - m) - log_s;
+        dz[j] = vm_exp(logp) * (k0 + k1 * logp);
+    }
+    if (y >= 0 && y < columns) dz[y] += a * inv_temperature;
+}
+
+/* dz of a block of rows of the products over one part of the vocabulary, and this part's sum of
+   dE. */
 static void part_backward(struct Chunk *c, const float *W, int block, int part,
                           float inv_temperature) {
-    int C = c->C, first = block * BLOCK, rows = min_int(BLOCK, c->rows - first), begin, end;
+    int C = c->C, first = block * BLOCK, rows = min_int(BLOCK, c->live - first), begin, end;
     float *dhidden = c->dhidden + ((size_t)part * c->rows + first) * C;
     split_range(&begin, &end, c->tiles, 1, part, c->parts);
     for (int t = begin; t < end; t++) {
-        tile_dlogits(c, t, first, rows, inv_temperature);
+        for (int i = first; i < first + rows; i++)
+            row_dlogits(tile_row(c, t, i), c, t, c->from[i], inv_temperature);
         gemm_nn(dhidden, C, tile_row(c, t, first), c->stride, W + (size_t)t * TILE * C, C, rows,
                 C, tile_columns(c, t), 1, t > begin);
     }
 }
 
-/* dE and dW of a chunk whose coefficients are known. dE was zero; no token is listed twice. */
+/* dE [C] += the parts' sums of row i of the products. */
+static void add_parts(float *dE, const struct Chunk *c, int i) {
+    for (int part = 0; part < c->parts; part++)
+        for (int k = 0; k < c->C; k++)
+            dE[k] += c->dhidden[((size_t)part * c->rows + i) * c->C + k];
+}
+
+/* dE and, unless it is NULL, dW of a chunk whose coefficients are known. dE was zero; no token is
+   listed twice. */
 static void chunk_backward(struct Chunk *c, float *dE, float *dW, const float *W, const int *row,
                            float inv_temperature) {
-    int C = c->C, blocks = (c->rows + BLOCK - 1) / BLOCK;
+    int C = c->C, blocks, tiles = dW ? c->tiles : 0;
+    choose_live(c);
+    blocks = (c->live + BLOCK - 1) / BLOCK;
     #pragma omp parallel
     {
         #pragma omp for collapse(2) schedule(dynamic)
@@ -181,16 +214,11 @@ static void chunk_backward(struct Chunk *c, float *dE, float *dW, const float *W
             for (int part = 0; part < c->parts; part++)
                 part_backward(c, W, b, part, inv_temperature);
         #pragma omp for schedule(dynamic) nowait
-        for (int t = 0; t < c->tiles; t++)
+        for (int t = 0; t < tiles; t++)
             gemm_tn(dW + (size_t)t * TILE * C, C, tile_row(c, t, 0), c->stride, c->hidden, C,
-                    tile_columns(c, t), C, c->rows, 1, 1);
+                    tile_columns(c, t), C, c->live, 1, 1);
         #pragma omp for schedule(static)
-        for (int i = 0; i < c->rows; i++) {
-            float *to = dE + (size_t)row[i] * C;
-            for (int part = 0; part < c->parts; part++)
-                for (int k = 0; k < C; k++)
-                    to[k] += c->dhidden[((size_t)part * c->rows + i) * C + k];
-        }
+        for (int i = 0; i < c->live; i++) add_parts(dE + (size_t)row[c->from[i]] * C, c, i);
     }
 }
 
