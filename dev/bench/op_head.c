@@ -17,21 +17,24 @@ static const struct Shape {
 struct About {
     struct Head head;
     int N, n;
+    bool skips;   /* every seventh token has no coefficients; where the time is measured, none */
 };
 
 enum { E, W, ROW, TARGET, LOGP, ENTROPY, Q, QLOG, DE, DW };
 
-/* J = sum of a_i logp_i + b_i H_i. Every seventh token has neither. */
-static float of_logp(int i) { return i % 7 == 3 ? 0 : 0.5f - (float)(i * 37 % 64) / 64; }
-static float of_entropy(int i) {
-    return i % 7 == 3 || i % 7 == 5 ? 0 : (float)(i * 23 % 32) / 64 - 0.2f;
+/* J = sum of a_i logp_i + b_i H_i. */
+static float of_logp(const struct About *a, int i) {
+    return a->skips && i % 7 == 3 ? 0 : 0.5f - (float)(i * 37 % 64) / 64;
+}
+static float of_entropy(const struct About *a, int i) {
+    return a->skips && (i % 7 == 3 || i % 7 == 5) ? 0 : (float)(i * 23 % 32) / 64 - 0.2f;
 }
 
 static void coefficients(void *context, int first, int rows, const struct HeadStats *stats,
                          float *dlogp, float *dentropy) {
-    (void)context, (void)stats;
+    (void)stats;
     for (int i = 0; i < rows; i++)
-        dlogp[i] = of_logp(first + i), dentropy[i] = of_entropy(first + i);
+        dlogp[i] = of_logp(context, first + i), dentropy[i] = of_entropy(context, first + i);
 }
 
 static void call(struct Case *c, const struct Ops *ops, void *workspace) {
@@ -43,7 +46,7 @@ static void call(struct Case *c, const struct Ops *ops, void *workspace) {
         ops->head_forward(&stats, b[E].at, b[W].at, &tokens, &a->head, workspace);
     else
         ops->head_forward_backward(&stats, b[DE].at, b[DW].at, b[E].at, b[W].at, &tokens, &a->head,
-                                   coefficients, NULL, workspace);
+                                   coefficients, (void *)a, workspace);
 }
 
 /* Token i: statistics, then with gradients dz into both products. p: scratch [V]. */
@@ -70,8 +73,8 @@ static void expect_token(struct Case *c, int i, double *p) {
     for (int v = 0; v < V; v++) {
         const float *w = b[W].host + (size_t)v * (size_t)C;
         double *dW = b[DW].want + (size_t)v * (size_t)C;
-        double dz = T * (of_logp(i) * ((v == y) - exp(p[v])) -
-                         of_entropy(i) * exp(p[v]) * (p[v] + H));
+        double dz = T * (of_logp(a, i) * ((v == y) - exp(p[v])) -
+                         of_entropy(a, i) * exp(p[v]) * (p[v] + H));
         for (int k = 0; k < C; k++) dE[k] += dz * w[k], dW[k] += dz * e[k];
     }
 }
@@ -141,7 +144,7 @@ static bool open(struct Case *c, const char *slot, const struct Setting *s) {
     bool learns = strcmp(slot, "head_forward_backward") == 0;
     struct About *a = check_alloc(1, sizeof *a, "the benchmark");
     *a = (struct About){{h.C, h.V, Vp, s->size == RAGGED && s->which == 1 ? 1 / 0.7f : 1}, h.N,
-                        h.n};
+                        h.n, s->size == RAGGED};
     c->slot = slot, c->about = a, c->call = call, c->expect = expect;
     c->sizes = (struct OpsShape){.N = h.N, .C = h.C, .F = h.C, .NH = 1, .NKV = 1, .HS = 64,
                                  .V = h.V, .Vp = Vp, .max_T = 1, .R = 1, .max_length = 1};
