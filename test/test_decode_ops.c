@@ -246,7 +246,7 @@ static void check_draws(struct Batch *b) {
     drawn_free(drawn);
 }
 
-static void test_sample_against_definition(void **state) {
+static void test_draws_against_definition(void **state) {
     (void)state;
     /* R, C, V, Vp: larger than every block, ragged; single tiles, rows and words; rows of whole
        vectors, with each height of a GPU's tiles; more of these to merge than a block has threads.
@@ -293,7 +293,7 @@ static void test_sample_agrees_with_head(void **state) {
 /* 100 000 draws of one row (8000 where a GPU is simulated) against its softmax: Pearson's statistic
    over words that are expected at least 20 times, the rest in one bin. Its mean is the degrees of
    freedom k, its variance 2 k. */
-static void test_sample_distribution(void **state) {
+static void test_draws_distribution(void **state) {
     (void)state;
     enum { R = 500, V = 600 };
     if (is_slow()) return; /* about numbers only, and the other builds have the same */
@@ -363,7 +363,7 @@ static void test_sample_bits(void **state) {
 }
 
 /* Equal logits: greedy takes the smallest word, within a tile and across tiles. */
-static void test_greedy_ties(void **state) {
+static void test_sample_ties(void **state) {
     (void)state;
     struct Batch b = batch_open(3, 2, 1600, 1600, 0);
     for (int v = 0; v < 1600; v++) {
@@ -383,7 +383,7 @@ static void test_greedy_ties(void **state) {
 
 /* The largest uniform: the noise must be 16.6 then and not infinite, or one token in 2^23 / V would
    be drawn at random. */
-static void test_largest_noise(void **state) {
+static void test_sample_largest_noise(void **state) {
     (void)state;
     struct Batch b = batch_open(1, 2, 1024, 1024, 1);
     uint32_t counter[4] = {0, 8, 2, 0}, out[4];
@@ -436,7 +436,7 @@ static void set_logit(struct Batch *b, int i, int v, double z) {
 /* Two words whose scores differ by 4e-6 to 8e-6, this way and that, and six that cannot win: the
    better one is drawn. So noise is right to that, near u = 1 too, where it is largest and a
    careless logarithm of u is 0. */
-static void test_noise(void **state) {
+static void test_sample_noise(void **state) {
     (void)state;
     const int C = NOISE_WORDS * NOISE_DIGITS;
     struct Batch b = batch_open(NOISE_ROWS, C, NOISE_WORDS, NOISE_WORDS, 1);
@@ -500,13 +500,13 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matmul),
         cmocka_unit_test(test_matmul_bits),
-        cmocka_unit_test(test_sample_against_definition),
+        cmocka_unit_test(test_draws_against_definition),
         cmocka_unit_test(test_sample_agrees_with_head),
-        cmocka_unit_test(test_sample_distribution),
+        cmocka_unit_test(test_draws_distribution),
         cmocka_unit_test(test_sample_bits),
-        cmocka_unit_test(test_greedy_ties),
-        cmocka_unit_test(test_largest_noise),
-        cmocka_unit_test(test_noise),
+        cmocka_unit_test(test_sample_ties),
+        cmocka_unit_test(test_sample_largest_noise),
+        cmocka_unit_test(test_sample_noise),
         cmocka_unit_test(test_sample_not_finite),
         cmocka_unit_test(test_advance),
     };

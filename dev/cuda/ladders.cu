@@ -5,7 +5,9 @@
     ADD(head)        \
     ADD(attention)   \
     ADD(norm)        \
-    ADD(adamw)
+    ADD(adamw)       \
+    ADD(sample)      \
+    ADD(decode)
 
 #define DECLARE(name) extern const struct Ladder PER_TYPE(ladder_##name);
 LADDERS(DECLARE)
