@@ -227,8 +227,8 @@ size_t decode_page_bytes(const struct Model *model);
    included), the cache and the packed weights. Owned by the caller; decode_free. */
 struct DecodeState *decode_reserve(const struct Model *model, struct Arena *arena, int R,
                                    const struct CacheSize *cache);
-/* Uploads both page tables, host arrays of the shapes that struct KvCache gives. To be called
-   before the first step and whenever a segment got a page. */
+/* Uploads the page tables, host arrays of the shapes that struct KvCache gives; NULL: not this one.
+   To be called before the first step, and with a table in which a segment got a page. */
 void decode_set_pages(const struct Model *model, struct DecodeState *state, const int *prompt,
                       const int *tail);
 void decode_free(struct DecodeState *state);

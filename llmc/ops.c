@@ -9,9 +9,9 @@ static const struct {
     const char *name;
     size_t offset;
 } slots[] = {
-    SLOT(alloc), SLOT(free), SLOT(memory_available), SLOT(upload), SLOT(download), SLOT(copy),
-    SLOT(fill_zero), SLOT(sync), SLOT(event_record), SLOT(event_wait), SLOT(to_float),
-    SLOT(from_float), SLOT(workspace_size), SLOT(graph_begin), SLOT(graph_end),
+    SLOT(alloc), SLOT(free), SLOT(memory_available), SLOT(upload), SLOT(download), SLOT(fetch),
+    SLOT(fetched), SLOT(copy), SLOT(fill_zero), SLOT(sync), SLOT(event_record), SLOT(event_wait),
+    SLOT(to_float), SLOT(from_float), SLOT(workspace_size), SLOT(graph_begin), SLOT(graph_end),
     SLOT(embedding_forward), SLOT(embedding_backward), SLOT(norm_forward),
     SLOT(norm_residual_forward), SLOT(norm_backward), SLOT(matmul_forward), SLOT(matmul_backward),
     SLOT(matmul_choices_load), SLOT(matmul_choices_save), SLOT(matmul_choices_freeze),

@@ -202,6 +202,9 @@ struct DecodeRows {
     uint32_t *sample;    /* RNG counter word: the sample's index within the group */
     bool tails_only;     /* host: promises that no row has 0 <= k < prompt_length, so that a backend
                             may leave out what it has for prompts. False is always right */
+    int longest_prompt, longest_tail; /* host: promises that no row attends to more entries of a
+                            prompt, or of its tail, so that a backend can size its work. 0: not
+                            known, up to the cache's capacity */
 };
 
 /* The decode cache. A prompt's keys and values are shared by all rows of its group; each row has a
@@ -279,6 +282,8 @@ struct Ops {
     int vocabulary_multiple;  /* Vp must be a multiple of this */
     int decode_multiple;  /* decode steps are filled up with empty rows to a multiple of this, so
                              that there are few different sizes, each recorded once (graph_begin) */
+    bool asynchronous;    /* slots return before their work is done: it pays to enqueue work before
+                             the results of earlier work are read */
     int attention_block;  /* queries in a struct QueryBlock; 0: the backend uses no blocks */
     const struct KernelFile *const *files; /* [num_files] the backend's kernel files */
     int num_files;
@@ -294,6 +299,11 @@ struct Ops {
     /* `host` may be changed as soon as upload has returned. */
     void (*upload)(void *out, const void *host, size_t bytes);
     void (*download)(void *host, const void *in, size_t bytes);  /* waits */
+    /* A download in two parts, behind which more can be enqueued. fetch begins to copy to memory of
+       the backend's own, number 0 or 1; fetched waits for that copy, not for what was enqueued
+       after it, and returns where it is, valid until the next fetch of the number. */
+    void (*fetch)(int number, const void *in, size_t bytes);
+    const void *(*fetched)(int number);
     void (*copy)(void *out, const void *in, size_t bytes);     /* backend to backend, no overlap */
     void (*fill_zero)(void *out, size_t bytes);
     void (*sync)(void);                                          /* waits for everything enqueued */
@@ -309,8 +319,8 @@ struct Ops {
        most 64]: all arguments that differ between sequences; keys are compared byte by byte.
        Returns false if a recording with this key exists: then it was launched, and the caller has
        nothing to do. Returns true if there is none: then the caller makes the calls, and graph_end
-       after them. In between, no alloc, free, upload, download, sync, matmul_choices_load or second
-       graph_begin: a backend that records ends the program there. */
+       after them. In between, no alloc, free, upload, download, fetch, fetched, sync,
+       matmul_choices_load or second graph_begin: a backend that records ends the program there. */
     bool (*graph_begin)(const void *key, size_t bytes);
     void (*graph_end)(void);
 

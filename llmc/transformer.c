@@ -486,10 +486,10 @@ void decode_free(struct DecodeState *state) { free(state); }
 void decode_set_pages(const struct Model *model, struct DecodeState *state, const int *prompt,
                       const int *tail) {
     const struct KvCache *c = &state->cache;
-    size_t width = sizeof(int);
-    model->ops->upload(c->prompt, prompt,
-                       (size_t)c->prompt_slots * (size_t)c->prompt_width * width);
-    model->ops->upload(c->tail, tail, (size_t)c->tail_slots * (size_t)c->tail_width * width);
+    size_t prompts = (size_t)c->prompt_slots * (size_t)c->prompt_width * sizeof(int);
+    size_t tails = (size_t)c->tail_slots * (size_t)c->tail_width * sizeof(int);
+    if (prompt) model->ops->upload(c->prompt, prompt, prompts);
+    if (tail) model->ops->upload(c->tail, tail, tails);
 }
 
 const void *decode_head_weight(const struct DecodeState *state) { return state->head_weight; }

@@ -415,6 +415,7 @@ struct Layout {
     int R;         /* items of a step */
     bool holes;    /* empty rows between the others, and a step of nothing else */
     bool shifted;  /* qkv begins at an odd address */
+    bool bounded;  /* the backend is told how far the rows look back */
 };
 
 static int prompt_of(const struct Decode *d, int sequence) {
@@ -455,6 +456,16 @@ static int tail_slot_of(int sequence) { return TAILS + PROMPTS - 1 - sequence; }
 static int row_of(int i, bool holes) { return holes ? i + i / 2 : i; }
 static int rows_of(int items, bool holes) { return holes ? row_of(items, true) + 1 : items; }
 
+/* The longest that any of the items attends to. */
+static void bound_rows(struct DecodeRows *rows, const struct Decode *d, int first, int items) {
+    for (int i = first; i < first + items; i++) {
+        int P = d->plan->prompt_length[prompt_of(d, d->item[i].sequence)];
+        int tail = d->item[i].position - P + 1, prompt = tail > 0 ? P : d->item[i].position + 1;
+        if (prompt > rows->longest_prompt) rows->longest_prompt = prompt;
+        if (tail > rows->longest_tail) rows->longest_tail = tail;
+    }
+}
+
 /* Decodes items [first, first + items) in one step; outputs go to host out, by reference token. */
 static void decode_step(float *out, const struct Decode *d, const struct KvCache *cache, int first,
                         int items, const struct Layout *layout, void *workspace) {
@@ -483,6 +494,7 @@ static void decode_step(float *out, const struct Decode *d, const struct KvCache
     int before = num_allocated, *placed = put_ints(fields, 4 * (size_t)R);
     struct DecodeRows rows = {.position = placed, .prompt_slot = placed + R,
                               .prompt_length = placed + 2 * R, .tail_slot = placed + 3 * R};
+    if (layout->bounded) bound_rows(&rows, d, first, items);
     floatX *qkv = ops_at(ops, put_x(x, n + shift), shift), *got = new_x(R * C);
     ops->attention_decode(got, qkv, cache, &rows, LAYER, R, workspace);
     float *host = get_x(got, R * C);
@@ -593,9 +605,9 @@ static void shuffle_items(struct Decode *d) {
 static void check_layouts(const struct Plan *plan, int NH, int NKV, int HS) {
     struct Decode d;
     build_decode(&d, plan, NH, NKV, HS);
-    const struct Layout layouts[] = {{7, true, false}, {1, false, false}, {64, false, true},
-                                     {1, true, true}};
-    const struct Layout whole = {d.count, true, true};
+    const struct Layout layouts[] = {{7, true, false, true}, {1, false, false, true},
+                                     {64, false, true, false}, {1, true, true, true}};
+    const struct Layout whole = {d.count, true, true, false};
     const int num_layouts = plan == &plan_brief ? 1 : 4;
     size_t bytes = (size_t)d.shape.N * NH * HS * sizeof(float);
     float *reference = decode_all(&d, &layouts[0]);

@@ -1,6 +1,7 @@
 /* The cache's pages: whose they are, and rollouts whose prompts and completions end at and beside
    the borders of pages. They have the same bits in any pool, from one that holds a single longest
-   row, where all others are put back again and again, to one that always has room. */
+   row, where all others are put back again and again, to one that always has room; and whether the
+   host is a step ahead or not. */
 #include <limits.h>
 #include "test_ops.h"
 #include "../llmc/model.h"
@@ -80,6 +81,7 @@ static void test_pages_of_positions(void **state) {
 /* ---- rollouts ------------------------------------------------------------------------------- */
 
 struct Rig {
+    struct Ops ops;   /* the backend's; with `ahead` the host is a step ahead, whatever it is */
     struct Model *model;
     struct Arena arena;
     struct Weights weights;
@@ -102,12 +104,14 @@ static void fill_weights(struct Rig *rig) {
     free(host);
 }
 
-static void rig_open(struct Rig *rig, int rows, int pages) {
+static void rig_open(struct Rig *rig, int rows, int pages, bool ahead) {
     struct ModelConfig config = {.family = "gpt2", .L = 2, .NH = 2, .NKV = 2, .C = 40, .HS = 20,
                                  .F = 60, .V = V, .V_saved = V, .max_T = CONTEXT, .tied = true,
                                  .norm_epsilon = 1e-5};
     config.Vp = (V / ops->vocabulary_multiple + 1) * ops->vocabulary_multiple;
-    *rig = (struct Rig){.model = model_build(&config, ops)};
+    *rig = (struct Rig){.ops = *ops};
+    rig->ops.asynchronous = ahead;
+    rig->model = model_build(&config, &rig->ops);
     arena_reserve(&rig->arena, &rig->weights.data,
                   rig->model->num_parameters * ops->element_size, "weights", "w");
     rig->sampler = sampler_reserve(rig->model, &rig->arena, rows, GROUP, LONGEST_PROMPT,
@@ -151,7 +155,7 @@ static struct Rollout generate(struct Rig *rig, int count, int group, int max_to
 static void choose_end_of_text(void) {
     struct Rig rig;
     int count[V] = {0}, best = 0;
-    rig_open(&rig, 7, INT_MAX);
+    rig_open(&rig, 7, INT_MAX, false);
     struct Rollout rollout = generate(&rig, 3, GROUP, MAX_TOKENS);
     int wanted = (int)rollout.decoded_tokens / 150;
     for (int t = 0; t < rollout.decoded_tokens; t++) count[rollout.token[t]]++;
@@ -183,7 +187,7 @@ static void check_pools(int count, int group, int max_tokens) {
         for (int j = 0; j < (is_cpu() ? 6 : 2); j++) {
             struct Rig rig;
             if (j > 0 && pools[j] >= most) continue;
-            rig_open(&rig, rows, j == 0 ? INT_MAX : pools[j]);
+            rig_open(&rig, rows, j == 0 ? INT_MAX : pools[j], (i + j) % 2);
             struct Rollout rollout = generate(&rig, count, group, max_tokens);
             assert_in_range(rollout.pages_peak, 1, pools[j]);
             /* one row is never put back; with pages for two longest rows seven are */

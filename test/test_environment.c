@@ -94,6 +94,7 @@ static const struct Task at_leisure = {.name = "late", .draw = draw, .judge = ju
 /* ---- the model ------------------------------------------------------------------------------ */
 
 struct Rig {
+    struct Ops ops;   /* the backend's; with `ahead` the host is a step ahead, whatever it is */
     struct Model *model;
     struct Arena arena;
     struct Weights weights;
@@ -116,12 +117,14 @@ static void fill_weights(struct Rig *rig) {
     free(host);
 }
 
-static void rig_open(struct Rig *rig, int rows, int pages) {
+static void rig_open(struct Rig *rig, int rows, int pages, bool ahead) {
     struct ModelConfig config = {.family = "gpt2", .L = 2, .NH = 2, .NKV = 2, .C = 40, .HS = 20,
                                  .F = 60, .V = V, .V_saved = V, .max_T = CONTEXT, .tied = true,
                                  .norm_epsilon = 1e-5};
     config.Vp = (V / ops->vocabulary_multiple + 1) * ops->vocabulary_multiple;
-    *rig = (struct Rig){.model = model_build(&config, ops)};
+    *rig = (struct Rig){.ops = *ops};
+    rig->ops.asynchronous = ahead;
+    rig->model = model_build(&config, &rig->ops);
     arena_reserve(&rig->arena, &rig->weights.data,
                   rig->model->num_parameters * ops->element_size, "weights", "w");
     rig->sampler = sampler_reserve(rig->model, &rig->arena, rows, GROUP, LONGEST_PROMPT,
@@ -169,7 +172,7 @@ static int setup(void **state) {
     int count[V] = {0}, best = 0;
     tokenizer = tokenizer_from_alphabet(alphabet);
     rng_open(&late, 5, RNG_TEST, 1);
-    rig_open(&rig, 7, INT_MAX);
+    rig_open(&rig, 7, INT_MAX, true);
     struct Rollout rollout = generate(&rig, &silent, 1.5f);
     assert_int_equal(rollout.texts, 0);
     int wanted = (int)rollout.decoded_tokens / 14;
@@ -225,7 +228,7 @@ static void check_layouts(float temperature, int least_texts) {
         for (int j = 0; j < (is_cpu() ? 5 : 2); j++) {
             struct Rig rig;
             if (j > 0 && pools[j] >= most) continue;
-            rig_open(&rig, rows, j == 0 ? INT_MAX : pools[j]);
+            rig_open(&rig, rows, j == 0 ? INT_MAX : pools[j], (i + j) % 2);
             for (int k = 0; k < 4; k++) {
                 struct Rollout rollout =
                     generate(&rig, k % 2 ? &at_leisure : &at_once, temperature);
@@ -262,7 +265,7 @@ static void test_any_order_greedy(void **state) {
 static void test_form(void **state) {
     (void)state;
     struct Rig rig;
-    rig_open(&rig, 7, INT_MAX);
+    rig_open(&rig, 7, INT_MAX, true);
     struct Rollout r = generate(&rig, &at_once, 1.5f);
     long texts = 0, tokens = 0;
     int cut = 0, most_turns = 0;
@@ -364,7 +367,7 @@ static double gumbel(const struct RolloutRequest *request, int i, int position, 
 static void check_against_training(float temperature) {
     double bound = strcmp(ops->dtype, "fp32") == 0 ? 1e-4 : 0.15;
     struct Rig rig;
-    rig_open(&rig, 7, sampler_least_pages(LONGEST_PROMPT, MAX_TOKENS) + 1);
+    rig_open(&rig, 7, sampler_least_pages(LONGEST_PROMPT, MAX_TOKENS) + 1, true);
     struct Rollout r = generate(&rig, &at_leisure, temperature);
     struct Examples prompts = examples_draw(&at_once, tokenizer, 1, RNG_PROMPT, 0, PROMPTS);
     struct RolloutRequest request = request_of(&prompts, temperature);
@@ -417,7 +420,7 @@ static void test_experience(void **state) {
     struct Rig rig;
     struct Experience e = {0};
     int64_t ordinal = 0;
-    rig_open(&rig, 7, INT_MAX);
+    rig_open(&rig, 7, INT_MAX, true);
     struct CollectOptions o = {.task = &at_leisure, .tokenizer = tokenizer, .seed = 7,
                                .ends = {{end_of_turn}, 1}, .prompts = PROMPTS, .group = GROUP,
                                .max_tokens = MAX_TOKENS, .temperature = 1.5f};

@@ -268,6 +268,8 @@ static void call_in_sequence(void *recorded) {
     if (strcmp(r->slot, "free") == 0) ops->free(r->x);
     if (strcmp(r->slot, "upload") == 0) ops->upload(r->wide, out, 16);
     if (strcmp(r->slot, "download") == 0) ops->download(out, r->wide, 16);
+    if (strcmp(r->slot, "fetch") == 0) ops->fetch(0, r->wide, 16);
+    if (strcmp(r->slot, "fetched") == 0) ops->fetched(0);
     if (strcmp(r->slot, "sync") == 0) ops->sync();
     if (strcmp(r->slot, "matmul_choices_load") == 0) ops->matmul_choices_load("");
     if (strcmp(r->slot, "graph_begin") == 0) ops->graph_begin("other", 5);
@@ -282,8 +284,8 @@ static void assert_dies(void (*body)(void *), struct Recorded *r, const char *sa
 /* What a recording cannot hold ends the program in a line that says what it was, the first time. */
 static void test_refused_in_a_sequence(void **state) {
     (void)state;
-    static const char *const slots[] = {"alloc", "free", "upload", "download", "sync",
-                                        "matmul_choices_load", "graph_begin"};
+    static const char *const slots[] = {"alloc", "free", "upload", "download", "fetch",
+                                        "fetched", "sync", "matmul_choices_load", "graph_begin"};
     if (!simulated()) skip();
     begin("");
     struct Recorded r = new_recorded(18);

@@ -66,6 +66,30 @@ static void test_memory(void **state) {
     assert_non_null(strstr(output, "out of memory"));
 }
 
+/* What is fetched is what stood there then, whatever is enqueued before it is read; two at a time,
+   of growing sizes. */
+static void test_fetch(void **state) {
+    (void)state;
+    enum { MOST = 300000 };
+    unsigned char *host = calloc(MOST, 1);
+    ops->fetch(0, host, 0); /* nothing, before there is memory for anything */
+    ops->fetched(0);
+    for (size_t bytes = 1, round = 0; bytes < MOST; bytes = bytes * 5 + 3, round++) {
+        for (size_t i = 0; i < bytes; i++) host[i] = (unsigned char)(i * 31 + (i >> 12) + round);
+        char *a = put_bytes(host, bytes);
+        int first = round % 2;
+        ops->fetch(first, a, bytes);
+        ops->fill_zero(a, bytes);
+        ops->fetch(!first, a, bytes);
+        ops->copy(a, new_poison(bytes), bytes);
+        assert_memory_equal(ops->fetched(first), host, bytes);
+        const unsigned char *zeros = ops->fetched(!first);
+        for (size_t i = 0; i < bytes; i++) assert_int_equal(zeros[i], 0);
+        release_all();
+    }
+    free(host);
+}
+
 static void test_conversion(void **state) {
     (void)state;
     const size_t n = 300001;
@@ -160,6 +184,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_slots),
         cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_fetch),
         cmocka_unit_test(test_conversion),
         cmocka_unit_test(test_communication),
         cmocka_unit_test(test_exp_and_log),

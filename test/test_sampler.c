@@ -321,9 +321,30 @@ static void test_batching_is_continuous(void **state) {
         request.group = 6;
         rollout = generate(layout, &request);
         long rows = row_counts[layout], busy = rollout.decoded_tokens / rows;
-        assert_in_range(rollout.steps, busy, busy + MAX_TOKENS);
+        /* where the host is a step ahead, who has ended draws once more */
+        long late = ops->asynchronous ? rollout.count / rows : 0;
+        assert_in_range(rollout.steps, busy, busy + late + MAX_TOKENS);
         rollout_free(&rollout);
         prompts = make_prompts(in_order);
+    }
+}
+
+/* A host that is a step ahead sees one step late what a token has ended, which costs steps; what is
+   cut by its length is known before, and costs none. */
+static void test_a_step_ahead(void **state) {
+    (void)state;
+    struct Prompts prompts = make_prompts(in_order);
+    struct RolloutRequest request = make_request(&prompts, 1);
+    int ahead = ops->asynchronous ? 1 : OTHER, other = OTHER + 1 - ahead;
+    for (int ends = 0; ends < 2; ends++) {
+        request.ends.count = ends;
+        struct Rollout late = generate(ahead, &request), reference = generate(other, &request);
+        for (int i = 0; i < reference.count; i++)
+            assert_same_completion(&reference, i, &late, i);
+        if (ends) assert_in_range(late.steps, reference.steps + 1, 2 * reference.steps);
+        else assert_int_equal(late.steps, reference.steps);
+        rollout_free(&late);
+        rollout_free(&reference);
     }
 }
 
@@ -340,6 +361,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_edges),
         cmocka_unit_test(test_weights_that_are_nan),
         cmocka_unit_test(test_batching_is_continuous),
+        cmocka_unit_test(test_a_step_ahead),
     };
     return cmocka_run_group_tests_name("rollout", tests, setup, teardown);
 }

@@ -10,7 +10,7 @@ struct Decode {
     struct KvCache cache;
     struct DecodeRows rows;
     int layer, R;
-    int prompt_pieces, pieces; /* of the capacities: the prompt's, all */
+    int prompt_pieces, pieces; /* of the longest row: the prompt's, all */
     float2 *state;             /* [R,NH,pieces] m and s */
     float *partial;            /* [R,NH,pieces,HS] */
     bool whole;

@@ -36,8 +36,10 @@
    NaN.)
 
    What a row computes depends on its own position only: not on other rows, on R, on capacities, on
-   pages or on the grid. The grid is made for the capacities, and blocks past a row's end leave at
-   once: lengths are read on the device, so a recorded launch stays true while positions grow.
+   pages or on the grid. The grid is made for the longest row that the host promises
+   (longest_prompt, longest_tail of struct DecodeRows), and blocks past a row's end leave at once:
+   lengths are read on the device, so a recorded launch stays true while positions grow up to that
+   bound.
 
    Cost of a row and layer: 2 * length * NKV * HS elements are read once, and each takes part in 2
    flop for every query head that shares it: 1 flop per byte in bf16 where NH = NKV, so memory is
@@ -375,14 +377,21 @@ template <int LANES> static void launch_heads(const struct Decode *d) {
 
 static unsigned blocks_for(size_t n, size_t each) { return (unsigned)((n + each - 1) / each); }
 
+/* How many pieces a segment of `width` pages can have, of which no row sees more than `longest`
+   entries; 0: not known. */
+static int pieces_of(int width, int longest) {
+    const int capacity = width * KV_PAGE;
+    return ceil_div(longest > 0 ? min_int(longest, capacity) : capacity, PIECE);
+}
+
 static void attention_decode(floatX *out, const floatX *qkv, const struct KvCache *cache,
                              const struct DecodeRows *rows, int layer, int R, void *workspace) {
     const int NH = cache->heads.NH, NKV = cache->heads.NKV, HS = cache->heads.HS;
     const int chunks = ceil_div(HS, VEC);
     if (R == 0) return;
     if (HS > MAX_HS) cuda_die("attention: head size %d; the kernels stop at %d", HS, MAX_HS);
-    const int prompt_pieces = ceil_div(cache->prompt_width * KV_PAGE, PIECE);
-    const int pieces = prompt_pieces + ceil_div(cache->tail_width * KV_PAGE, PIECE);
+    const int prompt_pieces = pieces_of(cache->prompt_width, rows->longest_prompt);
+    const int pieces = prompt_pieces + pieces_of(cache->tail_width, rows->longest_tail);
     const bool whole = rows_aligned(qkv, HS, sizeof(floatX)) &&
                        rows_aligned(cache->pool, HS, sizeof(floatX));
     float2 *state = (float2 *)workspace;

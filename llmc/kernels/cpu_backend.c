@@ -34,6 +34,7 @@ void cpu_fill(struct Ops *ops) {
     ops->element_size = sizeof(floatX);
     ops->vocabulary_multiple = 1;
     ops->decode_multiple = 1;
+    ops->asynchronous = false;
     ops->attention_block = 0;
     ops->workspace_size = workspace_size;
     kernel_files_fill(ops, files, NUM_FILES);

@@ -92,6 +92,7 @@ void PER_TYPE(cuda_fill)(struct Ops *ops) {
     ops->element_size = sizeof(floatX);
     ops->vocabulary_multiple = 64;
     ops->decode_multiple = 8;
+    ops->asynchronous = true;
     ops->to_float = to_float;
     ops->from_float = from_float;
     ops->workspace_size = workspace_size;

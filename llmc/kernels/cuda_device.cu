@@ -124,6 +124,35 @@ static void device_download(void *out, const void *in, size_t bytes) {
     if (to != out) memcpy(out, to, bytes);
 }
 
+/* Downloads that do not wait: pinned memory, and the event behind the copy. */
+static struct {
+    void *data;
+    size_t room;
+    cudaEvent_t done;
+} fetches[2];
+
+static void device_fetch(int number, const void *in, size_t bytes) {
+    enum { LEAST = 1 << 16 };
+    forbid_in_sequence("fetch");
+    if (!fetches[number].done)
+        CUDA_CHECK(cudaEventCreateWithFlags(&fetches[number].done, cudaEventDisableTiming));
+    if (bytes > fetches[number].room) {
+        CUDA_CHECK(cudaEventSynchronize(fetches[number].done));
+        CUDA_CHECK(cudaFreeHost(fetches[number].data));
+        fetches[number].room = bytes > LEAST ? bytes : LEAST;
+        CUDA_CHECK(cudaMallocHost(&fetches[number].data, fetches[number].room));
+    }
+    CUDA_CHECK(cudaMemcpyAsync(fetches[number].data, in, bytes, cudaMemcpyDeviceToHost,
+                               cuda.stream));
+    CUDA_CHECK(cudaEventRecord(fetches[number].done, cuda.stream));
+}
+
+static const void *device_fetched(int number) {
+    forbid_in_sequence("fetched");
+    CUDA_CHECK(cudaEventSynchronize(fetches[number].done));
+    return fetches[number].data;
+}
+
 static void device_copy(void *out, const void *in, size_t bytes) {
     CUDA_CHECK(cudaMemcpyAsync(out, in, bytes, cudaMemcpyDeviceToDevice, cuda.stream));
 }
@@ -223,6 +252,8 @@ static void fill(struct Ops *ops) {
     ops->memory_available = memory_available;
     ops->upload = device_upload;
     ops->download = device_download;
+    ops->fetch = device_fetch;
+    ops->fetched = device_fetched;
     ops->copy = device_copy;
     ops->fill_zero = device_fill_zero;
     ops->sync = device_sync;

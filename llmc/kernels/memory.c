@@ -44,6 +44,22 @@ static void copy(void *out, const void *in, size_t bytes) {
 static void upload(void *out, const void *host, size_t bytes) { copy(out, host, bytes); }
 static void download(void *host, const void *in, size_t bytes) { copy(host, in, bytes); }
 
+/* There is nothing to wait for. The two buffers grow as needed and stay. */
+static struct {
+    void *data;
+    size_t room;
+} fetches[2];
+
+static void fetch(int number, const void *in, size_t bytes) {
+    if (bytes > fetches[number].room) {
+        free(fetches[number].data);
+        fetches[number].data = check_alloc(bytes, 1, "what is fetched");
+        fetches[number].room = bytes;
+    }
+    copy(fetches[number].data, in, bytes);
+}
+static const void *fetched(int number) { return fetches[number].data; }
+
 static void fill_zero(void *out, size_t bytes) {
     #pragma omp parallel for schedule(static) if (bytes > COPY_BLOCK)
     for (size_t i = 0; i < bytes; i += COPY_BLOCK)
@@ -72,6 +88,8 @@ static void fill(struct Ops *ops) {
     ops->graph_end = graph_end;
     ops->upload = upload;
     ops->download = download;
+    ops->fetch = fetch;
+    ops->fetched = fetched;
     ops->copy = copy;
     ops->fill_zero = fill_zero;
     ops->sync = sync_compute;

@@ -11,7 +11,7 @@ void pages_open(struct Pages *pages, int total) {
 }
 
 void page_table_open(struct PageTable *table, int slots, int width) {
-    *table = (struct PageTable){.slots = slots, .width = width};
+    *table = (struct PageTable){.slots = slots, .width = width, .moved = true};
     table->page = check_alloc((size_t)slots * (size_t)width, sizeof(int), "the cache's pages");
     table->count = check_alloc((size_t)slots, sizeof(int), "the cache's pages");
 }
@@ -31,6 +31,7 @@ bool page_table_grow(struct PageTable *table, struct Pages *pages, int slot, int
     assert(slot >= 0 && slot < table->slots && count <= table->width);
     int *held = &table->count[slot];
     if (count - *held > pages->num_free) return false;
+    if (count > *held) table->moved = true;
     while (*held < count)
         table->page[slot * table->width + (*held)++] = pages->free[--pages->num_free];
     int used = pages->total - pages->num_free;

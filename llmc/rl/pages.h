@@ -19,6 +19,7 @@ struct PageTable {
     int *page;    /* [slots][width] */
     int *count;   /* [slots] */
     int slots, width;
+    bool moved;   /* a slot has got a page since this was last set to false; true at first */
 };
 
 /* All pages are free; all slots are empty. */

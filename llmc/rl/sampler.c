@@ -6,6 +6,7 @@
 #include <string.h>
 #include "../base/check.h"
 #include "pages.h"
+#include "steps.h"
 
 /* The rows of a step: those that draw a token come first, then the prompt tokens that are only
    written to the cache:
@@ -23,20 +24,14 @@
    the same bits. The oldest row never leaves, and the pool holds at least one row of the longest
    kind, so there is always progress. */
 struct Sampler {
-    const struct Model *model;
-    uint64_t serial;                  /* tells samplers apart in the keys of recorded steps; unlike
-                                         an address it is not used again after free */
-    int rows, slots, max_prompt, max_tokens, step_rows;
-    struct DecodeState *decode;
-    struct DecodeRows device, host;   /* [step_rows], the same on both sides */
-    int *device_drawn, *drawn;        /* what a step of R rows drew, on backend and host: [R]
-                                         tokens, then, as floats, [R] log-probabilities and [R]
-                                         entropies */
+    int rows, slots, max_prompt, max_tokens;
+    struct Steps steps;               /* the rows on host and backend */
     int *completion;                  /* [rows] the number of the completion that the row draws */
+    int *column;                      /* [rows] the row's number in the steps in flight: rows before
+                                         it may have ended since */
     struct Pages pages;
     struct PageTable prompts, tails;  /* by prompt slot and by tail slot, as struct KvCache has */
     bool scarce;                      /* the pool is smaller than all that could be asked for */
-    bool moved;                       /* the tables changed since they were uploaded */
     int *free_tails, num_free_tails;  /* [rows] stack of free tail slots */
     int *group_of;                    /* [slots] the prompt that a slot has; -1: none */
     int *stored;                      /* [slots] how many of its entries are, or will be with this
@@ -51,10 +46,6 @@ struct Load {
     int slot, tail;   /* tail: -1 for entries of the prompt */
     int first, end;
 };
-
-/* The members of struct DecodeRows: arrays of 4 bytes per row. */
-#define ROW_FIELDS(X) \
-    X(token) X(position) X(prompt_slot) X(prompt_length) X(tail_slot) X(ordinal) X(sample)
 
 /* A completion that is no row now, because its environment was asked. */
 struct Held {
@@ -79,30 +70,16 @@ struct Generation {
     int live;         /* rows that draw a token */
     int prefill;      /* rows that only store a token */
     int num_loads;    /* what they are */
-    int R;            /* rows of the step: live, prefill and empty ones */
-    bool changed;     /* the backend's rows are not up to date and must be uploaded */
-    const int *token; /* [live] what the step drew for each row */
-    const float *logp, *entropy;   /* [live] likewise */
 };
 
 /* ---- reserve and free ----------------------------------------------------------------------- */
-
-/* Rounds the number of rows up, by at most 1/8 or one unit of the backend (ops->decode_multiple),
-   so that steps have few different sizes: each is recorded once (ops->graph_begin). For example,
-   512 rows that finish one by one give 32 sizes. */
-static int recurring_size(const struct Ops *ops, int rows) {
-    int unit = ops->decode_multiple;
-    if (unit == 1) return rows;
-    while (rows >= 16 * unit) unit *= 2;
-    return (rows + unit - 1) / unit * unit;
-}
 
 /* A step may store as many tokens of prompts as it has rows, or a whole prompt where that is
    longer; but no more than PREFILL need room, because each takes as much scratch memory as a
    row. */
 int sampler_step_rows(const struct Ops *ops, int rows, int max_prompt) {
     enum { PREFILL = 512 };
-    int filled = recurring_size(ops, rows), stored = max_prompt - 1;
+    int filled = steps_size(ops, rows), stored = max_prompt - 1;
     if (stored > PREFILL) stored = PREFILL;
     int most = rows + (rows > stored ? rows : stored);
     return most > filled ? most : filled;
@@ -135,16 +112,15 @@ static void open_tables(struct Sampler *s, const struct CacheSize *size) {
     pages_open(&s->pages, size->pages);
     page_table_open(&s->prompts, slots, size->prompt_width);
     page_table_open(&s->tails, rows, size->tail_width);
-    int **by_row[] = {&s->completion, &s->free_tails};
+    int **by_row[] = {&s->completion, &s->column, &s->free_tails};
     int **by_slot[] = {&s->group_of, &s->stored, &s->users};
-    for (size_t i = 0; i < 2; i++)
+    for (size_t i = 0; i < 3; i++)
         *by_row[i] = check_alloc((size_t)rows, sizeof(int), "the sampler");
     for (size_t i = 0; i < 3; i++)
         *by_slot[i] = check_alloc((size_t)slots, sizeof(int), "the sampler");
     s->loads = check_alloc(2 * (size_t)rows + 2, sizeof *s->loads, "the sampler");
     for (int i = 0; i < rows; i++) s->free_tails[s->num_free_tails++] = i;
     for (int i = 0; i < slots; i++) s->group_of[i] = -1;
-    s->moved = true;
 }
 
 struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, int rows, int group,
@@ -154,43 +130,26 @@ struct Sampler *sampler_reserve(const struct Model *model, struct Arena *arena, 
     int64_t most = sampler_most_pages(rows, group, max_prompt, max_tokens);
     assert(most <= INT_MAX && pages >= sampler_least_pages(max_prompt, max_tokens));
     struct Sampler *s = check_alloc(1, sizeof *s, "the sampler");
-    static uint64_t samplers;
-    s->model = model, s->serial = ++samplers;
     s->rows = rows, s->slots = prompt_slots(rows, group);
     s->max_prompt = max_prompt, s->max_tokens = max_tokens;
-    s->step_rows = sampler_step_rows(model->ops, rows, max_prompt);
     s->scarce = pages < most;
     struct CacheSize size = {.pages = s->scarce ? pages : (int)most,
                              .prompt_slots = s->slots, .prompt_width = prompt_width(max_prompt),
                              .tail_slots = rows, .tail_width = tail_width(max_tokens)};
-    size_t all = (size_t)s->step_rows;
-    arena->section = ARENA_DECODING;
-#define RESERVE_FIELD(field)                                                                    \
-    arena_reserve(arena, &s->device.field, all * sizeof *s->device.field, "decode rows",        \
-                  #field " [R=%d]", s->step_rows);                                              \
-    s->host.field = check_alloc(all, sizeof *s->host.field, "the sampler");
-    ROW_FIELDS(RESERVE_FIELD)
-#undef RESERVE_FIELD
-    arena_reserve(arena, &s->device_drawn, 3 * all * sizeof(int), "decode rows", "drawn [3, %d]",
-                  s->step_rows);
-    s->drawn = check_alloc(3 * all, sizeof(int), "the sampler");
     open_tables(s, &size);
-    s->decode = decode_reserve(model, arena, s->step_rows, &size);
+    arena->section = ARENA_DECODING;
+    steps_reserve(&s->steps, model, arena, sampler_step_rows(model->ops, rows, max_prompt), &size);
     arena->section = ARENA_ALWAYS;
     return s;
 }
 
 void sampler_free(struct Sampler *s) {
     if (!s) return;
-    decode_free(s->decode);
-#define FREE_FIELD(field) free(s->host.field);
-    ROW_FIELDS(FREE_FIELD)
-#undef FREE_FIELD
+    steps_free(&s->steps);
     pages_free(&s->pages);
     page_table_free(&s->prompts);
     page_table_free(&s->tails);
-    int *arrays[] = {s->drawn,    s->completion, s->free_tails,
-                     s->group_of, s->stored,     s->users};
+    int *arrays[] = {s->completion, s->column, s->free_tails, s->group_of, s->stored, s->users};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
     free(s->loads);
     free(s);
@@ -198,8 +157,8 @@ void sampler_free(struct Sampler *s) {
 
 /* Training uses the same memory, so the tables are gone too. */
 void sampler_load_weights(struct Sampler *s, const struct Weights *weights) {
-    decode_load_weights(s->model, s->decode, weights);
-    s->moved = true;
+    decode_load_weights(s->steps.model, s->steps.decode, weights);
+    s->prompts.moved = s->tails.moved = true;
 }
 
 /* ---- pages ---------------------------------------------------------------------------------- */
@@ -259,8 +218,8 @@ static void put_back_row(struct Generation *g) {
     struct Sampler *s = g->sampler;
     int row = --g->live;
     g->back[g->num_back++] = s->completion[row];
-    let_go(s, s->host.prompt_slot[row], s->host.tail_slot[row]);
-    g->changed = true;
+    let_go(s, s->steps.host.prompt_slot[row], s->steps.host.tail_slot[row]);
+    g->sampler->steps.changed = true;
     g->out->preempted++;
 }
 
@@ -281,10 +240,9 @@ static bool put_back_held(struct Generation *g) {
 static void extend_tails(struct Generation *g) {
     struct Sampler *s = g->sampler;
     for (int row = 0; row < g->live; row++) {
-        int tail = s->host.tail_slot[row];
-        int count = kv_pages(s->host.position[row] - s->host.prompt_length[row] + 1);
+        int tail = s->steps.host.tail_slot[row];
+        int count = kv_pages(s->steps.host.position[row] - s->steps.host.prompt_length[row] + 1);
         if (count == s->tails.count[tail]) continue;
-        s->moved = true;
         while (row < g->live && !page_table_grow(&s->tails, &s->pages, tail, count)) {
             if (drop_idle_prompt(s)) continue;
             if (g->entering >= 0) stop_entering(g);
@@ -325,7 +283,6 @@ static bool begin_ready(struct Generation *g) {
     page_table_grow(&s->tails, &s->pages, held.tail, tail);
     g->entering = held.completion;
     g->slot = held.slot, g->tail = held.tail, g->stored = held.stored;
-    s->moved = true;
     return true;
 }
 
@@ -357,7 +314,6 @@ static bool begin_entering(struct Generation *g, int completion, bool has_begun)
     g->slot = slot, g->tail = s->free_tails[--s->num_free_tails], g->stored = 0;
     page_table_grow(&s->tails, &s->pages, g->tail, tail);
     g->entering = completion;
-    s->moved = true;
     return true;
 }
 
@@ -378,7 +334,7 @@ static bool begin_next(struct Generation *g) {
 /* Has this step store entries of a segment, from *stored to `length` as far as it has room. */
 static bool load_segment(struct Generation *g, int *stored, int length, int tail) {
     struct Sampler *s = g->sampler;
-    int room = s->step_rows - s->rows - g->prefill, count = length - *stored;
+    int room = s->steps.most - s->rows - g->prefill, count = length - *stored;
     if (count > room) count = room;
     if (count > 0) {
         s->loads[g->num_loads++] =
@@ -395,21 +351,21 @@ static void enter_completion(struct Generation *g) {
     const struct RolloutRequest *request = g->request;
     int i = g->entering, p = i / request->group, row = g->live++, drawn = drawn_tokens(g, i);
     size_t at = (size_t)i * (size_t)request->max_tokens + (size_t)drawn;
-    s->host.token[row] = drawn ? g->out->token[at - 1]
+    s->steps.host.token[row] = drawn ? g->out->token[at - 1]
                                : request->prompt_token[request->prompt_start[p + 1] - 1];
-    s->host.prompt_length[row] = segment_length(request, p);
-    s->host.position[row] = s->host.prompt_length[row] + drawn;
-    s->host.prompt_slot[row] = g->slot;
-    s->host.tail_slot[row] = g->tail;
-    s->host.ordinal[row] = request->ordinal[p];
-    s->host.sample[row] = (uint32_t)(i % request->group);
+    s->steps.host.prompt_length[row] = segment_length(request, p);
+    s->steps.host.position[row] = s->steps.host.prompt_length[row] + drawn;
+    s->steps.host.prompt_slot[row] = g->slot;
+    s->steps.host.tail_slot[row] = g->tail;
+    s->steps.host.ordinal[row] = request->ordinal[p];
+    s->steps.host.sample[row] = (uint32_t)(i % request->group);
     s->completion[row] = i;
     g->entering = -1;
 }
 
 /* Makes rows from `row` on of the entries of a load. Returns the row after them. */
 static int store_load(struct Generation *g, int row, const struct Load *load) {
-    struct DecodeRows *host = &g->sampler->host;
+    struct DecodeRows *host = &g->sampler->steps.host;
     int p = load->completion / g->request->group, length = segment_length(g->request, p);
     const int *prompt = g->request->prompt_token + g->request->prompt_start[p];
     const int *drawn =
@@ -434,7 +390,7 @@ static void enter_rows(struct Generation *g) {
     while (g->live < s->rows) {
         if (g->entering < 0 && !begin_next(g)) break;
         int i = g->entering, p = i / g->request->group;
-        g->changed = true;
+        g->sampler->steps.changed = true;
         if (!load_segment(g, &s->stored[g->slot], segment_length(g->request, p), -1)) break;
         if (!load_segment(g, &g->stored, drawn_tokens(g, i), g->tail)) break;
         enter_completion(g);
@@ -445,86 +401,53 @@ static void enter_rows(struct Generation *g) {
 
 /* ---- a step --------------------------------------------------------------------------------- */
 
-/* Makes rows [g->R, R) empty. */
-static void fill_up(struct Generation *g, int R) {
-    struct DecodeRows *host = &g->sampler->host;
-    for (; g->R < R; g->R++) {
-#define CLEAR_FIELD(field) host->field[g->R] = 0;
-        ROW_FIELDS(CLEAR_FIELD)
-#undef CLEAR_FIELD
-        host->position[g->R] = -1;
-    }
+/* Uploads the tables in which a segment has got a page. */
+static void upload_pages(struct Sampler *s) {
+    const int *prompts = s->prompts.moved ? s->prompts.page : NULL;
+    const int *tails = s->tails.moved ? s->tails.page : NULL;
+    decode_set_pages(s->steps.model, s->steps.decode, prompts, tails);
+    s->prompts.moved = s->tails.moved = false;
 }
 
-/* Uploads what has changed on the host: the rows, and whose pages are which. */
-static void upload_rows(struct Generation *g) {
+/* Enqueues a step: a token for every live row, and what was loaded. */
+static void begin_step(struct Generation *g, const struct Weights *weights, void *workspace) {
     struct Sampler *s = g->sampler;
-    if (s->moved) decode_set_pages(s->model, s->decode, s->prompts.page, s->tails.page);
-    s->moved = false;
-    if (!g->changed) return;
-#define UPLOAD_FIELD(field) \
-    s->model->ops->upload(s->device.field, s->host.field, (size_t)g->R * sizeof *s->host.field);
-    ROW_FIELDS(UPLOAD_FIELD)
-#undef UPLOAD_FIELD
+    for (int row = 0; row < g->live; row++) s->column[row] = row;
+    upload_pages(s);
+    steps_draw(&s->steps, g->request, weights, g->live, g->prefill, workspace);
+    g->out->steps++;
 }
 
-/* The key of a recorded step: all arguments of its slots that may differ. */
-struct StepKey {
-    uint64_t sampler;
-    const void *weights, *workspace;
-    int R;
-    float inv_temperature;
-    uint32_t key[2];
-};
-
-/* Enqueues one step: the network, the draws, and the update of the backend's rows for the next
-   step. `sampled`: how many rows draw a token. */
-static void enqueue_step(struct Generation *g, const struct StepKey *step,
-                         const struct Weights *weights, int sampled, void *workspace) {
+/* Gives every live row the page of the entry after the next, if all can have theirs. */
+static bool extend_ahead(struct Generation *g) {
     struct Sampler *s = g->sampler;
-    const struct Ops *ops = s->model->ops;
-    struct Head head = model_head(s->model, 1);
-    head.inv_temperature = step->inv_temperature;
-    const floatX *E = model_decode(s->model, weights, s->decode, &s->device, step->R, workspace);
-    float *logp = (float *)s->device_drawn + sampled, *entropy = logp + sampled;
-    if (sampled == 0) return;   /* the step only stores a part of a long prompt */
-    ops->head_sample(s->device_drawn, logp, entropy, E, decode_head_weight(s->decode), &s->device,
-                     step->key, &head, sampled, workspace);
-    ops->decode_advance(&s->device, s->device_drawn, sampled);
+    const struct DecodeRows *host = &s->steps.host;
+    for (int more = 0, row = 0; more < 2; more++, row = 0) {
+        int needed = 0;
+        for (; row < g->live; row++) {
+            int tail = host->tail_slot[row];
+            int count = kv_pages(host->position[row] - host->prompt_length[row] + 2);
+            if (more) page_table_grow(&s->tails, &s->pages, tail, count);
+            else if (count > s->tails.count[tail]) needed += count - s->tails.count[tail];
+        }
+        if (needed > s->pages.num_free) return false;
+    }
+    return true;
 }
 
-/* Draws one token for every live row. The rows are uploaded only if they changed otherwise than by
-   one token each. What was drawn is downloaded, in one piece, because the host must see which
-   completions have ended. A step without prompts is rounded up to one of a few sizes, and replayed
-   as one launch where that size was recorded. */
-static void draw_tokens(struct Generation *g, const struct Weights *weights, void *workspace) {
+/* Enqueues the step after the one in flight, if the host need not see first what that one draws: no
+   row of it ends by its length, and nobody waits for a row that is free. */
+static void begin_ahead(struct Generation *g, const struct Weights *weights, void *workspace) {
     struct Sampler *s = g->sampler;
-    const struct Ops *ops = s->model->ops;
-    float temperature = g->request->temperature;
-    int sampled = g->live;
-    g->R = g->live + g->prefill;
-    if (g->prefill == 0) {
-        fill_up(g, recurring_size(ops, g->live));
-        sampled = g->R;
-    }
-    upload_rows(g);
-    s->device.tails_only = g->prefill == 0;
-    struct StepKey step;
-    memset(&step, 0, sizeof step); /* keys are compared as bytes, so padding must be zero */
-    step.sampler = s->serial, step.weights = weights->data, step.workspace = workspace;
-    step.R = g->R;
-    step.inv_temperature = temperature > 0 ? 1 / temperature : 0;
-    rng_key(step.key, g->request->seed, g->request->purpose);
-    if (g->prefill > 0) {
-        enqueue_step(g, &step, weights, sampled, workspace);
-    } else if (ops->graph_begin(&step, sizeof step)) {
-        enqueue_step(g, &step, weights, sampled, workspace);
-        ops->graph_end();
-    }
-    size_t n = (size_t)sampled;
-    ops->download(s->drawn, s->device_drawn, 3 * n * sizeof(int));
-    g->token = s->drawn;
-    g->logp = (const float *)(s->drawn + n), g->entropy = g->logp + n;
+    bool waits = g->entering >= 0 || g->num_ready > 0 || g->num_back > 0 ||
+                 g->next < g->out->count;
+    if (!s->steps.model->ops->asynchronous || s->steps.changed || s->steps.stores) return;
+    if (g->live == 0 || (waits && g->live < s->rows)) return;
+    for (int row = 0; row < g->live; row++)
+        if (drawn_tokens(g, s->completion[row]) + 1 >= g->request->max_tokens) return;
+    if (!extend_ahead(g)) return;
+    upload_pages(s);
+    steps_draw_ahead(&s->steps, g->request, weights, g->live, workspace);
     g->out->steps++;
 }
 
@@ -558,7 +481,7 @@ static bool ask_environment(struct Generation *g, int row) {
     if (!environment || length >= g->request->max_tokens) return false;
     if (!environment_ask(environment, i, token, length, &g->out->exchange[i])) return false;
     g->waiting[g->num_waiting++] =   /* the token just drawn is not stored */
-        (struct Held){i, s->host.prompt_slot[row], s->host.tail_slot[row], length};
+        (struct Held){i, s->steps.host.prompt_slot[row], s->steps.host.tail_slot[row], length};
     return true;
 }
 
@@ -615,40 +538,44 @@ static void take_answers(struct Generation *g, bool wait) {
 
 /* Moves row `row` to row `to` and makes `token` its next input. */
 static void keep_row(struct Sampler *s, int to, int row, int token) {
-#define MOVE_FIELD(field) s->host.field[to] = s->host.field[row];
+    struct DecodeRows *host = &s->steps.host;
+#define MOVE_FIELD(field) host->field[to] = host->field[row];
     ROW_FIELDS(MOVE_FIELD)
 #undef MOVE_FIELD
     s->completion[to] = s->completion[row];
-    s->host.token[to] = token;
-    s->host.position[to]++;
+    s->column[to] = s->column[row];
+    host->token[to] = token;
+    host->position[to]++;
 }
 
-/* Stores the drawn tokens and removes finished rows. The others move up and keep their order, so
-   that the rows of a group stay next to each other and share their prompt's keys in the machine's
-   cache. */
+/* Stores the tokens of the oldest step in flight and removes finished rows. The others move up and
+   keep their order, so that the rows of a group stay next to each other and share their prompt's
+   keys in the machine's cache. */
 static void store_tokens(struct Generation *g) {
     struct Sampler *s = g->sampler;
     struct Rollout *out = g->out;
+    const struct Drawn drawn = steps_read(&s->steps);
     int max_tokens = g->request->max_tokens, kept = 0;
     for (int row = 0; row < g->live; row++) {
-        int i = s->completion[row], length = out->start[i + 1]++;
+        int i = s->completion[row], length = out->start[i + 1]++, column = s->column[row];
         size_t at = (size_t)i * (size_t)max_tokens + (size_t)length;
-        out->token[at] = g->token[row];
-        out->logp[at] = g->logp[row];
-        out->entropy[at] = g->entropy[row];
-        out->ended[i] = ends_has(&g->request->ends, g->token[row]);
+        int token = out->token[at] = drawn.token[column];
+        out->logp[at] = drawn.logp[column];
+        out->entropy[at] = drawn.entropy[column];
+        out->ended[i] = ends_has(&g->request->ends, token);
         bool over = out->ended[i] || length + 1 == max_tokens;
-        if (!over) keep_row(s, kept++, row, g->token[row]);
+        if (!over) keep_row(s, kept++, row, token);
         else if (!out->ended[i] || !ask_environment(g, row))
-            leave(g, s->host.prompt_slot[row], s->host.tail_slot[row]);
+            leave(g, s->steps.host.prompt_slot[row], s->steps.host.tail_slot[row]);
     }
-    g->changed = kept < g->live || g->prefill > 0; /* else decode_advance brought them up to date */
+    /* otherwise decode_advance brought them up to date */
+    if (kept < g->live || s->steps.stores) s->steps.changed = true;
     g->live = kept;
 }
 
 static bool is_unfinished(const struct Generation *g) {
-    return g->live > 0 || g->entering >= 0 || g->num_ready > 0 || g->num_waiting > 0 ||
-           g->num_back > 0 || g->next < g->out->count;
+    return g->live > 0 || g->sampler->steps.in_flight > 0 || g->entering >= 0 ||
+           g->num_ready > 0 || g->num_waiting > 0 || g->num_back > 0 || g->next < g->out->count;
 }
 
 void sampler_generate(struct Sampler *s, const struct Weights *weights,
@@ -664,13 +591,16 @@ void sampler_generate(struct Sampler *s, const struct Weights *weights,
     s->pages.peak = 0;
     while (is_unfinished(&g)) {
         take_answers(&g, false);
-        extend_tails(&g);
-        enter_rows(&g);
-        if (g.live + g.prefill == 0) {   /* all that is left waits */
-            take_answers(&g, true);
-            continue;
+        if (s->steps.in_flight == 0) {
+            extend_tails(&g);
+            enter_rows(&g);
+            if (g.live + g.prefill == 0) {   /* all that is left waits */
+                take_answers(&g, true);
+                continue;
+            }
+            begin_step(&g, weights, workspace);
         }
-        draw_tokens(&g, weights, workspace);
+        begin_ahead(&g, weights, workspace);
         store_tokens(&g);
     }
     while (drop_idle_prompt(s)) continue;   /* the last of its group may have ended put back */
