@@ -202,6 +202,8 @@ struct DecodeRows {
     uint32_t *sample;    /* RNG counter word: the sample's index within the group */
     bool tails_only;     /* host: promises that no row has 0 <= k < prompt_length, so that a backend
                             may leave out what it has for prompts. False is always right */
+    bool tails_apart;    /* host: promises that no two rows are tokens of one tail, so that no row
+                            needs the key that another one brings. False is always right */
     int longest_prompt, longest_tail; /* host: promises that no row attends to more entries of a
                             prompt, or of its tail, so that a backend can size its work. 0: not
                             known, up to the cache's capacity */

@@ -415,7 +415,7 @@ struct Layout {
     int R;         /* items of a step */
     bool holes;    /* empty rows between the others, and a step of nothing else */
     bool shifted;  /* qkv begins at an odd address */
-    bool bounded;  /* the backend is told how far the rows look back */
+    bool promised; /* the backend is told what is true of the rows */
 };
 
 static int prompt_of(const struct Decode *d, int sequence) {
@@ -456,13 +456,17 @@ static int tail_slot_of(int sequence) { return TAILS + PROMPTS - 1 - sequence; }
 static int row_of(int i, bool holes) { return holes ? i + i / 2 : i; }
 static int rows_of(int items, bool holes) { return holes ? row_of(items, true) + 1 : items; }
 
-/* The longest that any of the items attends to. */
-static void bound_rows(struct DecodeRows *rows, const struct Decode *d, int first, int items) {
+/* The longest that any of the items attends to, and what else is true of all of them. */
+static void promise_rows(struct DecodeRows *rows, const struct Decode *d, int first, int items) {
+    int of_tail[TAILS] = {0};
+    rows->tails_only = rows->tails_apart = true;
     for (int i = first; i < first + items; i++) {
         int P = d->plan->prompt_length[prompt_of(d, d->item[i].sequence)];
         int tail = d->item[i].position - P + 1, prompt = tail > 0 ? P : d->item[i].position + 1;
         if (prompt > rows->longest_prompt) rows->longest_prompt = prompt;
         if (tail > rows->longest_tail) rows->longest_tail = tail;
+        if (tail <= 0) rows->tails_only = false;
+        else if (of_tail[d->item[i].sequence - PROMPTS]++) rows->tails_apart = false;
     }
 }
 
@@ -494,7 +498,7 @@ static void decode_step(float *out, const struct Decode *d, const struct KvCache
     int before = num_allocated, *placed = put_ints(fields, 4 * (size_t)R);
     struct DecodeRows rows = {.position = placed, .prompt_slot = placed + R,
                               .prompt_length = placed + 2 * R, .tail_slot = placed + 3 * R};
-    if (layout->bounded) bound_rows(&rows, d, first, items);
+    if (layout->promised) promise_rows(&rows, d, first, items);
     floatX *qkv = ops_at(ops, put_x(x, n + shift), shift), *got = new_x(R * C);
     ops->attention_decode(got, qkv, cache, &rows, LAYER, R, workspace);
     float *host = get_x(got, R * C);

@@ -14,6 +14,7 @@ struct Decode {
     float2 *state;             /* [R,NH,pieces] m and s */
     float *partial;            /* [R,NH,pieces,HS] */
     bool whole;
+    bool fused;                /* attend_kernel stores each row's key and value */
 };
 
 /* Head g of the keys (0) or values (1) at position `at` of a segment: [.,HS], up to the end of the
@@ -28,10 +29,17 @@ static __device__ floatX *cache_head(const struct Decode *d, bool tail, int slot
                          c->heads.HS;
 }
 
+/* Key or value head g of row r as it has just been computed: [HS]. */
+static __device__ __forceinline__ const floatX *new_head(const struct Decode *d, int r,
+                                                         int key_value, int g) {
+    const int NH = d->cache.heads.NH, NKV = d->cache.heads.NKV;
+    return d->qkv + ((size_t)r * (NH + 2 * NKV) + NH + key_value * NKV + g) * d->cache.heads.HS;
+}
+
 /* A thread moves 16 bytes of a row's new key or value to their place. All rows are stored before
    any is read: the rows of a prefill see each other. */
 static __global__ void store_kernel(struct Decode d) {
-    const int NH = d.cache.heads.NH, NKV = d.cache.heads.NKV, HS = d.cache.heads.HS;
+    const int NKV = d.cache.heads.NKV, HS = d.cache.heads.HS;
     const int chunks = ceil_div(HS, VEC);
     size_t index = (size_t)blockIdx.x * THREADS + threadIdx.x, r = index / chunks / (2 * NKV);
     if (r >= (size_t)d.R) return;
@@ -42,7 +50,7 @@ static __global__ void store_kernel(struct Decode d) {
     const bool tail = at >= P;
     const int slot = tail ? d.rows.tail_slot[r] : d.rows.prompt_slot[r];
     floatX *out = cache_head(&d, tail, slot, tail ? at - P : at, key_value, g);
-    const floatX *in = d.qkv + (r * (NH + 2 * NKV) + NH + head) * HS;
+    const floatX *in = new_head(&d, (int)r, key_value, g);
     if (d.whole) *(uint4 *)(out + chunk) = *(const uint4 *)(in + chunk);
     else
         for (int i = chunk; i < HS && i < chunk + VEC; i++) out[i] = in[i];

@@ -2,7 +2,7 @@
 
        s_j = q k_j / sqrt(HS),    m = max s,    p_j = exp(s_j - m),    out = sum p_j v_j / sum p_j
 
-   over prompt[0 .. prompt_length) and tail[0 ..], where the row's own key is stored first. Pieces
+   over prompt[0 .. prompt_length) and tail[0 ..], the row's own key included. Pieces
    of it merge: with M the largest m, out = sum e^(m-M) out_piece / sum e^(m-M) s_piece (online
    softmax 1805.02867; FlashAttention 2205.14135 cut along the keys, "flash decoding").
 
@@ -34,6 +34,10 @@
    rows one after the other from the copy, each as it would compute it alone: keys beyond a row's
    own have the weight 0. (Only a later value that is inf or NaN would show, because 0 times it is
    NaN.)
+
+   Where every row is the only one of its tail, which the host promises (tails_apart), nobody else
+   reads a row's new key in the step: the lanes that copy it take it from qkv and store it as well.
+   Else store_kernel comes first.
 
    What a row computes depends on its own position only: not on other rows, on R, on capacities, on
    pages or on the grid. The grid is made for the longest row that the host promises
@@ -99,24 +103,40 @@ static __device__ uint4 gather_bits(const floatX *in, int count) {
     return bits;
 }
 
-/* Starts to copy this lane's part of x [count,HS] to its places tile [u * WARP]. Keys from `count`
-   on and elements from HS on are not read and become 0. */
+/* A warp's keys, or their values: [count,HS] in the cache. The last one may not be there yet: then
+   it is read from `last` [HS], and stored; NULL: it is there. */
+struct Source {
+    floatX *x;
+    const floatX *last;
+    int count;
+};
+
+/* Starts to copy this lane's part of a source to its places tile [u * WARP]. Keys from `count` on
+   and elements from HS on are not read and become 0. */
 template <int LANES>
-static __device__ __forceinline__ void copy_tile(uint4 *tile, const floatX *x, int count, int HS,
+static __device__ __forceinline__ void copy_tile(uint4 *tile, const Source &source, int HS,
                                                  bool whole, int lane) {
     const int KEYS = WARP / LANES, sub = lane / LANES, chunk = lane % LANES * VEC;
-    const int left = chunk < HS ? count - sub : 0; /* load u is there if u * KEYS < left */
-    const floatX *in = left > 0 ? x + sub * HS + chunk : x;
+    const int left = chunk < HS ? source.count - sub : 0; /* load u is there if u * KEYS < left */
+    floatX *in = left > 0 ? source.x + sub * HS + chunk : source.x;
+    const bool has_last = source.last && left > 0 && (source.count - 1) % KEYS == sub;
+    const int last = has_last ? (source.count - 1) / KEYS : -1; /* the load of it, of this lane */
     if (whole) {
 #pragma unroll BATCH
         for (int u = 0; u < LANES; u++) {
+            const floatX *from = u == last ? source.last + chunk : in + u * KEYS * HS;
             bool there = u * KEYS < left;
-            cp_async16(&tile[u * WARP], there ? in + u * KEYS * HS : x, there ? 16 : 0);
+            cp_async16(&tile[u * WARP], there ? from : source.x, there ? 16 : 0);
         }
+        if (has_last) *(uint4 *)(in + last * KEYS * HS) = *(const uint4 *)(source.last + chunk);
     } else {
 #pragma unroll 1
-        for (int u = 0; u < LANES; u++)
-            tile[u * WARP] = gather_bits(in + u * KEYS * HS, u * KEYS < left ? HS - chunk : 0);
+        for (int u = 0; u < LANES; u++) {
+            const floatX *from = u == last ? source.last + chunk : in + u * KEYS * HS;
+            tile[u * WARP] = gather_bits(from, u * KEYS < left ? HS - chunk : 0);
+        }
+        for (int i = 0; has_last && i < VEC && chunk + i < HS; i++)
+            in[last * KEYS * HS + i] = source.last[chunk + i];
     }
     cp_async_commit();
 }
@@ -229,18 +249,17 @@ static __device__ __forceinline__ void load_queries(float q[HEADS][VEC], const f
    their way to its tile already. */
 template <int LANES, int HEADS>
 static __device__ __forceinline__ void attend(struct Shared<HEADS> *shared, uint4 *tile,
-                                              const floatX *query, const floatX *k,
-                                              const floatX *v, int count, int HS, int heads,
-                                              bool whole) {
+                                              const floatX *query, const Source &k,
+                                              const Source &v, int HS, int heads, bool whole) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const bool together = Tiles<LANES>::TOGETHER;
-    const int chunk = lane % LANES * VEC, own = own_key<LANES>(lane);
+    const int chunk = lane % LANES * VEC, own = own_key<LANES>(lane), count = k.count;
     float q[HEADS][VEC], p[HEADS], out[HEADS][VEC];
-    if (!together) copy_tile<LANES>(tile, k, count, HS, whole, lane);
+    if (!together) copy_tile<LANES>(tile, k, HS, whole, lane);
     load_queries<HEADS>(q, query, heads, HS, chunk, whole);
     cp_async_wait<Tiles<LANES>::TOGETHER ? 1 : 0>(); /* the values may still be on their way */
     score_keys<LANES, HEADS>(p, q, tile, lane);
-    if (!together) copy_tile<LANES>(tile, v, count, HS, whole, lane);
+    if (!together) copy_tile<LANES>(tile, v, HS, whole, lane);
 #pragma unroll
     for (int h = 0; h < HEADS; h++) {
         bool known = own < count;
@@ -279,17 +298,17 @@ static __device__ __forceinline__ void merge_warps(float2 *state, float *partial
 template <int LANES, int HEADS>
 static __device__ __forceinline__ void attend_row(const struct Decode *d,
                                                   struct Shared<HEADS> *shared, uint4 *tile,
-                                                  const floatX *k, const floatX *v, int r,
-                                                  int count) {
+                                                  Source k, Source v, int r, int count) {
     const int NH = d->cache.heads.NH, NKV = d->cache.heads.NKV, HS = d->cache.heads.HS;
     const int warp = threadIdx.x / WARP, warps = ceil_div(count, WARP), group = NH / NKV;
     const int h_first = blockIdx.y * group;
     const floatX *query = d->qkv + ((size_t)r * (NH + 2 * NKV) + h_first) * HS;
+    k.count = v.count = count - warp * WARP;
     for (int h0 = 0; h0 < group; h0 += HEADS) {
         const int heads = min_int(HEADS, group - h0);
         if (warp < warps)
-            attend<LANES, HEADS>(shared, tile, query + (size_t)h0 * HS, k, v, count - warp * WARP,
-                                 HS, heads, d->whole);
+            attend<LANES, HEADS>(shared, tile, query + (size_t)h0 * HS, k, v, HS, heads,
+                                 d->whole);
         __syncthreads();
         for (int h = 0; h < heads; h++) {
             size_t index = ((size_t)r * NH + h_first + h0 + h) * d->pieces + blockIdx.z;
@@ -297,6 +316,12 @@ static __device__ __forceinline__ void attend_row(const struct Decode *d,
         }
         __syncthreads();
     }
+}
+
+/* True if row r's own key is among the 32 keys of a warp in a piece of its tail. */
+static __device__ bool has_new_key(const struct Decode *d, int r, int piece, int warp) {
+    const int at = d->rows.position[r] - d->rows.prompt_length[r];
+    return at / WARP == piece * WARPS + warp;
 }
 
 /* (4: so many blocks on a multiprocessor keep memory busy; ptxas need not spill to fit in more.) */
@@ -314,13 +339,15 @@ static __global__ void __launch_bounds__(THREADS, 4) attend_kernel(struct Decode
     const int piece = tail ? z - d.prompt_pieces : z;
     const int slot = tail ? d.rows.tail_slot[r] : d.rows.prompt_slot[r];
     const int first = warp * WARP, at = piece * PIECE + first;
-    const floatX *k = NULL, *v = NULL;
+    Source k = {NULL, NULL, most - first}, v = k;
     uint4 *tile = tiles + warp * Tiles<LANES>::PER_WARP + lane;
     if (first < most) { /* a page beyond may not exist */
-        k = cache_head(&d, tail, slot, at, 0, g), v = cache_head(&d, tail, slot, at, 1, g);
+        k.x = cache_head(&d, tail, slot, at, 0, g), v.x = cache_head(&d, tail, slot, at, 1, g);
+        if (d.fused && tail && has_new_key(&d, r, piece, warp))
+            k.last = new_head(&d, r, 0, g), v.last = new_head(&d, r, 1, g);
         if (Tiles<LANES>::TOGETHER) {
-            copy_tile<LANES>(tile, k, most - first, HS, d.whole, lane);
-            copy_tile<LANES>(tile + LANES * WARP, v, most - first, HS, d.whole, lane);
+            copy_tile<LANES>(tile, k, HS, d.whole, lane);
+            copy_tile<LANES>(tile + LANES * WARP, v, HS, d.whole, lane);
         }
     }
     for (int i = r; i < end; i++) {
@@ -397,10 +424,12 @@ static void attention_decode(floatX *out, const floatX *qkv, const struct KvCach
     float2 *state = (float2 *)workspace;
     float *partial = (float *)(state + (size_t)R * NH * pieces);
     struct Decode d = {out, qkv, *cache, *rows, layer, R, prompt_pieces, pieces, state, partial,
-                       whole};
-    unsigned stores = blocks_for((size_t)R * 2 * NKV * chunks, THREADS);
-    store_kernel<<<stores, THREADS, 0, cuda.stream>>>(d);
-    CUDA_CHECK_LAUNCH();
+                       whole, rows->tails_only && rows->tails_apart};
+    if (!d.fused) {
+        unsigned stores = blocks_for((size_t)R * 2 * NKV * chunks, THREADS);
+        store_kernel<<<stores, THREADS, 0, cuda.stream>>>(d);
+        CUDA_CHECK_LAUNCH();
+    }
     if (!rows->tails_only) attend_prompts(&d);
     if (chunks <= 8) launch_heads<8>(&d);
     else if (chunks <= 16) launch_heads<16>(&d);

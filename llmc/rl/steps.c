@@ -130,7 +130,7 @@ static void enqueue(struct Steps *steps, const struct RolloutRequest *request,
     step.longest_tail = steps->device.longest_tail;
     step.inv_temperature = request->temperature > 0 ? 1 / request->temperature : 0;
     rng_key(step.key, request->seed, request->purpose);
-    steps->device.tails_only = !steps->stores;
+    steps->device.tails_only = steps->device.tails_apart = !steps->stores;
     if (steps->stores) {
         enqueue_slots(steps, &step, weights, workspace);
     } else if (ops->graph_begin(&step, sizeof step)) {
