@@ -109,7 +109,8 @@ $(foreach m,$(SIM_MODES),$(eval $(call sim_runtime_rules,$(m))) \
 
 SIM_SAMPLES := $(addprefix $(SIM)/kernels/,layernorm.cu lse.cu gemm.cu attention.cu hopper_gemm.cu)
 SIM_SELFTEST := $(SIM_SAMPLES) $(wildcard $(SIM)/selftest/*.cc) \
-    $(addprefix $(SIM)/selftest/,features.cu host_bugs.cu graphs.cu float16.cu)
+    $(addprefix $(SIM)/selftest/,features.cu hopper.cu clusters.cu host_bugs.cu graphs.cu \
+    float16.cu)
 $(eval $(call sim_program,cudasim-selftest,$(SIM_SELFTEST)))
 $(eval $(call sim_plugin,cudasim_plugin,,,$(SIM)/selftest/plugin.cu))
 
@@ -129,7 +130,8 @@ $(foreach m,$(SIM_MODES),$(eval $(call sim_selftest_rules,$(m))))
 
 # wgmma needs compute_90a named in full.
 SIM_NVCC_OBJECTS := $(patsubst $(SIM)/%,$(BUILD)/nvcc/%.o,$(basename $(SIM_SELFTEST)))
-$(BUILD)/nvcc/kernels/hopper_gemm.o: SIM_ARCH := -gencode arch=compute_90a,code=sm_90a
+$(BUILD)/nvcc/kernels/hopper_gemm.o $(BUILD)/nvcc/selftest/hopper.o \
+    $(BUILD)/nvcc/selftest/clusters.o: SIM_ARCH := -gencode arch=compute_90a,code=sm_90a
 SIM_ARCH := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
 $(BUILD)/nvcc/%.o: $(SIM)/%.cu
 	@mkdir -p $(@D)

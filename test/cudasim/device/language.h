@@ -103,11 +103,13 @@ struct LaunchConfig {
     dim3 grid, block;
     size_t shared_bytes;
     cudaStream_t stream;
+    dim3 cluster;
+    bool programmatic; /* may begin before the launch before it has ended */
 };
 
 inline LaunchConfig config(dim3 grid, dim3 block, size_t shared_bytes = 0,
                            cudaStream_t stream = 0) {
-    return LaunchConfig{grid, block, shared_bytes, stream};
+    return LaunchConfig{grid, block, shared_bytes, stream, dim3(), false};
 }
 
 /* Checks the launch limits, then hands `thread_body` (what one thread runs) to the stream. */

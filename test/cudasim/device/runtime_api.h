@@ -27,7 +27,8 @@ enum cudaError {
     cudaErrorStreamCaptureUnjoined = 904,
     cudaErrorStreamCaptureIsolation = 905,
     cudaErrorStreamCaptureImplicit = 906,
-    cudaErrorCapturedEvent = 907
+    cudaErrorCapturedEvent = 907,
+    cudaErrorInvalidClusterSize = 912
 };
 typedef enum cudaError cudaError_t;
 
@@ -210,5 +211,45 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, Function 
     *blocks = 2;
     return cudaSuccess;
 }
+
+/* ---- launches with attributes: clusters, programmatic launch ---- */
+
+enum cudaLaunchAttributeID {
+    cudaLaunchAttributeClusterDimension = 4,
+    cudaLaunchAttributeProgrammaticStreamSerialization = 6
+};
+union cudaLaunchAttributeValue {
+    struct {
+        unsigned x, y, z;
+    } clusterDim;
+    int programmaticStreamSerializationAllowed;
+};
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    cudaLaunchAttributeValue val;
+};
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    size_t dynamicSmemBytes;
+    cudaStream_t stream;
+    cudaLaunchAttribute *attrs;
+    unsigned numAttrs;
+};
+
+namespace cudasim {
+LaunchConfig with_attributes(const cudaLaunchConfig_t *config);
+const char *kernel_name(const char *text); /* of the text of a call, which begins with it */
+template <class... Parameters, class... Arguments>
+cudaError_t launch_with_attributes(const char *text, const char *file, int line,
+                                   const cudaLaunchConfig_t *config,
+                                   void (*kernel)(Parameters...), Arguments &&...arguments) {
+    launcher(file, line, kernel_name(text), with_attributes(config), [kernel](auto... values) {
+        kernel(values...);
+    })((Parameters)arguments...);
+    return cudaPeekAtLastError();
+}
+} // namespace cudasim
+#define cudaLaunchKernelEx(config, ...) \
+    cudasim::launch_with_attributes(#__VA_ARGS__, __FILE__, __LINE__, config, __VA_ARGS__)
 
 #endif

@@ -3,7 +3,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include "kernels.h"
-#include "ptx_hopper.cuh"
+#include "../../../llmc/kernels/ptx_hopper.cuh"
 
 enum { TILE = 64, STAGES = 2, CONSUMERS = 128, TILE_BYTES = TILE * TILE * 2 };
 
@@ -30,8 +30,8 @@ __device__ void consume(float d[32], const Pipeline &p, int num_tiles) {
         if (!BUG(2)) mbarrier_wait(&p.full[s], t / STAGES & 1); /* BUG 2: stage not yet full */
         if (!BUG(4)) wgmma_fence(); /* BUG 4: registers not handed over */
         for (int k = 0; k < TILE; k += 16)
-            wgmma_m64n64k16_bf16(d, wgmma_descriptor(p.a + s * TILE_BYTES + k * 2),
-                                 wgmma_descriptor(p.b + s * TILE_BYTES + k * 2));
+            wgmma_ss<__nv_bfloat16, TILE>(d, wgmma_descriptor(p.a + s * TILE_BYTES + k * 2),
+                                          wgmma_descriptor(p.b + s * TILE_BYTES + k * 2), 1);
         wgmma_commit();
         if (BUG(3)) wgmma_wait<1>(); /* BUG 3: releases a stage that is still being read */
         else wgmma_wait<0>();
@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(CONSUMERS + 32)
 
 void gemm_hopper(unsigned short *C, const unsigned short *A, const unsigned short *B, int M, int N,
                  int K) {
-    CUtensorMap map_a = tensor_map_2d(A, M, K, TILE, TILE);
-    CUtensorMap map_b = tensor_map_2d(B, N, K, TILE, TILE);
+    CUtensorMap map_a = tensor_map_2d((const __nv_bfloat16 *)A, M, K, (size_t)K, TILE, TILE);
+    CUtensorMap map_b = tensor_map_2d((const __nv_bfloat16 *)B, N, K, (size_t)K, TILE, TILE);
     int bytes = 2 * STAGES * TILE_BYTES + 2 * STAGES * (int)sizeof(uint64_t);
     cudaFuncSetAttribute(gemm_hopper_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     dim3 grid((N + TILE - 1) / TILE, (M + TILE - 1) / TILE);

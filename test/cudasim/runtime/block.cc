@@ -105,11 +105,13 @@ static Fiber *take_fiber(Block *block, unsigned index) {
     fiber->warp = index / WARP;
     fiber->thread = uint3{index % size.x, index / size.x % size.y, index / size.x / size.y};
     fiber->copies.clear();
-    fiber->copy_group = 0;
+    fiber->copy_group = fiber->store_group = 0;
+    fiber->cluster_arrived = false;
+    fiber->waits_for = nullptr;
     return fiber;
 }
 
-Block *start_block(unsigned linear) {
+Block *start_block(unsigned linear, Cluster *cluster) {
     Block *block;
     if (idle_blocks.empty()) {
         block = new Block();
@@ -126,6 +128,10 @@ Block *start_block(unsigned linear) {
     block->window = memory_base() + (size_t)block->slot * WINDOW;
     block->variables.clear();
     memset(block->barrier, 0, sizeof block->barrier);
+    memset(block->registers, 0, sizeof block->registers);
+    block->cluster = cluster;
+    block->rank = (unsigned)cluster->blocks.size();
+    cluster->blocks.push_back(block);
     block->static_bytes = 0;
     block->dynamic_bytes = launch.config.shared_bytes;
     race_begin_block(block);
@@ -138,11 +144,25 @@ Block *start_block(unsigned linear) {
     return block;
 }
 
+static void leave_cluster(Block *block) {
+    Cluster *cluster = block->cluster;
+    cluster->blocks[block->rank] = nullptr;
+    cluster->slots.push_back(block->slot);
+    if (cluster->slots.size() < cluster->blocks.size()) {
+        CUDASIM_UNPOISON(block->window, block->used);
+        memset(block->window, 0xff, block->used);
+        CUDASIM_POISON(block->window, block->used);
+        return;
+    }
+    idle_slots.insert(idle_slots.end(), cluster->slots.begin(), cluster->slots.end());
+    delete cluster;
+}
+
 void finish_block(Block *block) {
     for (unsigned i = block->threads; i > 0; i--) idle_fibers.push_back(block->fiber[i - 1]);
     CUDASIM_POISON(block->window, block->used);
     race_end_window(block->window, block->used);
-    idle_slots.push_back(block->slot);
+    leave_cluster(block);
     idle_blocks.push_back(block);
 }
 

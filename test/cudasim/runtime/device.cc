@@ -1,6 +1,7 @@
 /* The device as CUDA describes it: errors, launch limits, attributes. */
 #include "emulator.h"
 #include <pthread.h>
+#include <set>
 #include <unordered_map>
 
 namespace cudasim {
@@ -53,6 +54,7 @@ static const ErrorText error_texts[] = {
      "operation would make the legacy stream depend on a capturing blocking stream"},
     {cudaErrorCapturedEvent, "cudaErrorCapturedEvent",
      "operation not permitted on an event last recorded in a capturing stream"},
+    {cudaErrorInvalidClusterSize, "cudaErrorInvalidClusterSize", "invalid cluster size"},
 };
 
 static const ErrorText *find_error(cudaError_t error) {
@@ -64,6 +66,7 @@ static const ErrorText *find_error(cudaError_t error) {
 /* ---- kernel attributes and launch limits ---- */
 
 enum : size_t { DEFAULT_DYNAMIC_SHARED = 48 * 1024 };
+enum { MAX_CLUSTER = 8 /* more must be asked for, and are not everywhere */ };
 
 static auto &opted_in = *new std::unordered_map<std::string, size_t>();
 
@@ -82,6 +85,11 @@ static std::string kernel_key(const char *text) {
     return key;
 }
 
+const char *kernel_name(const char *text) {
+    static auto &names = *new std::set<std::string>();
+    return names.insert(kernel_key(text)).first->c_str();
+}
+
 cudaError_t set_function_attribute(const char *text, cudaFuncAttribute attribute, int value) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     if (value < 0 || value > options().shared_limit) return set_error(cudaErrorInvalidValue);
@@ -90,12 +98,30 @@ cudaError_t set_function_attribute(const char *text, cudaFuncAttribute attribute
     return cudaSuccess;
 }
 
+LaunchConfig with_attributes(const cudaLaunchConfig_t *from) {
+    LaunchConfig to =
+        config(from->gridDim, from->blockDim, from->dynamicSmemBytes, from->stream);
+    for (unsigned i = 0; i < from->numAttrs; i++) {
+        const cudaLaunchAttributeValue &value = from->attrs[i].val;
+        if (from->attrs[i].id == cudaLaunchAttributeClusterDimension)
+            to.cluster = dim3(value.clusterDim.x, value.clusterDim.y, value.clusterDim.z);
+        if (from->attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization)
+            to.programmatic = value.programmaticStreamSerializationAllowed != 0;
+    }
+    return to;
+}
+
 static cudaError_t check_launch(const LaunchConfig &c, size_t shared_limit) {
     size_t threads = (size_t)c.block.x * c.block.y * c.block.z;
     bool block_fits = threads > 0 && threads <= MAX_THREADS && c.block.z <= 64;
     bool grid_fits = c.grid.x > 0 && c.grid.y > 0 && c.grid.z > 0 && c.grid.x <= 0x7fffffffu &&
                      c.grid.y <= 65535 && c.grid.z <= 65535;
     if (!block_fits || !grid_fits) return cudaErrorInvalidConfiguration;
+    unsigned together = c.cluster.x * c.cluster.y * c.cluster.z;
+    if (together < 1 || together > MAX_CLUSTER || c.grid.x % c.cluster.x ||
+        c.grid.y % c.cluster.y || c.grid.z % c.cluster.z)
+        return cudaErrorInvalidClusterSize;
+    if ((together > 1 || c.programmatic) && options().capability < 90) return cudaErrorNotSupported;
     if (c.shared_bytes > shared_limit) return cudaErrorInvalidValue;
     return cudaSuccess;
 }
@@ -108,10 +134,10 @@ void enqueue_launch(const char *name, const char *file, int line, const LaunchCo
                               : limit->second;
     if (cudaError_t error = check_launch(c, shared_limit)) {
         fprintf(stderr,
-                "CUDASIM: bad launch of %s at %s:%d: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes "
-                "of dynamic shared memory (limit %zu)\n",
+                "CUDASIM: bad launch of %s at %s:%d: grid (%u,%u,%u), block (%u,%u,%u), cluster "
+                "(%u,%u,%u), %zu bytes of dynamic shared memory (limit %zu)\n",
                 name, file, line, c.grid.x, c.grid.y, c.grid.z, c.block.x, c.block.y, c.block.z,
-                c.shared_bytes, shared_limit);
+                c.cluster.x, c.cluster.y, c.cluster.z, c.shared_bytes, shared_limit);
         set_error(error);
         return;
     }

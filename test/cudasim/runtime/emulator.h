@@ -6,7 +6,8 @@
        block.cc      blocks and shared memory        race.cc     races, bounds, unwritten memory
        meet.cc       barriers, warp operations       tsan.cc     the compiler's calls into race.cc
        memory.cc     device memory and copies        tensor.cc   cp.async, ldmatrix, mma.sync
-       report.cc     errors, source lines, signals   hopper.cc   mbarrier, TMA, wgmma
+       report.cc     errors, source lines, signals   hopper.cc   mbarrier, clusters, TMA
+                                                     wgmma.cc    wgmma, setmaxnreg
 
    Everything runs on the thread that makes the first CUDA call; a second thread is an error. */
 #ifndef CUDASIM_EMULATOR_H
@@ -90,7 +91,10 @@ struct Fiber {
     int barrier_result; /* kept here: a faster thread may already have begun the next round */
     bool in_kernel_code;
     std::vector<PendingCopy> copies;
-    int copy_group;
+    int copy_group, store_group; /* of cp.async, of TMA stores */
+    bool cluster_arrived;        /* ... and not yet waited */
+    unsigned cluster_phase;
+    const void *waits_for; /* an mbarrier */
     const std::function<bool()> *condition;
 #ifdef CUDASIM_UCONTEXT
     ucontext_t context;
@@ -131,6 +135,14 @@ struct SharedRange {
     const char *name;
 };
 
+/* Blocks that run together; one block where the launch asks for none. The memory of a block that
+   has exited is kept until all have, so that nothing else can be found there. */
+struct Cluster {
+    std::vector<Block *> blocks; /* by rank; null: has exited */
+    std::vector<int> slots;      /* of those */
+    unsigned arrived, phase;     /* of cluster_arrive and _wait */
+};
+
 /* A block in flight. Its shared memory is a window of virtual memory: dynamic memory at its start,
    then the static variables in the order of first use, with unreadable gaps between. */
 struct Block {
@@ -145,6 +157,9 @@ struct Block {
     Barrier barrier[NUM_BARRIERS];
     std::vector<WarpOperation> operations[MAX_THREADS / WARP];
     GroupOperation group[MAX_THREADS / WARPGROUP];
+    int registers[MAX_THREADS / WARPGROUP]; /* by setmaxnreg; 0: as launched */
+    Cluster *cluster;
+    unsigned rank; /* in it */
 };
 
 /* The kernel that runs, or ran last. */
@@ -187,7 +202,7 @@ unsigned blocks_not_started();
 /* ---- block.cc ---- */
 
 enum : size_t { WINDOW = (size_t)1 << 20, MAX_WINDOWS = 256 };
-Block *start_block(unsigned linear);
+Block *start_block(unsigned linear, Cluster *cluster);
 void finish_block(Block *block);
 unsigned live_lanes_of(const Block *block, unsigned warp);
 bool in_window(const Block *block, const void *address);
@@ -206,6 +221,14 @@ void meet_without(Fiber *exited); /* a thread has exited: those who wait for it 
 /* ---- tensor.cc ---- */
 
 void finish_copies(int groups_left); /* cp.async.wait_group */
+
+/* ---- hopper.cc and wgmma.cc ---- */
+
+void cluster_without(Fiber *exited);
+void finish_stores();                                         /* a thread's, as it exits */
+void check_no_loads(const Block *block);                      /* at a block's exit */
+void check_no_products(const Block *block, unsigned thread);  /* at a thread's */
+std::string describe_mbarrier(const void *address);
 
 /* ---- memory.cc ---- */
 
@@ -234,6 +257,9 @@ void check_read(const void *address, size_t bytes, uintptr_t pc);
 void check_write(const void *address, size_t bytes, uintptr_t pc);
 /* A write that will come later, by cp.async or TMA: until then the bytes hold nothing. */
 void check_late_write(void *address, size_t bytes, uintptr_t pc);
+/* By TMA or wgmma, which do not see what ordinary accesses wrote before a fence. */
+void check_async_read(const void *address, size_t bytes, uintptr_t pc);
+void check_async_write(const void *address, size_t bytes, uintptr_t pc);
 #define CUDASIM_CALLER ((uintptr_t)__builtin_return_address(0))
 
 /* Accesses by copies and libraries, on the stream's behalf. */
@@ -296,7 +322,10 @@ enum AccessKind : unsigned {
     UNORDERED = 4, /* does not conflict with another of its kind */
     VOLATILE_READ = READ | UNORDERED,
     EXCHANGE = WRITE | UNORDERED,
-    ATOMIC = READ | WRITE | UNORDERED
+    ATOMIC = READ | WRITE | UNORDERED,
+    ASYNC = 8, /* by TMA or wgmma, in shared memory */
+    ASYNC_READ = READ | ASYNC,
+    ASYNC_WRITE = WRITE | ASYNC
 };
 CUDASIM_RACE_HOOK(void race_access(const void *, size_t, AccessKind, uintptr_t))
 CUDASIM_RACE_HOOK(void race_begin_launch())
@@ -314,6 +343,10 @@ CUDASIM_RACE_HOOK(void race_leave(int, unsigned, int))
 CUDASIM_RACE_HOOK(void race_warp_barrier(int, unsigned, unsigned))
 CUDASIM_RACE_HOOK(void race_release(const void *, int, unsigned))
 CUDASIM_RACE_HOOK(void race_acquire(const void *, int, unsigned))
+CUDASIM_RACE_HOOK(void race_release_to(const void *, int, unsigned, int))
+CUDASIM_RACE_HOOK(void race_acquire_cluster(const void *, int, unsigned))
+CUDASIM_RACE_HOOK(void race_async_fence(int, unsigned))
+CUDASIM_RACE_HOOK(void race_dependency_wait(int, unsigned))
 CUDASIM_RACE_HOOK(void race_fence(int, unsigned))
 } // namespace cudasim
 

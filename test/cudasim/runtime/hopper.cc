@@ -1,35 +1,51 @@
-/* Hopper's asynchronous instructions: mbarriers, TMA loads, wgmma. Asynchronous work is done as
-   late as the program allows; until then its target holds NaNs and counts as never written. */
+/* mbarriers, clusters and TMA. Asynchronous work is done as late as the program allows; until then
+   its target holds NaNs and counts as never written. */
 #include "../device/hopper.h"
-#include "../device/float16.h"
 #include "emulator.h"
 
 namespace cudasim {
 
 /* ---- mbarriers: the state is kept in the 8 bytes of shared memory, as on the device ---- */
 
-enum { MBARRIER_VALID = 42 };
+enum { MBARRIER_VALID = 42, MAX_ARRIVALS = 4095, MAX_BYTES = (1 << 20) - 1 };
 
 struct Mbarrier {
-    uint32_t expected : 12, pending : 12, phase : 1, valid : 7;
+    uint32_t expected : 12, pending : 12, phase : 1, visible : 1, valid : 6;
     int32_t bytes; /* announced less arrived */
 };
 static_assert(sizeof(Mbarrier) == 8, "an mbarrier has 8 bytes");
 
-static Mbarrier *mbarrier_at(uint64_t *address, const char *what) {
-    if ((uintptr_t)address % 8 || !in_window(current->block, address))
+/* Initialised by this thread, and no fence since. */
+struct NewBarrier {
+    const Fiber *fiber;
+    Mbarrier *barrier;
+};
+static auto &new_barriers = *new std::vector<NewBarrier>();
+
+static Mbarrier *mbarrier_at(const Block *block, uint64_t *address, const char *what) {
+    if ((uintptr_t)address % 8 || !in_window(block, address))
         fail("%s: %p is not an aligned address in shared memory", what, (void *)address);
     return (Mbarrier *)address;
 }
 
-static Mbarrier *live_mbarrier(uint64_t *address, const char *what) {
-    Mbarrier *barrier = mbarrier_at(address, what);
+static Mbarrier *live_mbarrier(const Block *block, uint64_t *address, const char *what) {
+    Mbarrier *barrier = mbarrier_at(block, address, what);
     if (barrier->valid != MBARRIER_VALID) fail("%s: the mbarrier was not initialised", what);
     return barrier;
 }
 
+/* For TMA and for other blocks. */
+static Mbarrier *visible_mbarrier(const Block *block, uint64_t *address, const char *what) {
+    Mbarrier *barrier = live_mbarrier(block, address, what);
+    if (!barrier->visible)
+        fail("%s: no mbarrier_init_fence since the barrier was initialised", what);
+    return barrier;
+}
+
 static void end_phase_if_complete(Mbarrier *barrier) {
-    if (barrier->pending || barrier->bytes) return;
+    if (barrier->pending || barrier->bytes > 0) return;
+    if (barrier->bytes < 0)
+        fail("mbarrier: %d bytes more than were announced came in this phase", -barrier->bytes);
     barrier->phase ^= 1;
     barrier->pending = barrier->expected;
 }
@@ -41,20 +57,59 @@ static void acquire(const void *object) {
     race_acquire(object, current->block->slot, current->index);
 }
 
-static void arrive(uint64_t *address, int bytes, const char *what) {
-    Mbarrier *barrier = live_mbarrier(address, what);
+static void arrive(Mbarrier *barrier, int bytes, const char *what) {
     if (!barrier->pending) fail("%s: more arrivals than the phase expects", what);
     barrier->bytes += bytes;
+    if (barrier->bytes > MAX_BYTES)
+        fail("%s: %d bytes announced in one phase; 2^20 - 1 can be", what, barrier->bytes);
     barrier->pending--;
     end_phase_if_complete(barrier);
-    release(address);
     wake_conditions();
+}
+
+/* ---- clusters ---- */
+
+static Block *block_of_rank(unsigned rank, const char *what) {
+    const Cluster *cluster = current->block->cluster;
+    if (rank >= cluster->blocks.size())
+        fail("%s: block %u of a cluster of %zu", what, rank, cluster->blocks.size());
+    if (!cluster->blocks[rank])
+        fail("%s: block %u of the cluster has exited, its shared memory is gone", what, rank);
+    return cluster->blocks[rank];
+}
+
+static char *address_in(const Block *block, const void *shared, const char *what) {
+    if (!in_window(current->block, shared)) fail("%s: %p is not shared memory", what, shared);
+    return block->window + ((const char *)shared - shared_window());
+}
+
+void *map_to_block(void *shared, unsigned rank) {
+    return address_in(block_of_rank(rank, "cluster_map"), shared, "cluster_map");
+}
+
+/* Threads that have exited are not waited for. */
+static void open_cluster_barrier(Cluster *cluster) {
+    unsigned live = 0;
+    for (const Block *block : cluster->blocks) live += block ? block->live : 0;
+    if (cluster->arrived < live) return;
+    cluster->arrived = 0;
+    cluster->phase++;
+    wake_conditions();
+}
+
+static void do_nothing(void **, unsigned) {}
+
+void cluster_without(Fiber *exited) {
+    if (exited->cluster_arrived) fail("the thread exits between cluster_arrive and cluster_wait");
+    Cluster *cluster = exited->block->cluster;
+    if (cluster->arrived) open_cluster_barrier(cluster);
 }
 
 /* ---- TMA ---- */
 
 enum : uint32_t { TENSOR_MAP = 0x7a317a31 };
 
+/* Into one block's memory; a multicast is one of these for every block. */
 struct TmaLoad {
     const Block *block;
     char *out;
@@ -65,36 +120,56 @@ struct TmaLoad {
 };
 static auto &loads = *new std::vector<TmaLoad>();
 
-/* 8 elements from the matrix, zero outside it. */
-static void gather(uint16_t out[8], const TmaLoad &load, int row, int column) {
-    for (int k = 0; k < 8; k++) {
-        int x = column + k;
-        bool inside = row >= 0 && row < load.map.rows && x >= 0 && x < load.map.columns;
-        out[k] = 0;
-        if (!inside) continue;
-        const char *in = load.map.base + (size_t)row * load.map.pitch + (size_t)x * 2;
-        check_read(in, 2, load.pc);
-        memcpy(&out[k], in, 2);
-    }
+struct TmaStore {
+    const Fiber *fiber;
+    CUtensorMap map;
+    int column, row, group;
+    const char *in;
+    bool committed, was_read;
+    std::vector<char> data; /* what was there at the issue */
+    uintptr_t pc;
+};
+static auto &stores = *new std::vector<TmaStore>();
+
+static size_t tile_bytes(const CUtensorMap &map) { return (size_t)map.tile_rows * 128; }
+
+/* The matrix's address of 16 bytes of a tile's row, and how many bytes of them are inside it. */
+struct Chunk {
+    char *global;
+    size_t skip, bytes; /* outside on the left; inside */
+};
+static Chunk chunk_at(const CUtensorMap &map, int row, int column) {
+    int count = 16 / map.element_bytes, low = column < 0 ? -column : 0;
+    int high = map.columns - column < count ? map.columns - column : count;
+    if (row < 0 || row >= map.rows || high <= low) return Chunk{nullptr, 0, 0};
+    size_t size = (size_t)map.element_bytes;
+    return Chunk{map.base + (size_t)row * map.pitch + (size_t)(column + low) * size,
+                 (size_t)low * size, (size_t)(high - low) * size};
 }
 
-/* Carried out by a waiting thread on behalf of the one that issued it. A tile's row is 128 bytes;
-   the swizzle exchanges its 16-byte chunks by the row's number. */
+/* Calls visit(offset in the tile's shared memory, chunk of the matrix). */
+template <class Visit>
+static void for_tile(const CUtensorMap &map, int column, int row, Visit visit) {
+    for (int r = 0; r < map.tile_rows; r++)
+        for (int c = 0; c < 8; c++)
+            visit((size_t)(r * 128 + (c ^ (r & 7)) * 16),
+                  chunk_at(map, row + r, column + c * 16 / map.element_bytes));
+}
+
+/* Carried out by a waiting thread on behalf of the one that issued it. */
 static void carry_out(const TmaLoad &load) {
     acquire(load.out);
-    const CUtensorMap &map = load.map;
-    for (int r = 0; r < map.tile_rows; r++) {
-        for (int c = 0; c < map.tile_columns; c += 8) {
-            uint16_t chunk[8];
-            gather(chunk, load, load.row + r, load.column + c);
-            size_t swizzle = ((uintptr_t)load.out / 128 + (size_t)r) & 7;
-            char *out = load.out + r * 128 + (((size_t)c / 8) ^ swizzle) * 16;
-            check_write(out, 16, load.pc);
-            memcpy(out, chunk, 16);
+    for_tile(load.map, load.column, load.row, [&](size_t offset, const Chunk &chunk) {
+        char bytes[16] = {};
+        if (chunk.bytes) {
+            check_read(chunk.global, chunk.bytes, load.pc);
+            memcpy(bytes + chunk.skip, chunk.global, chunk.bytes);
         }
-    }
-    Mbarrier *barrier = live_mbarrier(load.barrier, "TMA");
-    barrier->bytes -= map.tile_rows * map.tile_columns * 2;
+        check_async_write(load.out + offset, 16, load.pc);
+        memcpy(load.out + offset, bytes, 16);
+    });
+    Mbarrier *barrier = live_mbarrier(load.block, load.barrier, "TMA");
+    barrier->bytes -= (int)tile_bytes(load.map);
     end_phase_if_complete(barrier);
     release(load.barrier);
     wake_conditions();
@@ -118,202 +193,222 @@ static void step_loads() {
     carry_out(load);
 }
 
-/* ---- wgmma: operands are read and results appear at wait_group ---- */
-
-enum { TILE = 64, DEPTH = 16, ACCUMULATORS = 32 };
-
-struct Product {
-    uint64_t a, b; /* descriptors */
-    int group;
-    float *d[WARPGROUP];
-    uintptr_t pc;
-};
-
-/* The true values of accumulators that hold NaNs in the kernel's registers meanwhile. */
-struct Accumulator {
-    float *d[WARPGROUP];
-    float value[WARPGROUP][ACCUMULATORS];
-};
-
-struct Warpgroup {
-    uint64_t block_serial;
-    bool fenced;
-    int group;
-    std::vector<Product> products;
-    std::vector<Accumulator> accumulators;
-};
-
-static Warpgroup &current_warpgroup() {
-    static Warpgroup all[MAX_WINDOWS][MAX_THREADS / WARPGROUP];
-    Warpgroup &w = all[current->block->slot][current->index / WARPGROUP];
-    if (w.block_serial != current->block->serial) {
-        w = Warpgroup();
-        w.block_serial = current->block->serial;
-    }
-    return w;
+static void check_tile(const CUtensorMap *map, const void *shared) {
+    if (map->magic != TENSOR_MAP) fail("TMA: this is no tensor map");
+    if (!in_window(current->block, shared)) fail("TMA: the tile is not in shared memory");
+    if ((size_t)((const char *)shared - shared_window()) % 1024)
+        fail("TMA: tiles with the 128-byte swizzle are aligned to 1024 bytes");
 }
 
-static size_t descriptor_start(uint64_t descriptor) { return (size_t)(descriptor & 0x3fff) << 4; }
-
-/* Element (row, k) of a K-contiguous tile with the 128-byte swizzle, by the descriptor's fields. */
-static float load_element(uint64_t descriptor, int row, int k) {
-    if (descriptor >> 62 != 1)
-        fail("wgmma: swizzle mode %d is not emulated", (int)(descriptor >> 62));
-    size_t stride = (size_t)(descriptor >> 32 & 0x3fff) << 4;
-    size_t linear = descriptor_start(descriptor) + (size_t)(row / 8) * stride +
-                    (size_t)(row % 8) * 128 + (size_t)k * 2;
-    size_t physical = linear ^ ((linear >> 7 & 7) << 4);
-    uint16_t element;
-    memcpy(&element, shared_window() + physical, 2);
-    return bf16_to_float(element);
+static bool overlap(const char *a, size_t a_bytes, const char *b, size_t b_bytes) {
+    return a < b + b_bytes && b < a + a_bytes;
 }
 
-/* Both the issue and the wait must be legal times to read the 64 rows of an operand. */
-static void check_operand(uint64_t descriptor, uintptr_t pc) {
-    size_t tile = descriptor_start(descriptor) / 1024 * 1024;
-    check_read(shared_window() + tile, TILE * 128, pc);
+static void start_load(const Block *block, void *shared, const CUtensorMap *map, int column,
+                       int row, uint64_t *barrier, uintptr_t pc) {
+    char *out = address_in(block, shared, "TMA");
+    uint64_t *there = (uint64_t *)address_in(block, barrier, "TMA");
+    visible_mbarrier(block, there, "TMA");
+    for (const TmaLoad &other : loads)
+        if (overlap(out, tile_bytes(*map), other.out, tile_bytes(other.map)))
+            fail("TMA: a load into a tile that another load has not yet filled");
+    for (const TmaStore &store : stores)
+        if (!store.was_read && overlap(out, tile_bytes(*map), store.in, tile_bytes(store.map)))
+            fail("TMA: a load into a tile that a store still reads");
+    check_late_write(out, tile_bytes(*map), pc);
+    race_release_to(out, current->block->slot, current->index, block->slot);
+    loads.push_back(TmaLoad{block, out, *map, column, row, there, pc});
 }
 
-static Accumulator &find_accumulator(Warpgroup &w, float *const *d) {
-    for (Accumulator &a : w.accumulators)
-        if (a.d[0] == d[0]) return a;
-    w.accumulators.emplace_back();
-    Accumulator &a = w.accumulators.back();
-    for (int t = 0; t < WARPGROUP; t++) {
-        a.d[t] = d[t];
-        memcpy(a.value[t], d[t], sizeof a.value[t]);
-        memset(d[t], 0xff, sizeof a.value[t]);
-    }
-    return a;
+/* ---- stores: by the thread that issued them. Shared memory must stay as it is until a wait says
+   that it was read; global memory gets the tile as late as may be. ---- */
+
+static void must_be_unchanged(TmaStore &store) {
+    if (store.was_read) return;
+    for (size_t i = 0; i < store.data.size(); i += 16) check_async_read(store.in + i, 16, store.pc);
+    if (memcmp(store.data.data(), store.in, store.data.size()))
+        fail("TMA: a tile changed while a store was reading it");
+    store.was_read = true;
 }
 
-static void multiply(Accumulator &accumulator, const Product &product) {
-    static float a[TILE][DEPTH], b[TILE][DEPTH];
-    for (int r = 0; r < TILE; r++) {
-        for (int k = 0; k < DEPTH; k++) {
-            a[r][k] = load_element(product.a, r, k);
-            b[r][k] = load_element(product.b, r, k);
-        }
-    }
-    for (int t = 0; t < WARPGROUP; t++) {
-        for (int i = 0; i < ACCUMULATORS; i++) { /* registers: 8 columns of 2 x 2 */
-            int row = t / WARP * 16 + t % WARP / 4 + 8 * (i >> 1 & 1);
-            int column = i / 4 * 8 + t % 4 * 2 + (i & 1);
-            float sum = 0;
-            for (int k = 0; k < DEPTH; k++) sum += a[row][k] * b[column][k];
-            accumulator.value[t][i] += sum;
+static void write_out(const TmaStore &store) {
+    for_tile(store.map, store.column, store.row, [&](size_t offset, const Chunk &chunk) {
+        if (!chunk.bytes) return;
+        check_write(chunk.global, chunk.bytes, store.pc);
+        memcpy(chunk.global, store.data.data() + offset + chunk.skip, chunk.bytes);
+    });
+}
+
+void tma_store_wait(int groups_left, bool written) {
+    for (size_t i = 0; i < stores.size();) {
+        TmaStore &store = stores[i];
+        bool mine = store.fiber == current && store.group < current->store_group - groups_left;
+        if (mine) must_be_unchanged(store);
+        if (mine && written) {
+            write_out(store);
+            stores.erase(stores.begin() + (long)i);
+        } else {
+            i++;
         }
     }
 }
 
-static void deliver(Warpgroup &w) {
-    for (Accumulator &a : w.accumulators)
-        for (int t = 0; t < WARPGROUP; t++) memcpy(a.d[t], a.value[t], sizeof a.value[t]);
-    w.accumulators.clear();
-    w.fenced = false;
-}
-
-struct IssuePayload {
-    float *d;
-    uint64_t a, b;
-    uintptr_t pc;
-};
-
-static void do_issue(void **payload) {
-    Warpgroup &w = current_warpgroup();
-    const IssuePayload *first = (const IssuePayload *)payload[0];
-    Product product{first->a, first->b, w.group, {}, first->pc};
-    for (int t = 0; t < WARPGROUP; t++) {
-        const IssuePayload *p = (const IssuePayload *)payload[t];
-        if (p->a != first->a || p->b != first->b)
-            fail("wgmma: thread %d of the warpgroup has other descriptors than thread 0", t);
-        product.d[t] = p->d;
+void finish_stores() {
+    for (const TmaStore &store : stores) {
+        if (store.fiber != current) continue;
+        if (!store.was_read)
+            fail("the thread exits before tma_store_wait: shared memory may be gone before TMA has "
+                 "read it%s",
+                 store.group < current->store_group ? "" : " (and no tma_store_commit)");
     }
-    if (!w.fenced) fail("wgmma without wgmma.fence since the registers were last touched");
-    check_operand(product.a, product.pc);
-    check_operand(product.b, product.pc);
-    find_accumulator(w, product.d);
-    w.products.push_back(product);
+    tma_store_wait(0, true);
 }
 
-static void do_fence(void **) { current_warpgroup().fenced = true; }
-static void do_commit(void **) { current_warpgroup().group++; }
+/* ---- the end of a block, and a deadlock ---- */
 
-static void do_wait(void **payload) {
-    Warpgroup &w = current_warpgroup();
-    int groups_left = *(const int *)payload[0];
-    size_t done = 0;
-    while (done < w.products.size() && w.products[done].group < w.group - groups_left) {
-        const Product &product = w.products[done++];
-        check_operand(product.a, product.pc);
-        check_operand(product.b, product.pc);
-        multiply(find_accumulator(w, product.d), product);
-    }
-    w.products.erase(w.products.begin(), w.products.begin() + (long)done);
-    if (w.products.empty()) deliver(w);
+void check_no_loads(const Block *block) {
+    if (loads_pending(block))
+        fail("the block exits before a TMA load into its shared memory has come");
 }
 
-void wgmma_wait(int groups_left, const char *file, int line) {
-    warpgroup_operation("wgmma.wait_group", &groups_left, do_wait, file, line);
+/* What an mbarrier still waits for, for the report of a deadlock. */
+std::string describe_mbarrier(const void *address) {
+    const Mbarrier *barrier = (const Mbarrier *)address;
+    char text[128];
+    snprintf(text, sizeof text,
+             "mbarrier.try_wait (%d arrivals and %d announced bytes are missing)",
+             (int)barrier->pending, (int)barrier->bytes);
+    return text;
+}
+
+CUtensorMap tensor_map(const void *base, int element_bytes, int rows, int columns, size_t stride,
+                       int tile_rows, int tile_columns) {
+    if ((uintptr_t)base % 16 || stride * (size_t)element_bytes % 16)
+        fail("tensor map: base and stride must be multiples of 16 bytes");
+    if (tile_columns * element_bytes != 128 || tile_rows < 1 || tile_rows > 256)
+        fail("tensor map: a tile has rows of 128 bytes, and 256 of them at most");
+    if (rows < 1 || columns < 1 || stride < (size_t)columns)
+        fail("tensor map: %d x %d elements, stride %zu", rows, columns, stride);
+    async_engine = AsyncEngine{loads_pending, step_loads};
+    return CUtensorMap{(char *)base, rows,          columns,
+                       tile_rows,    tile_columns,  element_bytes,
+                       stride * (size_t)element_bytes, TENSOR_MAP};
 }
 
 } // namespace cudasim
 
 using namespace cudasim;
 
-CUtensorMap tensor_map_2d(const void *base, int rows, int columns, int tile_rows,
-                          int tile_columns) {
-    if ((uintptr_t)base % 16 || columns * 2 % 16 || tile_columns != 64 || tile_rows > 256)
-        fail("tensor map: base and pitch must be multiples of 16 bytes, a tile's row 128 bytes");
-    async_engine = AsyncEngine{loads_pending, step_loads};
-    return CUtensorMap{(char *)base, rows,         columns,   tile_rows, tile_columns,
-                       (size_t)columns * 2, TENSOR_MAP};
-}
+/* ---- mbarriers ---- */
 
 void mbarrier_init(uint64_t *address, unsigned arrivals) {
-    Mbarrier *barrier = mbarrier_at(address, "mbarrier.init");
+    Mbarrier *barrier = mbarrier_at(current->block, address, "mbarrier.init");
+    if (arrivals < 1 || arrivals > MAX_ARRIVALS) fail("mbarrier.init: %u arrivals", arrivals);
     check_write(address, 8, CUDASIM_CALLER);
-    *barrier = Mbarrier{arrivals & 4095, arrivals & 4095, 0, MBARRIER_VALID, 0};
+    *barrier = Mbarrier{arrivals & 4095, arrivals & 4095, 0, 0, MBARRIER_VALID, 0};
+    new_barriers.push_back(NewBarrier{current, barrier});
 }
 
-void mbarrier_arrive(uint64_t *barrier) { arrive(barrier, 0, "mbarrier.arrive"); }
+void mbarrier_init_fence() {
+    for (size_t i = 0; i < new_barriers.size();) {
+        if (new_barriers[i].fiber != current) {
+            i++;
+            continue;
+        }
+        new_barriers[i].barrier->visible = 1;
+        new_barriers.erase(new_barriers.begin() + (long)i);
+    }
+}
 
-void mbarrier_arrive_expect(uint64_t *barrier, unsigned bytes) {
-    arrive(barrier, (int)bytes, "mbarrier.arrive.expect_tx");
+void mbarrier_arrive(uint64_t *address) {
+    release(address);
+    arrive(live_mbarrier(current->block, address, "mbarrier.arrive"), 0, "mbarrier.arrive");
+}
+
+void mbarrier_arrive_expect(uint64_t *address, unsigned bytes) {
+    release(address);
+    arrive(live_mbarrier(current->block, address, "mbarrier.arrive.expect_tx"), (int)bytes,
+           "mbarrier.arrive.expect_tx");
+}
+
+void mbarrier_arrive_cluster(uint64_t *address, unsigned rank) {
+    Block *block = block_of_rank(rank, "mbarrier.arrive");
+    uint64_t *there = (uint64_t *)address_in(block, address, "mbarrier.arrive");
+    Mbarrier *barrier = block == current->block
+                            ? live_mbarrier(block, there, "mbarrier.arrive")
+                            : visible_mbarrier(block, there, "mbarrier.arrive");
+    race_release_to(there, current->block->slot, current->index, block->slot);
+    arrive(barrier, 0, "mbarrier.arrive");
 }
 
 void mbarrier_wait(uint64_t *address, unsigned parity, const char *file, int line) {
-    Mbarrier *barrier = live_mbarrier(address, "mbarrier.try_wait");
+    Mbarrier *barrier = live_mbarrier(current->block, address, "mbarrier.try_wait");
+    current->waits_for = address;
     wait_until([=] { return barrier->phase != (parity & 1); }, "mbarrier.try_wait", file, line);
+    current->waits_for = nullptr;
     acquire(address);
 }
 
+/* ---- clusters ---- */
+
+unsigned cluster_rank() { return current->block->rank; }
+unsigned cluster_blocks() { return (unsigned)current->block->cluster->blocks.size(); }
+
+void cluster_arrive(const char *file, int line) {
+    full_warp_operation("barrier.cluster.arrive", nullptr, do_nothing, file, line);
+    if (current->cluster_arrived) fail("cluster_arrive twice without cluster_wait");
+    Cluster *cluster = current->block->cluster;
+    current->cluster_arrived = true;
+    current->cluster_phase = cluster->phase;
+    race_release_to(cluster, current->block->slot, current->index, -1);
+    cluster->arrived++;
+    open_cluster_barrier(cluster);
+}
+
+void cluster_wait(const char *file, int line) {
+    full_warp_operation("barrier.cluster.wait", nullptr, do_nothing, file, line);
+    if (!current->cluster_arrived) fail("cluster_wait without cluster_arrive");
+    current->cluster_arrived = false;
+    Cluster *cluster = current->block->cluster;
+    unsigned phase = current->cluster_phase;
+    wait_until([=] { return cluster->phase != phase; }, "barrier.cluster.wait", file, line);
+    race_acquire_cluster(cluster, current->block->slot, current->index);
+}
+
+/* ---- TMA ---- */
+
 void tma_load_2d(void *shared, const CUtensorMap *map, int column, int row, uint64_t *barrier) {
-    if (map->magic != TENSOR_MAP) fail("TMA: this is no tensor map");
-    live_mbarrier(barrier, "TMA");
-    if (!in_window(current->block, shared)) fail("TMA: the destination is not shared memory");
-    if ((size_t)((char *)shared - shared_window()) % 1024)
-        fail("TMA: tiles with the 128-byte swizzle are aligned to 1024 bytes");
-    check_late_write(shared, (size_t)map->tile_rows * 128, CUDASIM_CALLER);
-    release(shared);
-    loads.push_back(
-        TmaLoad{current->block, (char *)shared, *map, column, row, barrier, CUDASIM_CALLER});
+    check_tile(map, shared);
+    start_load(current->block, shared, map, column, row, barrier, CUDASIM_CALLER);
 }
 
-uint64_t wgmma_descriptor(const void *shared) {
-    uint64_t start = ((size_t)((const char *)shared - shared_window()) & 0x3ffff) >> 4;
-    return start | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+void tma_load_2d_multicast(void *shared, const CUtensorMap *map, int column, int row,
+                           uint64_t *barrier, uint16_t blocks) {
+    check_tile(map, shared);
+    if (!blocks) fail("TMA: a multicast to no block");
+    for (unsigned rank = 0; rank < 16; rank++)
+        if (blocks >> rank & 1)
+            start_load(block_of_rank(rank, "TMA multicast"), shared, map, column, row, barrier,
+                       CUDASIM_CALLER);
 }
 
-void wgmma_m64n64k16_bf16(float d[32], uint64_t a, uint64_t b, const char *file, int line) {
-    IssuePayload me{d, a, b, CUDASIM_CALLER};
-    warpgroup_operation("wgmma.m64n64k16", &me, do_issue, file, line);
+void tma_store_2d(const CUtensorMap *map, int column, int row, const void *shared) {
+    check_tile(map, shared);
+    const char *in = (const char *)shared;
+    for (size_t i = 0; i < tile_bytes(*map); i += 16) check_async_read(in + i, 16, CUDASIM_CALLER);
+    uintptr_t pc = CUDASIM_CALLER;
+    for_tile(*map, column, row, [&](size_t, const Chunk &chunk) {
+        if (chunk.bytes) check_late_write(chunk.global, chunk.bytes, pc);
+    });
+    stores.push_back(TmaStore{current, *map, column, row, current->store_group, in, false, false,
+                              std::vector<char>(in, in + tile_bytes(*map)), pc});
 }
 
-void wgmma_fence(const char *file, int line) {
-    warpgroup_operation("wgmma.fence", nullptr, do_fence, file, line);
-}
+void tma_store_commit() { current->store_group++; }
 
-void wgmma_commit(const char *file, int line) {
-    warpgroup_operation("wgmma.commit_group", nullptr, do_commit, file, line);
-}
+void fence_async_shared() { race_async_fence(current->block->slot, current->index); }
+
+/* ---- programmatic launch: see race.cc ---- */
+
+void grid_dependency_wait() { race_dependency_wait(current->block->slot, current->index); }
+void grid_dependency_launch() {}

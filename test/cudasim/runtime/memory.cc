@@ -187,6 +187,16 @@ void check_write(const void *address, size_t bytes, uintptr_t pc) {
     race_access(address, bytes, WRITE, pc);
 }
 
+void check_async_read(const void *address, size_t bytes, uintptr_t pc) {
+    require_readable(address, bytes, "read");
+    race_access(address, bytes, ASYNC_READ, pc);
+}
+
+void check_async_write(const void *address, size_t bytes, uintptr_t pc) {
+    require_readable(address, bytes, "write");
+    race_access(address, bytes, ASYNC_WRITE, pc);
+}
+
 void check_late_write(void *address, size_t bytes, uintptr_t pc) {
     check_write(address, bytes, pc);
     race_forget(address, bytes);

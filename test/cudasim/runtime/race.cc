@@ -9,7 +9,10 @@
        inside a block                        __syncthreads, __syncwarp, named barriers, mbarriers
        between blocks of one launch          __threadfence, then an atomic; an atomic on the same
                                              address by the other block
-       between launches                      always (stream order is tested by streams=random)
+       between blocks of a cluster           cluster_arrive and _wait, mbarriers of the other block
+       between launches                      always (stream order is tested by streams=random), but
+                                             a programmatic launch only after grid_dependency_wait
+       wgmma or TMA after ordinary writes    a fence_async_shared between them as well
 
    Shuffles and votes order nothing. A barrier of the whole block ends a *segment*: everything in an
    older segment of the same block has happened before. So vector clocks are needed only inside a
@@ -29,7 +32,7 @@ struct Access {
     uint32_t segment; /* of a block: see Segment; 0 = none */
     uint32_t pc;      /* offset in the module */
     uint16_t clock;   /* of the thread, within the segment */
-    uint16_t thread : 10, bytes : 2, unordered : 1; /* unordered: see AccessKind */
+    uint16_t thread : 10, bytes : 2, unordered : 1, async : 1; /* see AccessKind */
 };
 
 struct Cell {
@@ -39,6 +42,8 @@ struct Cell {
 static_assert(sizeof(Cell) == 40, "the shadow is 20 times as large as the memory");
 
 static Cell *shadow;
+
+static bool launches_broken; /* a copy or a library call came after the last launch */
 
 static void map_shadow() {
     if (shadow) return;
@@ -88,6 +93,7 @@ void race_end_window(const char *window, size_t bytes) {
 
 /* Written by a copy or a library: ordered before and after by the stream. */
 void race_written(const void *address, size_t bytes) {
+    launches_broken = true;
     for_cells(address, bytes, [](Cell &cell, unsigned mask, const char *) {
         cell.initialised |= (uint8_t)mask;
         return true;
@@ -108,9 +114,19 @@ void race_copied(const void *out, const void *in, size_t bytes) {
 /* ---- segments and clocks ---- */
 
 static uint32_t last_segment, first_segment_of_launch = 1;
+/* Launches from this segment on may still run when a programmatic launch begins. */
+static uint32_t first_concurrent_segment = 1;
 static auto &block_of_segment = *new std::vector<uint32_t>(); /* of this launch */
 
-/* State of one block in flight, by slot. clocks[t * threads + u] is what thread t knows of u. */
+/* What another block of the cluster has done, as far as this one knows. */
+struct View {
+    uint32_t segment;
+    std::vector<uint16_t> clock; /* of its threads in that segment; all of older ones is known */
+};
+typedef std::unordered_map<uint32_t, View> Views; /* by block */
+
+/* State of one block in flight, by slot. clocks[t * threads + u] is what thread t knows of u;
+   fenced_clocks the same of writes that fence_async_shared has made visible to TMA and wgmma. */
 struct Slot {
     unsigned threads;
     uint32_t block, segment;
@@ -118,6 +134,14 @@ struct Slot {
     std::vector<uint16_t> clocks;
     std::vector<uint16_t> arriving[NUM_BARRIERS], released[NUM_BARRIERS];
     std::unordered_map<const void *, std::vector<uint16_t>> objects; /* mbarriers and the like */
+    std::unordered_map<const void *, Views> foreign_objects; /* what other blocks released there */
+    Views foreign;
+    std::vector<uint16_t> fenced_clocks;
+    bool any_fence;             /* by fence_async_shared, in this segment */
+    uint32_t fenced_before;     /* older segments are fenced as a whole, since a later fence */
+    std::unordered_map<uint32_t, std::vector<uint16_t>> fenced_then; /* by segment, when it ended */
+    std::vector<char> waited;   /* by thread: grid_dependency_wait */
+    bool any_waited;
     std::vector<uint64_t> acquired; /* bit set: blocks whose writes this one may read */
     std::vector<char> fenced;       /* by thread: no write to device memory since its fence */
 };
@@ -134,7 +158,8 @@ static uint16_t *clocks_of(Slot &slot, unsigned thread) {
 
 static void reset_clocks(Slot &slot) {
     if (slot.dirty) std::fill(slot.clocks.begin(), slot.clocks.end(), 0);
-    slot.dirty = false;
+    if (slot.any_fence) std::fill(slot.fenced_clocks.begin(), slot.fenced_clocks.end(), 0);
+    slot.dirty = slot.any_fence = false;
     for (int i = 0; i < NUM_BARRIERS; i++) {
         slot.arriving[i].clear();
         slot.released[i].clear();
@@ -144,9 +169,15 @@ static void reset_clocks(Slot &slot) {
 
 static auto &released_by_atomic = *new std::unordered_map<const void *, std::vector<uint64_t>>();
 
+static auto &cluster_objects = *new std::unordered_map<const void *, Views>();
+
 void race_begin_launch() {
     map_shadow();
     first_segment_of_launch = last_segment + 1;
+    if (!launch.config.programmatic || launches_broken)
+        first_concurrent_segment = first_segment_of_launch;
+    launches_broken = false;
+    cluster_objects.clear();
     block_of_segment.clear();
     released_by_atomic.clear();
 }
@@ -156,12 +187,19 @@ void race_begin_block(const Block *block) {
     if (slot.threads != block->threads) {
         slot.threads = block->threads;
         slot.clocks.assign((size_t)slot.threads * slot.threads, 0);
+        slot.fenced_clocks = slot.clocks;
     }
     reset_clocks(slot);
     slot.block = block->linear;
     slot.segment = new_segment(block->linear);
     slot.acquired.clear();
     slot.fenced.assign(slot.threads, 0);
+    slot.foreign.clear();
+    slot.foreign_objects.clear();
+    slot.fenced_before = 0;
+    slot.fenced_then.clear();
+    slot.waited.assign(slot.threads, 0);
+    slot.any_waited = false;
 }
 
 /* ---- order inside a block ---- */
@@ -171,18 +209,61 @@ static void join(uint16_t *into, const uint16_t *from, unsigned count) {
         if (from[i] > into[i]) into[i] = from[i];
 }
 
-/* What `thread` has done so far becomes visible to whoever joins `clock`. */
-static void release_into(Slot &slot, std::vector<uint16_t> &clock, unsigned thread) {
-    clock.resize(slot.threads);
-    uint16_t *own = clocks_of(slot, thread);
-    if (++own[thread] == UINT16_MAX)
+static uint16_t *fenced_clocks_of(Slot &slot, unsigned thread) {
+    return &slot.fenced_clocks[(size_t)thread * slot.threads];
+}
+
+static void tick(Slot &slot, unsigned thread) {
+    if (++clocks_of(slot, thread)[thread] == UINT16_MAX)
         fail("race checker: 65535 synchronisations without __syncthreads");
-    join(clock.data(), own, slot.threads);
     slot.dirty = true;
 }
 
+/* What `thread` has done so far becomes visible to whoever joins `clock`, which holds clocks and
+   then fenced clocks. */
+static void release_into(Slot &slot, std::vector<uint16_t> &clock, unsigned thread) {
+    clock.resize(2 * (size_t)slot.threads);
+    tick(slot, thread);
+    join(clock.data(), clocks_of(slot, thread), slot.threads);
+    if (slot.any_fence)
+        join(clock.data() + slot.threads, fenced_clocks_of(slot, thread), slot.threads);
+}
+
 static void acquire_from(Slot &slot, const std::vector<uint16_t> &clock, unsigned thread) {
-    if (!clock.empty()) join(clocks_of(slot, thread), clock.data(), slot.threads);
+    if (clock.empty()) return;
+    join(clocks_of(slot, thread), clock.data(), slot.threads);
+    if (slot.any_fence)
+        join(fenced_clocks_of(slot, thread), clock.data() + slot.threads, slot.threads);
+    if (slot.any_waited) slot.waited[thread] = 1;
+}
+
+/* fence_async_shared: what happened before it, by whichever thread, is visible to TMA and wgmma for
+   those who are ordered after it. Of older segments: for the whole block. */
+void race_async_fence(int slot_index, unsigned thread) {
+    Slot &slot = slots[slot_index];
+    tick(slot, thread);
+    slot.any_fence = true;
+    join(fenced_clocks_of(slot, thread), clocks_of(slot, thread), slot.threads);
+    slot.fenced_before = slot.segment;
+}
+
+static void keep_fenced_clocks(Slot &slot) {
+    if (!slot.any_fence) return;
+    std::vector<uint16_t> &all = slot.fenced_then[slot.segment];
+    all.assign(slot.threads, 0);
+    for (unsigned t = 0; t < slot.threads; t++)
+        join(all.data(), fenced_clocks_of(slot, t), slot.threads);
+}
+
+/* May TMA or wgmma, on behalf of `thread`, read what this ordinary access wrote? */
+static bool is_fenced(const Access &write, Slot &slot, unsigned thread) {
+    if (write.async || write.segment < first_segment_of_launch) return true;
+    if (write.segment == slot.segment)
+        return fenced_clocks_of(slot, thread)[write.thread] > write.clock;
+    uint32_t block = block_of_segment[write.segment - first_segment_of_launch];
+    if (block != slot.block || write.segment < slot.fenced_before) return true;
+    auto then = slot.fenced_then.find(write.segment);
+    return then != slot.fenced_then.end() && then->second[write.thread] > write.clock;
 }
 
 void race_arrive(int slot_index, unsigned thread, int barrier) {
@@ -193,6 +274,8 @@ void race_arrive(int slot_index, unsigned thread, int barrier) {
 void race_release_barrier(const Block *block, int barrier, int expected) {
     Slot &slot = slots[block->slot];
     if (expected == 0) {
+        if (slot.any_waited) std::fill(slot.waited.begin(), slot.waited.end(), 1);
+        keep_fenced_clocks(slot);
         slot.segment = new_segment(slot.block);
         reset_clocks(slot);
         return;
@@ -215,6 +298,23 @@ void race_warp_barrier(int slot_index, unsigned warp, unsigned lanes) {
         if (lanes >> lane & 1) acquire_from(slot, all, warp * WARP + lane);
 }
 
+static void join_view(View &into, const View &from) {
+    if (from.segment > into.segment) into = from;
+    else if (from.segment == into.segment)
+        join(into.clock.data(), from.clock.data(), (unsigned)from.clock.size());
+}
+
+/* What is known of other blocks is known to the whole block; of its own, to the thread. */
+static void acquire_views(Slot &slot, const Views &views, unsigned thread) {
+    for (const auto &entry : views) {
+        const View &view = entry.second;
+        if (entry.first != slot.block) join_view(slot.foreign[entry.first], view);
+        else if (view.segment == slot.segment)
+            join(clocks_of(slot, thread), view.clock.data(), slot.threads);
+    }
+    slot.dirty = true;
+}
+
 void race_release(const void *object, int slot_index, unsigned thread) {
     Slot &slot = slots[slot_index];
     release_into(slot, slot.objects[object], thread);
@@ -224,6 +324,30 @@ void race_acquire(const void *object, int slot_index, unsigned thread) {
     Slot &slot = slots[slot_index];
     auto it = slot.objects.find(object);
     if (it != slot.objects.end()) acquire_from(slot, it->second, thread);
+    auto foreign = slot.foreign_objects.find(object);
+    if (foreign != slot.foreign_objects.end()) acquire_views(slot, foreign->second, thread);
+}
+
+/* To an object in the memory of another block of the cluster (owner: its slot), or of the cluster
+   itself (-1). */
+void race_release_to(const void *object, int slot_index, unsigned thread, int owner) {
+    if (owner == slot_index) return race_release(object, slot_index, thread);
+    Slot &slot = slots[slot_index];
+    tick(slot, thread);
+    const uint16_t *own = clocks_of(slot, thread);
+    Views &views = owner < 0 ? cluster_objects[object] : slots[owner].foreign_objects[object];
+    join_view(views[slot.block],
+              View{slot.segment, std::vector<uint16_t>(own, own + slot.threads)});
+    for (const auto &known : slot.foreign) join_view(views[known.first], known.second);
+}
+
+void race_acquire_cluster(const void *object, int slot_index, unsigned thread) {
+    acquire_views(slots[slot_index], cluster_objects[object], thread);
+}
+
+void race_dependency_wait(int slot_index, unsigned thread) {
+    slots[slot_index].waited[thread] = 1;
+    slots[slot_index].any_waited = true;
 }
 
 /* ---- order between blocks ---- */
@@ -249,11 +373,17 @@ static void synchronise_by_atomic(Slot &slot, const void *address, unsigned thre
 }
 
 static bool happens_before(const Access &earlier, Slot &slot, unsigned thread, bool shared) {
-    if (earlier.segment < first_segment_of_launch) return true;
+    if (earlier.segment < first_segment_of_launch)
+        return earlier.segment < first_concurrent_segment || slot.waited[thread];
     if (earlier.segment == slot.segment)
         return earlier.thread == thread || clocks_of(slot, thread)[earlier.thread] > earlier.clock;
     uint32_t block = block_of_segment[earlier.segment - first_segment_of_launch];
-    return block == slot.block || shared || has_bit(slot.acquired, block);
+    if (block == slot.block) return true;
+    if (!shared) return has_bit(slot.acquired, block);
+    auto view = slot.foreign.find(block); /* of the same cluster */
+    if (view == slot.foreign.end() || view->second.segment < earlier.segment) return false;
+    return view->second.segment > earlier.segment ||
+           view->second.clock[earlier.thread] > earlier.clock;
 }
 
 /* ---- reports ---- */
@@ -300,8 +430,9 @@ static void print_report(const Report &r, const Access *other, const char *other
     if (!other) return;
     bool this_launch = other->segment >= first_segment_of_launch;
     uint32_t block = this_launch ? block_of_segment[other->segment - first_segment_of_launch] : 0;
-    fprintf(stderr, "    %s by block %u thread %u at %s\n", other_kind, block, other->thread,
-            there.c_str());
+    fprintf(stderr, "    %s by %sblock %u thread %u at %s\n", other_kind,
+            this_launch || !other->segment ? "" : "the grid before (no grid_dependency_wait), ",
+            block, other->thread, there.c_str());
 }
 
 /* ---- one access ---- */
@@ -330,6 +461,9 @@ static void check_races(const Cell &cell, unsigned mask, Context &c) {
         report_conflict(c, cell.write,
                         c.kind & WRITE ? "RACE write-after-write" : "RACE read-after-write",
                         cell.write.unordered ? "earlier atomic" : "earlier write");
+    if (c.kind == ASYNC_READ && (cell.write.bytes & mask) &&
+        !is_fenced(cell.write, *c.slot, c.thread))
+        report_conflict(c, cell.write, "RACE no fence_async_shared", "earlier write");
     if (!(c.kind & WRITE)) return;
     for (const Access &read : cell.reads) {
         if (!conflicts(read, mask, c)) continue;
@@ -346,6 +480,7 @@ static void remember(Cell &cell, unsigned mask, const Context &c) {
     now.thread = (uint16_t)(c.thread & 1023);
     now.bytes = (uint16_t)(mask & 3);
     now.unordered = (c.kind & UNORDERED) != 0;
+    now.async = (c.kind & ASYNC) != 0;
     if (c.kind & WRITE) {
         cell.write = now;
         cell.initialised |= (uint8_t)mask;
@@ -409,6 +544,7 @@ void race_access(const void *address, size_t bytes, AccessKind kind, uintptr_t p
 
 /* Copies to the host and library calls must not read what was never written. */
 void race_library_read(const void *address, size_t bytes, const char *what) {
+    launches_broken = true;
     for_cells(address, bytes, [&](Cell &cell, unsigned mask, const char *at) {
         if ((cell.initialised & mask) == mask) return true;
         if (first_time(std::string("library read ") + what + describe(address)))

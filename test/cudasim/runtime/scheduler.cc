@@ -119,6 +119,11 @@ static std::string describe_wait(const Fiber *fiber) {
     char text[512];
     const Wait &w = fiber->wait;
     if (fiber->state == State::DONE) return "exited";
+    if (fiber->waits_for) {
+        snprintf(text, sizeof text, "waiting in %s at %s:%d",
+                 describe_mbarrier(fiber->waits_for).c_str(), w.file, w.line);
+        return text;
+    }
     if (fiber->state == State::IN_OPERATION)
         snprintf(text, sizeof text, "waiting in %s (mask 0x%08x) at %s:%d", w.what, w.mask, w.file,
                  w.line);
@@ -161,15 +166,22 @@ void thread_main() {
         (*launch.body)();
         Fiber *me = current;
         finish_copies(0);
+        finish_stores();
+        check_no_products(me->block, me->index);
         me->state = State::DONE;
         me->block->live--;
         meet_without(me);
-        if (me->block->live == 0) a_block_finished = true;
+        cluster_without(me);
+        if (me->block->live == 0) {
+            check_no_loads(me->block);
+            a_block_finished = true;
+        }
         park();
     }
 }
 
-static std::vector<unsigned> block_order(unsigned count) {
+/* Of blocks, or of clusters. */
+static std::vector<unsigned> start_order(unsigned count) {
     std::vector<unsigned> order(count);
     for (unsigned i = 0; i < count; i++) order[i] = i;
     if (options().order == DESCENDING) std::reverse(order.begin(), order.end());
@@ -191,20 +203,38 @@ static void put_away_finished_blocks() {
     }
 }
 
+/* Cluster number `index` of the grid. */
+static void start_cluster(unsigned index) {
+    const dim3 &c = launch.config.cluster, &grid = launch.config.grid;
+    unsigned across = grid.x / c.x, down = grid.y / c.y;
+    unsigned x0 = index % across * c.x, y0 = index / across % down * c.y,
+             z0 = index / across / down * c.z;
+    Cluster *cluster = new Cluster();
+    for (unsigned i = 0; i < c.x * c.y * c.z; i++) {
+        unsigned x = x0 + i % c.x, y = y0 + i / c.x % c.y, z = z0 + i / c.x / c.y;
+        resident.push_back(start_block((z * grid.y + y) * grid.x + x, cluster));
+    }
+}
+
 void run_grid(const Launch &what) {
     launch = what;
     blockDim = what.config.block;
     gridDim = what.config.grid;
     race_begin_launch();
+    const dim3 &c = what.config.cluster;
+    unsigned each = c.x * c.y * c.z;
     num_blocks = gridDim.x * gridDim.y * gridDim.z;
     next_block = 0;
-    std::vector<unsigned> order = block_order(num_blocks);
+    std::vector<unsigned> order = start_order(num_blocks / each);
     size_t capacity = options().resident > 0 ? (size_t)options().resident : 1;
     if (capacity > MAX_WINDOWS) capacity = MAX_WINDOWS;
     watch(true);
     for (;;) {
-        while (resident.size() < capacity && next_block < num_blocks)
-            resident.push_back(start_block(order[next_block++]));
+        while (next_block < num_blocks &&
+               (resident.empty() || resident.size() + each <= capacity)) {
+            start_cluster(order[next_block / each]);
+            next_block += each;
+        }
         if (resident.empty()) break;
         Fiber *fiber = find_runnable();
         if (!fiber) report_deadlock();

@@ -1,6 +1,7 @@
 /* The instructions of llmc/kernels/ptx.cuh on the CPU: cp.async, ldmatrix, mma.sync. */
 #include "emulator.h"
 #include "../device/float16.h"
+#include "../device/hopper.h"
 #include "../device/ptx.h"
 
 namespace cudasim {
@@ -81,6 +82,38 @@ void ldmatrix(uint32_t *out, int matrices, bool transposed, const void *row, con
                                           : (transposed ? do_load<2, true> : do_load<2, false>);
     full_warp_operation(matrices == 4 ? "ldmatrix.x4" : "ldmatrix.x2", &me, function, file, line);
     memcpy(out, me.result, (size_t)matrices * 4);
+}
+
+/* ---- stmatrix: the same the other way ---- */
+
+struct StorePayload {
+    void *row;
+    const uint32_t *in;
+};
+
+template <bool transposed> static void do_store(void **payload, unsigned) {
+    for (int matrix = 0; matrix < 4; matrix++) {
+        uint16_t element[8][8];
+        for (int lane = 0; lane < WARP; lane++) {
+            uint32_t pair = ((StorePayload *)payload[lane])->in[matrix];
+            int row = lane / 4, column = lane % 4 * 2;
+            for (int i = 0; i < 2; i++)
+                (transposed ? element[column + i][row] : element[row][column + i]) =
+                    (uint16_t)(pair >> 16 * i);
+        }
+        for (int i = 0; i < 8; i++)
+            memcpy(((StorePayload *)payload[matrix * 8 + i])->row, element[i], 16);
+    }
+}
+
+void stmatrix(void *row, bool transposed, const uint32_t *in, const char *file, int line) {
+    if ((uintptr_t)row % 16)
+        fail("stmatrix at %s:%d: row %p is not aligned to 16 bytes", file, line, row);
+    require_shared(row, "stmatrix");
+    check_write(row, 16, CUDASIM_CALLER);
+    StorePayload me{row, in};
+    full_warp_operation("stmatrix.x4", &me, transposed ? do_store<true> : do_store<false>, file,
+                        line);
 }
 
 /* ---- mma.sync.m16n8k16.row.col, fp32 accumulation. Which lane holds what: PTX ISA, "Matrix

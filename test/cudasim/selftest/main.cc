@@ -181,8 +181,8 @@ static bool check_bug(const Case &c) {
 }
 
 int main(int argc, char **argv) {
-    const Case *const all[] = {kernel_cases, feature_cases, host_cases,
-                               graph_cases,  library_cases, float16_cases};
+    const Case *const all[] = {kernel_cases, feature_cases, hopper_cases,  cluster_cases,
+                               host_cases,   graph_cases,   library_cases, float16_cases};
     int passed = 0, failed = 0;
     for (const Case *list : all) {
         for (const Case *c = list; c->name; c++) {

@@ -20,8 +20,8 @@ struct Case {
     void (*run)();
 };
 
-extern const Case kernel_cases[], feature_cases[], host_cases[], graph_cases[], library_cases[],
-    float16_cases[]; /* each ends with a null name */
+extern const Case kernel_cases[], feature_cases[], hopper_cases[], cluster_cases[], host_cases[],
+    graph_cases[], library_cases[], float16_cases[]; /* each ends with a null name */
 
 /* Counts as a failure of the case, and says what. */
 void expect(bool condition, const char *what);
