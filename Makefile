@@ -196,7 +196,7 @@ $(TRAIN): $(BUILD)/train_gpt2.o $(LIBRARY)
 $(BUILD)/bench: $(patsubst %.c,$(BUILD)/%.o,$(wildcard dev/bench/*.c)) $(LIBRARY)
 	$(COMPILE) $^ $(LIBS) -o $@
 
-DEV_PROGRAMS := $(addprefix $(BUILD)/,bench_tokenizer bench_turns grad_comm)
+DEV_PROGRAMS := $(addprefix $(BUILD)/,bench_tokenizer bench_turns grad_comm head_numerics)
 $(DEV_PROGRAMS): $(BUILD)/%: $(BUILD)/dev/%.o $(LIBRARY)
 	$(COMPILE) $^ $(LIBS) -o $@
 
