@@ -15,6 +15,9 @@
     ROW(cuda_matmul_decode, any_gpu,                                                        \
         "K in four parts that four blocks may share; the tile that brings least: ships",    \
         "128 blocks instead of 32 for an OC of 1024; half the bytes at 17 rows")            \
+    ROW(decode_attention_naive, any_gpu,                                                    \
+        "attention's definition: a thread a row and head goes along all keys",              \
+        "right, and slow: R NH / 64 blocks, 2 bytes of a line at a time")                   \
     ROW(cuda_attention_decode, any_gpu,                                                     \
         "attention of a step, 128 keys a block, pieces merged: what ships",                 \
         "keys and values once, at memory's rate")

@@ -29,7 +29,7 @@
        else       lg2.approx, absolute error 2^-22 of at least 0.415: 5.8e-7
 
    That is the error of the noise, absolute. Over all 2^23 values of u, with the rounding of every
-   step, and with lg2.approx as wrong as it may be: at most 7.4e-7, for noise from -2.82 to 16.64.
+   step, and with lg2.approx as wrong as it may be: at most 7.4e-7, for noise from -2.81 to 16.64.
    (With lg2.approx alone 0.8 at u = 1 - 2^-22, and infinite or NaN beyond. With logf 8e-8, for more
    instructions.) Two scores are compared right if they differ by 3e-6: twice this error, and those
    of e^(z - m), at most 1e-6 where a word can win, and of 1 / x.

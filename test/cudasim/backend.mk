@@ -41,17 +41,18 @@ sim_commands = $(foreach d,$(SIM_BACKEND_$(1)),$(foreach t,$(SIM_TESTS),\
     "$(call sim_command,$(1),comm_failures) $(1) fp32"
 # The laboratory's versions by the same tests: TEST/VERSION, in bf16 (dev/cuda/lab.h). Of a program
 # that tests other slots too, or takes long, only the tests whose names match the pattern of the
-# ladder, which is the first word of the version's name.
+# program and the ladder, which is the first word of the version's name.
 LAB_TESTS := head/head_materialised attention/attention_naive attention/attention_tiled \
     decode_ops/decode_naive decode_ops/decode_warp decode_ops/decode_tiles \
-    decode_ops/sample_materialised decode_ops/sample_one_pass
-LAB_PATTERN_attention := *training*
-LAB_PATTERN_decode := test_matmul
-LAB_PATTERN_sample := test_sample_*
+    decode_ops/sample_materialised decode_ops/sample_one_pass attention/decode_attention_naive
+LAB_PATTERN_attention/attention := *training*
+LAB_PATTERN_attention/decode := test_decode
+LAB_PATTERN_decode_ops/decode := test_matmul
+LAB_PATTERN_decode_ops/sample := test_sample_*
 lab_test = $(patsubst %/,%,$(dir $(1)))
 lab_ladder = $(firstword $(subst _, ,$(notdir $(1))))
 lab_commands = $(foreach t,$(LAB_TESTS),"$(call sim_command,$(1),$(call lab_test,$(t))) \
-    $(1)/$(notdir $(t)) bf16 $(or $(LAB_PATTERN_$(call lab_ladder,$(t))),*)")
+    $(1)/$(notdir $(t)) bf16 $(or $(LAB_PATTERN_$(dir $(t))$(call lab_ladder,$(t))),*)")
 SIM_ORDERS := order=descending order=random,seed=7,resident=3,streams=random
 comma := ,
 # Of several ranks: the order between the two streams of each, in which an event may be missing.
