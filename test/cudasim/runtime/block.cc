@@ -137,7 +137,11 @@ Block *start_block(unsigned linear, Cluster *cluster) {
     race_begin_block(block);
     open_range(block, 0, block->dynamic_bytes);
 
-    for (unsigned i = 0; i < block->threads; i++) block->fiber[i] = take_fiber(block, i);
+    memset(block->live_lanes, 0, sizeof block->live_lanes);
+    for (unsigned i = 0; i < block->threads; i++) {
+        block->fiber[i] = take_fiber(block, i);
+        block->live_lanes[i / WARP] |= 1u << i % WARP;
+    }
     bool descending = options().order == DESCENDING;
     for (unsigned i = 0; i < block->threads; i++)
         make_ready(block->fiber[descending ? block->threads - 1 - i : i]);
@@ -166,14 +170,6 @@ void finish_block(Block *block) {
     idle_blocks.push_back(block);
 }
 
-/* The lanes of a warp that have not exited. */
-unsigned live_lanes_of(const Block *block, unsigned warp) {
-    unsigned mask = 0;
-    for (unsigned lane = 0; lane < WARP && warp * WARP + lane < block->threads; lane++)
-        if (block->fiber[warp * WARP + lane]->state != State::DONE) mask |= 1u << lane;
-    return mask;
-}
-
-unsigned live_lanes() { return live_lanes_of(current->block, current->warp); }
+unsigned live_lanes() { return current->block->live_lanes[current->warp]; }
 
 } // namespace cudasim

@@ -160,6 +160,7 @@ struct Block {
     int registers[MAX_THREADS / WARPGROUP]; /* by setmaxnreg; 0: as launched */
     Cluster *cluster;
     unsigned rank; /* in it */
+    unsigned live_lanes[MAX_THREADS / WARP]; /* of a warp: the lanes that have not exited */
 };
 
 /* The kernel that runs, or ran last. */
@@ -204,7 +205,6 @@ unsigned blocks_not_started();
 enum : size_t { WINDOW = (size_t)1 << 20, MAX_WINDOWS = 256 };
 Block *start_block(unsigned linear, Cluster *cluster);
 void finish_block(Block *block);
-unsigned live_lanes_of(const Block *block, unsigned warp);
 bool in_window(const Block *block, const void *address);
 
 /* ---- meet.cc ---- */

@@ -68,8 +68,12 @@ static void swap_stacks(Fiber *from, Fiber *to) {
                          to ? to->stack_pointer : scheduler_stack_pointer);
 }
 
+/* Stacks begin at different lines of a page: threads of a warp take turns, and with all of them at
+   one place their frames would push one another out of the processor's cache. */
 static void prepare_stack(Fiber *fiber, void (*entry)()) {
-    void **top = (void **)(fiber->stack + STACK - 64);
+    static unsigned count;
+    size_t line = count++ * 37 % 64;
+    void **top = (void **)(fiber->stack + STACK - 64 * (line + 1));
     *--top = nullptr; /* the entry's return address: ends a backtrace */
     *--top = (void *)entry;
     for (int i = 0; i < 6; i++) *--top = nullptr; /* the registers that the switch pops */

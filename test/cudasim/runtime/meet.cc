@@ -94,7 +94,8 @@ static size_t find_warp_operation(std::vector<WarpOperation> &list, unsigned mas
     for (size_t i = 0; i < list.size(); i++) {
         const WarpOperation &other = list[i];
         if (other.mask == mask) {
-            if (other.function != function || strcmp(other.what, what) != 0)
+            bool same = other.what == what || strcmp(other.what, what) == 0;
+            if (other.function != function || !same)
                 fail("divergent warp operation: this lane in %s at %s:%d, others in %s at %s:%d "
                      "(mask 0x%08x)",
                      what, file, line, other.what, other.file, other.line, mask);
@@ -123,7 +124,7 @@ void warp_operation(unsigned mask, const char *what, void *payload, WarpFunction
     size_t index = find_warp_operation(list, mask, what, function, file, line);
     list[index].arrived |= 1u << lane;
     list[index].payload[lane] = payload;
-    if (list[index].arrived == (mask & live_lanes_of(block, warp))) {
+    if (list[index].arrived == (mask & block->live_lanes[warp])) {
         finish_warp_operation(block, warp, index);
         return;
     }
@@ -176,7 +177,7 @@ void warpgroup_operation(const char *what, void *payload, GroupFunction function
 void meet_without(Fiber *exited) {
     Block *block = exited->block;
     std::vector<WarpOperation> &list = block->operations[exited->warp];
-    unsigned live = live_lanes_of(block, exited->warp);
+    unsigned live = block->live_lanes[exited->warp] &= ~(1u << exited->lane);
     for (size_t i = list.size(); i > 0; i--)
         if (list[i - 1].arrived == (list[i - 1].mask & live))
             finish_warp_operation(block, exited->warp, i - 1);

@@ -126,7 +126,7 @@ struct MmaPayload {
 };
 
 template <float to_float(uint16_t)> static void do_mma(void **payload, unsigned) {
-    float a[16][16], b[8][16], c[16][8];
+    float a[16][16], b[16][8], c[16][8];
     for (int lane = 0; lane < WARP; lane++) {
         const MmaPayload *p = (const MmaPayload *)payload[lane];
         int row = lane / 4, column = lane % 4 * 2;
@@ -134,16 +134,15 @@ template <float to_float(uint16_t)> static void do_mma(void **payload, unsigned)
             a[row + 8 * (i >> 1 & 1)][column + (i & 1) + 8 * (i >> 2)] =
                 to_float((uint16_t)(p->a[i >> 1] >> 16 * (i & 1)));
         for (int i = 0; i < 4; i++)
-            b[row][column + (i & 1) + 8 * (i >> 1)] =
+            b[column + (i & 1) + 8 * (i >> 1)][row] =
                 to_float((uint16_t)(p->b[i >> 1] >> 16 * (i & 1)));
         for (int i = 0; i < 4; i++) c[row + 8 * (i >> 1)][column + (i & 1)] = p->c[i];
     }
     for (int i = 0; i < 16; i++) {
-        for (int j = 0; j < 8; j++) {
-            float sum = 0;
-            for (int k = 0; k < 16; k++) sum += a[i][k] * b[j][k];
-            c[i][j] += sum;
-        }
+        float sum[8] = {0};
+        for (int k = 0; k < 16; k++)
+            for (int j = 0; j < 8; j++) sum[j] += a[i][k] * b[k][j];
+        for (int j = 0; j < 8; j++) c[i][j] += sum[j];
     }
     for (int lane = 0; lane < WARP; lane++) {
         const MmaPayload *p = (const MmaPayload *)payload[lane];
