@@ -25,7 +25,8 @@
 enum {
     TILE = 512,             /* vocabulary columns formed and reduced while in the second cache */
     BLOCK = 256,            /* rows of a work item */
-    CHUNK = 256,            /* rows whose logits exist at once; where V is small they are more: */
+    CHUNK = 192,            /* rows whose logits exist at once (at V = 50257 39 MB); 256 are 3 %
+                               faster. Where V is small they are more: */
     CHUNK_LOGITS = 1 << 20, /* as many rows as have this number of logits, */
     CHUNK_MOST = 4096,      /* but not more than these */
     PARTS = 8               /* sums of dE that run side by side, added in order */
