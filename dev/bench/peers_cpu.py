@@ -82,7 +82,7 @@ def environment():
     """As a user has it, but the thread counts."""
     return {**os.environ, "OMP_NUM_THREADS": str(THREADS),
             "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-            "PYTHONWARNINGS": "ignore"}
+            "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "critical"}
 
 
 def ours(op, *numbers):
