@@ -11,5 +11,8 @@
         "4 HS flop a pair instead of 8, a key's bytes once for a block of queries")          \
     ROW(cuda_attention, any_gpu,                                                             \
         "mma.sync, two stages of cp.async, seven products backward: what ships",             \
-        "the tensor cores' rate, 16 times that of FMAs")
+        "the tensor cores' rate, 16 times that of FMAs")                                     \
+    ROW(attention_five, any_gpu,                                                             \
+        "backward with five products: parts of dq in float32 for each tile of keys",         \
+        "2 of 7 products less, for 8 HS bytes a query and tile: pays in the second cache")
 LADDER(attention, VERSIONS)

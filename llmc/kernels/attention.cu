@@ -42,10 +42,7 @@
    Flop: 2 HS per pair and product, T (T + 1) / 2 pairs per row and head: forward 2 products, dq 3,
    dk and dv 4. Bytes: forward reads qkv once and writes out, for the keys of a head are read again
    from the second cache level only. doc/kernels/attention.md has the numbers. */
-#include <float.h>
-#include "attention_tile.cuh"
-
-#define MASKED (-FLT_MAX / 4) /* a later key's score: e^MASKED is 0, and 0 * MASKED is 0 */
+#include "attention_backward.cuh"
 
 /* With M = 2 a streamed fragment serves two mma; with 1, shared memory feeds the tensor cores too
    slowly. But a thread has at most 255 registers, and not in every kernel do the sums of M = 2 fit.
@@ -59,109 +56,8 @@ template <int HSP> struct ForwardTiles {
         BYTES = (OWN + 4 * STREAM) * PITCH * sizeof(floatX) /* q; k and v twice */
     };
 };
-template <int HSP> struct BackwardTiles {
-    enum {
-        M = NARROW && HSP <= 64 ? 2 : 1,
-        OWN = WARPS * 16 * M,
-        STREAM = NARROW || HSP <= 64 ? 32 : 16,
-        PITCH = HSP + VEC,
-        BYTES = (2 * OWN + 4 * STREAM) * PITCH * sizeof(floatX) /* 2 that stay; 2 streams twice */
-    };
-};
-
-/* ---- softmax -------------------------------------------------------------------------------- */
-
-/* Scores are logarithms of the base whose power is cheapest: 2 for narrow elements, where it is
-   one instruction; e for float, to full precision. UNIT: the natural logarithm of the base. */
-#define UNIT (NARROW ? 0.693147181f : 1.0f)
-#define PER_UNIT (NARROW ? 1.44269504f : 1.0f)
-static __device__ __forceinline__ float power(float x) {
-    return NARROW ? exp2_approx(x) : expf(x);
-}
-
-/* Scores of later keys than the query become MASKED. The product's first query is `distance`
-   positions after its first key; KEYS_ARE_ROWS or columns. */
-template <int M, int N, bool KEYS_ARE_ROWS>
-static __device__ __forceinline__ void mask_later(float s[M][N][4], int distance) {
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int n = 0; n < N; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int later = column_of(n, i) - row_of(m, i);
-                if ((KEYS_ARE_ROWS ? -later : later) > distance) s[m][n][i] = MASKED;
-            }
-}
-
-/* What is known of a query's scores. max is the row's; sum and moment are a lane's share. */
-struct Softmax {
-    float max, sum, moment;
-};
-
-/* Scores s become e^(s - max) under the new maximum; factor: what sums under the old one are now
-   worth. */
-template <int M, int N>
-static __device__ __forceinline__ void softmax_tile(float s[M][N][4], struct Softmax state[M][2],
-                                                    float factor[M][2], float scale) {
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            struct Softmax *x = &state[m][half];
-            float max = MASKED;
-#pragma unroll
-            for (int n = 0; n < N; n++)
-                max = fmaxf(max, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
-            max = fmaxf(x->max, quad_max(max) * scale);
-            float d = x->max - max, a = power(d);
-            float sum = a * x->sum, moment = a * (x->moment + d * x->sum);
-#pragma unroll
-            for (int n = 0; n < N; n++)
-#pragma unroll
-                for (int i = 2 * half; i < 2 * half + 2; i++) {
-                    float centred = fmaf(s[m][n][i], scale, -max), p = power(centred);
-                    sum += p;
-                    moment = fmaf(p, centred, moment);
-                    s[m][n][i] = p;
-                }
-            *x = Softmax{max, sum, moment};
-            factor[m][half] = a;
-        }
-}
 
 /* ---- forward -------------------------------------------------------------------------------- */
-
-/* Keys and values from position `first` on of a tile's row, into a stage [2][ROWS][PITCH]. key: the
-   row's first. */
-template <int ROWS, int HSP>
-static __device__ __forceinline__ void load_keys(floatX *stage, const floatX *key, int first,
-                                                 const struct Tile tile,
-                                                 const struct Packed batch) {
-    int stride = (batch.NH + 2 * batch.NKV) * batch.HS;
-    const floatX *from = key + (int64_t)first * stride;
-    load_tile<ROWS, HSP>(stage, from, stride, tile.T - first, batch, tile.P - first, tile.away);
-    load_tile<ROWS, HSP>(stage + ROWS * (HSP + VEC), from + batch.NKV * batch.HS, stride,
-                         tile.T - first, batch, tile.P - first, tile.away);
-}
-
-/* lse and entropy of a warp's rows; factor becomes 1 / sum. */
-template <int M>
-static __device__ __forceinline__ void store_statistics(float *lse, float *entropy, int rows,
-                                                        const struct Softmax state[M][2],
-                                                        float factor[M][2]) {
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float sum = quad_sum(state[m][half].sum), moment = quad_sum(state[m][half].moment);
-            int row = row_of(m, 2 * half);
-            factor[m][half] = 1.0f / sum;
-            if (threadIdx.x % 4 != 0 || row >= rows) continue;
-            lse[row] = state[m][half].max * UNIT + logf(sum);
-            if (entropy) entropy[row] = logf(sum) - UNIT * (moment / sum);
-        }
-}
 
 /* A block: OWN queries of one head. The bound of 2 blocks tells the compiler to use up to 255
    registers, where it would spill a few to have room for more blocks. */
@@ -215,26 +111,6 @@ forward_kernel(floatX *out, float *lse, float *entropy, const floatX *qkv,
 }
 
 /* ---- backward ------------------------------------------------------------------------------- */
-
-/* delta [NH,N] = dout . out, a token's by 8 lanes. grid (tokens, NH) */
-enum { DELTA_LANES = 8, DELTA_TOKENS = THREADS / DELTA_LANES };
-static __global__ void __launch_bounds__(THREADS)
-delta_kernel(float *delta, const floatX *dout, const floatX *out, const struct Packed batch) {
-    int token = blockIdx.x * DELTA_TOKENS + threadIdx.x / DELTA_LANES, h = blockIdx.y;
-    int64_t at = token < batch.N ? vector_at(token, batch.NH, h, batch.HS) : 0;
-    float sum = 0;
-    for (int i = threadIdx.x % DELTA_LANES * VEC; i < batch.HS; i += DELTA_LANES * VEC) {
-        int count = token < batch.N ? batch.HS - i : 0;
-        float x[VEC], y[VEC];
-        load_some(x, dout + at + i, count, batch.aligned);
-        load_some(y, out + at + i, count, batch.aligned);
-        for (int j = 0; j < VEC; j++) sum = fmaf(x[j], y[j], sum);
-    }
-    for (int lanes = 1; lanes < DELTA_LANES; lanes *= 2)
-        sum += __shfl_xor_sync(FULL_WARP, sum, lanes);
-    if (token < batch.N && threadIdx.x % DELTA_LANES == 0)
-        delta[(size_t)h * batch.N + token] = sum;
-}
 
 /* A block: OWN queries of one head. */
 template <int HSP>
@@ -297,47 +173,6 @@ backward_queries_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, con
                        heads * batch.HS, x.rows, dq, q + x.offset * PITCH, batch);
 }
 
-/* Queries of head h from position `first` on, and their dout, into a stage [2][ROWS][PITCH]; lse
-   and delta are stored in the padding of the two. */
-template <int ROWS, int HSP>
-static __device__ __forceinline__ void load_queries(floatX *stage, const floatX *qkv,
-                                                    const floatX *dout, const float *lse,
-                                                    const float *delta, const struct Packed batch,
-                                                    const struct Tile tile, int h, int first) {
-    int heads = batch.NH + 2 * batch.NKV, token = tile.start + first;
-    int rows = tile.queries - first;
-    floatX *d = stage + ROWS * (HSP + VEC);
-    size_t index = (size_t)h * batch.N + token;
-    load_tile<ROWS, HSP>(stage, qkv + vector_at(token, heads, h, batch.HS),
-                         heads * batch.HS, rows, batch);
-    load_tile<ROWS, HSP>(d, dout + vector_at(token, batch.NH, h, batch.HS),
-                         batch.NH * batch.HS, rows, batch);
-    load_row_floats<ROWS, HSP>(stage, lse + index, rows);
-    load_row_floats<ROWS, HSP>(d, delta + index, rows);
-}
-
-/* Scores s [keys x queries] become p, and dp becomes ds. q and d: the queries' stage, for lse and
-   delta. */
-template <int M, int N, int HSP>
-static __device__ __forceinline__ void softmax_backward(float s[M][N][4], float dp[M][N][4],
-                                                        floatX *q, floatX *d, float scale) {
-#pragma unroll
-    for (int n = 0; n < N; n++)
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            float lse = *row_float<HSP>(q, column_of(n, j)) * PER_UNIT;
-            float delta = *row_float<HSP>(d, column_of(n, j));
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int i = j; i < 4; i += 2) {
-                    float p = power(fmaf(s[m][n][i], scale, -lse));
-                    s[m][n][i] = p;
-                    dp[m][n][i] = p * (dp[m][n][i] - delta);
-                }
-        }
-}
-
 /* A block: OWN keys and values of one key-value head. A step is STREAM queries of a query head:
    the heads that read this one in order, each from the diagonal on. */
 template <int HSP>
@@ -389,16 +224,6 @@ backward_keys_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const 
 
 /* ---- the slots ------------------------------------------------------------------------------ */
 
-static struct Packed packed_batch(const struct Rows *rows, const struct Heads *heads,
-                                  const void *const pointers[], int count) {
-    const int HS = heads->HS;
-    bool aligned = true;
-    for (int i = 0; i < count; i++)
-        aligned = aligned && rows_aligned(pointers[i], (size_t)HS, sizeof(floatX));
-    return Packed{rows->start, rows->prompt, rows->seen, rows->block, rows->blocks, rows->N,
-                  heads->NH, heads->NKV, HS, 1.0f / sqrtf((float)HS), aligned};
-}
-
 template <int HSP>
 static void launch_forward(floatX *out, float *lse, float *entropy, const floatX *qkv,
                            const struct Packed batch) {
@@ -426,16 +251,6 @@ static void launch_backward(floatX *dqkv, const floatX *dout, const floatX *qkv,
     CUDA_CHECK_LAUNCH();
 }
 
-/* The instance for a head size: the smallest that holds it. */
-#define BY_HEAD_SIZE(HS, launch, ...)                                                   \
-    do {                                                                                \
-        if ((HS) <= 32) launch<32>(__VA_ARGS__);                                        \
-        else if ((HS) <= 64) launch<64>(__VA_ARGS__);                                   \
-        else if ((HS) <= 96) launch<96>(__VA_ARGS__);                                   \
-        else if ((HS) <= 128) launch<128>(__VA_ARGS__);                                 \
-        else cuda_die("attention on CUDA has head sizes up to 128, not %d", HS);        \
-    } while (0)
-
 static void attention_forward(floatX *out, float *lse, float *entropy, const floatX *qkv,
                               const struct Rows *rows, const struct Heads *heads,
                               void *workspace) {
@@ -453,9 +268,7 @@ static void attention_backward(floatX *dqkv, const floatX *dout, const floatX *o
     const void *const pointers[] = {dqkv, dout, out, qkv};
     const struct Packed batch = packed_batch(rows, heads, pointers, 4);
     if (rows->N == 0) return;
-    dim3 grid(ceil_div(rows->N, DELTA_TOKENS), heads->NH);
-    delta_kernel<<<grid, THREADS, 0, cuda.stream>>>(delta, dout, out, batch);
-    CUDA_CHECK_LAUNCH();
+    launch_delta(delta, dout, out, batch);
     BY_HEAD_SIZE(heads->HS, launch_backward, dqkv, dout, qkv, lse, delta, batch);
 }
 
