@@ -1,7 +1,8 @@
 """GPU: what others' kernels take for the head and for attention, and how far each is from float64.
 
     pip install -r dev/bench/requirements.txt   (and what stands at its end)
-    python dev/bench/peers.py [OP=head,attention] [DTYPE=bf16] [PEERS=...] [OUT=DIR] [DEVICE=cuda]
+    python dev/bench/peers.py [OP=head,attention] [DTYPE=bf16] [PEERS=...] [SHAPES=n] [OUT=DIR]
+                                [DEVICE=cuda] [PEER_SECONDS=200]
 
 Shapes, data and timing are those of build/bench (doc/lab.md), whose newest table in OUT is read and
 printed beside: CUDA events, half a second of warm-up, 25 calls, of which the 20th, 50th and 80th
@@ -14,10 +15,11 @@ size was written (cold). The bare matrix products of the shape are a row too.
                float64 on normal noise, and on noise with peaks ("peaked").
     attention  causal, forward alone and backward alone; relative L2 norms.
 
-MiB is what PyTorch's allocator held at most beyond inputs and gradients. Each peer runs in a
-process of its own (PEER_SECONDS=200 at most), so that one that crashes is one line. Those that are
-absent are said in a line. DEVICE=cpu checks on tiny shapes, in float32, what runs there: exit code
-1 if an error is larger than rounding explains. Without a GPU, DEVICE=cuda says so and exits with 2.
+MiB is what PyTorch's allocator held at most beyond inputs and, of the head, gradients. Each peer
+runs in a process of its own (PEER_SECONDS at most), so that one that crashes is one line. Those
+that are absent are said in a line. SHAPES: only the first n of each operation. DEVICE=cpu checks on
+tiny shapes, in float32, what runs there: exit code 1 if a peer fails or an error is larger than
+rounding explains. Without a GPU, DEVICE=cuda says so and exits with 2.
 """
 import ctypes
 import functools
@@ -112,7 +114,9 @@ class Cpu:
 
 
 def measure(meter, call, tiny):
-    """Columns of a row, as dev/bench/measure.c takes them."""
+    """Columns of a row, as dev/bench/measure.c takes them. The first call compiles and tunes; what
+    it leaves (gradients) is there before the second, which shows what is needed besides."""
+    call()
     before = meter.reset_memory()
     call()
     row = {"extra_mib": (meter.peak() - before) / 2 ** 20}
@@ -197,7 +201,8 @@ def head_cross_entropy(E, W, target):
 def compiled(function):
     def make():
         import torch
-        return torch.compile(function)
+        torch.compiler.reset()   # else the second shape would be compiled for shapes of any size
+        return torch.compile(function, dynamic=False)
     return make
 
 
@@ -320,7 +325,6 @@ def head_rows(name, shape, dtype, device, meter):
             function(E, W, target)
 
     learned = {**row, **measure(meter, both, tiny), "flop": 6 * math.prod(shape)}
-    learned["extra_mib"] -= (E.nbytes + W.nbytes) / 2 ** 20   # the gradients
     scored = []
     if entropy:
         E.grad = W.grad = None
@@ -461,30 +465,32 @@ def attention_rows(name, shape, dtype, device, meter):
 # ---- one process a peer --------------------------------------------------------------------------
 
 
-def run_peer(op, name, dtype, device):
+def run_peer(op, name, dtype, device, count):
     """In a process of its own: a JSON line for each row."""
     import torch
     torch.manual_seed(7)
     meter = Gpu() if device == "cuda" else Cpu()
     shapes = {"head": (HEAD, HEAD_TINY), "attention": (ATTENTION, ATTENTION_TINY)}[op]
     element = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
-    for shape in shapes[device == "cpu"]:
+    for shape in shapes[device == "cpu"][:int(count)]:
         try:
             if name == "products":
                 rows = product_rows(shape, element, device, meter)
             else:
                 make = head_rows if op == "head" else attention_rows
                 rows = make(name, shape, element, device, meter)
-        except torch.OutOfMemoryError:
-            rows = []
-            print(f"{op} {name} {shape}: not enough memory", file=sys.stderr)
+        except Exception as error:   # others' code: whatever it raises, the next shape is tried
+            lines = str(error).strip().splitlines() or [""]
+            rows = [{"failed": f"{shape}: {type(error).__name__}: {lines[0][:200]}"}]
             torch.cuda.empty_cache()
         for row in rows:
             print(json.dumps({**row, "backend": device, "dtype": dtype}), flush=True)
 
 
-def rows_of(op, name, dtype, device, seconds):
-    command = [sys.executable, os.path.abspath(__file__), "--peer", op, name, dtype, device]
+def rows_of(op, name, dtype, device, asked):
+    """In a process; says what failed, and leaves that out."""
+    seconds, place = asked["PEER_SECONDS"], os.path.abspath(__file__)
+    command = [sys.executable, place, "--peer", op, name, dtype, device, str(asked["SHAPES"])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True) as process:
         try:
@@ -496,9 +502,14 @@ def rows_of(op, name, dtype, device, seconds):
             why = f"stopped after {seconds} s"
     rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     last = [line for line in errors.splitlines() if line.strip()][-1:]
-    if why or not rows:
-        print(f"{op} {name}: {why or 'no row'} {' '.join(last)[:300]}", flush=True)
-    return rows
+    if why:
+        print(f"{op} {name}: {why} {' '.join(last)[:300]}", flush=True)
+    for row in rows:
+        if "failed" in row:
+            print(f"{op} {name} {row['failed']}", flush=True)
+    good = [row for row in rows if "failed" not in row]
+    asked["failed"] |= bool(why) or len(good) < len(rows)
+    return good
 
 
 def bench_rows(folder):
@@ -510,7 +521,8 @@ def bench_rows(folder):
         table = json.load(file)
     print(f"ours: {paths[-1]}, commit {table.get('commit')}, {table.get('device')}")
     return [{**row, "mode": "ours"} for row in table["rows"]
-            if row["op"] in ("head", "attention") and row.get("warm_p50_ms")]
+            if row["op"] in ("head", "attention") and row["backend"] == "cuda"
+            and row.get("warm_p50_ms")]
 
 
 def show(rows):
@@ -541,7 +553,7 @@ def main():
         run_peer(*sys.argv[2:])
         return
     asked = arguments(sys.argv[1:], OP="head,attention", DEVICE="cuda", DTYPE="", PEERS="",
-                      OUT="build/bench-results", PEER_SECONDS=200)
+                      SHAPES=9, OUT="build/bench-results", PEER_SECONDS=200)
     device, ops = asked["DEVICE"], asked["OP"].split(",")
     dtype = asked["DTYPE"] or {"cuda": "bf16", "cpu": "fp32"}.get(device, "")
     all_peers = {"head": HEAD_PEERS, "attention": ATTENTION_PEERS}
@@ -553,28 +565,33 @@ def main():
         die(f"DEVICE={device} DTYPE={dtype}: give cuda or cpu; bf16, fp16 or fp32")
     if not set(ops) <= set(all_peers):
         die(f"OP={asked['OP']}: it is of head, attention")
+    chosen = [name for name in asked["PEERS"].split(",") if name]
+    unknown = [name for name in chosen if not any(name in peers for peers in all_peers.values())]
+    if unknown:
+        die(f"PEERS={','.join(unknown)}: they are of " +
+            ", ".join(name for peers in all_peers.values() for name in peers))
     import torch
     if device == "cuda" and not torch.cuda.is_available():
         die("there is no GPU here: peers are measured on one (DEVICE=cpu checks what runs here)")
     print(", ".join(f"{p} {v}" for p, v in known.items()))
-    rows = []
+    rows, asked["failed"] = [], False
     for op in ops:
-        wanted = [p for p in asked["PEERS"].split(",") if p in all_peers[op]] or all_peers[op]
-        if op == "head":
-            rows += rows_of(op, "products", dtype, device, asked["PEER_SECONDS"])
+        wanted = [name for name in all_peers[op] if name in chosen or not chosen]
+        if op == "head" and wanted:
+            rows += rows_of(op, "products", dtype, device, asked)
         for name in wanted:
             _, package, _, on_cpu, _ = all_peers[op][name]
             if package not in known:
                 print(f"absent: {name} (pip install {package})")
             elif device == "cuda" or on_cpu:
-                rows += rows_of(op, name, dtype, device, asked["PEER_SECONDS"])
+                rows += rows_of(op, name, dtype, device, asked)
     show(rows + (bench_rows(asked["OUT"]) if device == "cuda" else []))
     save(asked["OUT"], f"peers-{device}", rows, {**software(device), "versions": known})
     wrong = [r for r in rows if (device, dtype) == ("cpu", "fp32")
              and not r.get("worst_error", 0) < LARGEST_ERROR]
     for row in wrong:
         print(f"WRONG  {row['op']} {row['version']} {row['shape']}: {row['errors']}")
-    sys.exit(1 if wrong or not rows else 0)
+    sys.exit(1 if wrong or not rows or (asked["failed"] and device == "cpu") else 0)
 
 
 if __name__ == "__main__":
