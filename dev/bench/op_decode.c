@@ -197,7 +197,7 @@ static void cached_call(struct Case *c, const struct Ops *ops, void *workspace) 
     struct Buffer *b = c->buffer;
     struct DecodeRows rows = {.position = b[POSITION].at, .prompt_slot = b[PROMPT_SLOT].at,
                               .prompt_length = b[PROMPT_LENGTH].at, .tail_slot = b[TAIL_SLOT].at,
-                              .tails_only = true};
+                              .tails_only = true, .tails_apart = true};
     ops->attention_decode(b[ATTENDED].at, b[NEW_QKV].at, &a->cache, &rows, a->layer, a->h.R,
                           workspace);
 }

@@ -2,6 +2,7 @@
    the cache, and which rows belong together. */
 #pragma once
 #include "attention_tile.cuh"
+#include "dependent.cuh"
 
 /* The slot's arguments, its scratch, and whether rows may be read 16 bytes at a time. */
 struct Decode {
@@ -39,6 +40,7 @@ static __device__ __forceinline__ const floatX *new_head(const struct Decode *d,
 /* A thread moves 16 bytes of a row's new key or value to their place. All rows are stored before
    any is read: the rows of a prefill see each other. */
 static __global__ void store_kernel(struct Decode d) {
+    await_previous();
     const int NKV = d.cache.heads.NKV, HS = d.cache.heads.HS;
     const int chunks = ceil_div(HS, VEC);
     size_t index = (size_t)blockIdx.x * THREADS + threadIdx.x, r = index / chunks / (2 * NKV);

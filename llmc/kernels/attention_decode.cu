@@ -329,6 +329,7 @@ template <int LANES, int HEADS>
 static __global__ void __launch_bounds__(THREADS, 4) attend_kernel(struct Decode d) {
     extern __shared__ uint4 tiles[];
     __shared__ struct Shared<HEADS> shared;
+    await_previous();
     const int r = blockIdx.x, g = blockIdx.y, z = blockIdx.z, HS = d.cache.heads.HS;
     const int end = end_of_run(&d, r);
     int most = 0;
@@ -360,6 +361,7 @@ static __global__ void __launch_bounds__(THREADS, 4) attend_kernel(struct Decode
 
 /* A warp makes out [HS] of one row and head; lane i has elements i, i + 32, .. */
 static __global__ void merge_kernel(struct Decode d) {
+    await_previous();
     const int lane = threadIdx.x % WARP, HS = d.cache.heads.HS;
     size_t index = (size_t)blockIdx.x * WARPS + threadIdx.x / WARP, r = index / d.cache.heads.NH;
     if (r >= (size_t)d.R || by_prefill(&d, r)) return;
@@ -390,8 +392,7 @@ template <int LANES, int HEADS> static void launch(const struct Decode *d) {
     const int bytes = Tiles<LANES>::BYTES;
     dim3 grid(arguments.R, arguments.cache.heads.NKV, arguments.pieces);
     ALLOW_SHARED(bytes, attend_kernel<LANES, HEADS>);
-    attend_kernel<LANES, HEADS><<<grid, THREADS, bytes, cuda.stream>>>(arguments);
-    CUDA_CHECK_LAUNCH();
+    LAUNCH_DEPENDENT(grid, THREADS, bytes, attend_kernel<LANES, HEADS>, arguments);
 }
 
 /* Query heads side by side as in the group; more than four take turns. */
@@ -427,15 +428,13 @@ static void attention_decode(floatX *out, const floatX *qkv, const struct KvCach
                        whole, rows->tails_only && rows->tails_apart};
     if (!d.fused) {
         unsigned stores = blocks_for((size_t)R * 2 * NKV * chunks, THREADS);
-        store_kernel<<<stores, THREADS, 0, cuda.stream>>>(d);
-        CUDA_CHECK_LAUNCH();
+        LAUNCH_DEPENDENT(stores, THREADS, 0, store_kernel, d);
     }
     if (!rows->tails_only) attend_prompts(&d);
     if (chunks <= 8) launch_heads<8>(&d);
     else if (chunks <= 16) launch_heads<16>(&d);
     else launch_heads<MAX_HS / VEC>(&d);
-    merge_kernel<<<blocks_for((size_t)R * NH, WARPS), THREADS, 0, cuda.stream>>>(d);
-    CUDA_CHECK_LAUNCH();
+    LAUNCH_DEPENDENT(blocks_for((size_t)R * NH, WARPS), THREADS, 0, merge_kernel, d);
 }
 
 /* Prompt and tail are cut separately: up to two pieces more than max_length / PIECE. */

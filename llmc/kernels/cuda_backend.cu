@@ -45,10 +45,12 @@ static void from_float(floatX *out, const float *in, size_t n) {
 }
 
 /* True if the plug-in has machine code for this GPU. One that was built for other GPUs loads
-   without an error and fails at its first kernel. */
+   without an error and fails at its first kernel. Code made from PTX for older GPUs, which a newer
+   one can run, has no waits for launches that overlap (dependent.cuh). */
 bool PER_TYPE(cuda_has_code)(void) {
     cudaFuncAttributes attributes;
     bool there = cudaFuncGetAttributes(&attributes, to_float_kernel) == cudaSuccess;
+    cuda.programmatic = there && attributes.ptxVersion >= 90;
     if (!there) cudaGetLastError(); /* so that no later check reports this error */
     return there;
 }

@@ -22,6 +22,7 @@ struct CudaDevice {
     int shared_limit;              /* bytes of shared memory a block may opt in to */
     char name[64];
     const char *dtype;             /* "bf16": what floatX is in this process */
+    bool programmatic;             /* launches may overlap: code for sm_90 on */
     bool recording;                /* launches go into a recorded sequence and are not run now */
 };
 extern struct CudaDevice cuda;

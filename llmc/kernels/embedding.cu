@@ -27,7 +27,7 @@
    (four above 65534): linear in N, by calculation 0.1 ms for 64k tokens, whose training step is 49
    TFLOP in GPT-2 124M. The sums read dx once per list, 2 N C elements in all, every piece in
    parallel. At worst, one token everywhere, N / 32 partial sums are added one after another. */
-#include "cuda_common.cuh"
+#include "dependent.cuh"
 
 enum {
     THREADS = 128,
@@ -46,6 +46,7 @@ static int chunks_of(int C) { return ceil_div(C, VEC); }
 static __global__ void forward_kernel(floatX *x, const int *token, const int *position,
                                       const floatX *wte, const floatX *wpe, int N, int C,
                                       bool whole) {
+    await_previous();
     const int chunks = ceil_div(C, VEC);
     size_t index = (size_t)blockIdx.x * THREADS + threadIdx.x, n = index / chunks;
     if (n >= (size_t)N) return;
@@ -67,8 +68,7 @@ static void embedding_forward(floatX *x, const int *token, const int *position, 
                  rows_aligned(wpe, C, sizeof *x);
     size_t threads = (size_t)N * chunks_of(C);
     unsigned blocks = (unsigned)((threads + THREADS - 1) / THREADS);
-    forward_kernel<<<blocks, THREADS, 0, cuda.stream>>>(x, token, position, wte, wpe, N, C, whole);
-    CUDA_CHECK_LAUNCH();
+    LAUNCH_DEPENDENT(blocks, THREADS, 0, forward_kernel, x, token, position, wte, wpe, N, C, whole);
 }
 
 /* ---- the sorted lists ------------------------------------------------------------------------ */

@@ -150,6 +150,8 @@ static __global__ void __launch_bounds__(T::THREADS)
     int first_row = blockIdx.x % row_tiles * T::ROWS, first = blockIdx.x / row_tiles * T::COLUMNS;
     TileProduct product = {x, w, NULL, first_row, first, C, shared, 0, part_length(C)};
     TileSums<T> sum;
+    if (first_row == 0) tile_prefetch_y<T>(product);
+    await_previous();
     tile_product_begin<T>(product);
     tile_product(&sum, product);
     finish_tile(e, (float *)shared, &sum, first_row, first);
@@ -216,6 +218,8 @@ static __global__ void __launch_bounds__(T::THREADS, 2)
     const int begin = blockIdx.y * length, end = gridDim.y > 1 ? min_int(C, begin + length) : C;
     TileProduct product = {x, w, NULL, first_row, first, end, shared, begin};
     TileSums<T> total, sum;
+    if (first_row == 0) tile_prefetch_y<T>(product);
+    await_previous();
     tile_product_begin<T>(product);
     sums_clear(&total);
     for (int n = 0, stages = count_stages<T>(product), next; n < stages; n = next) {
@@ -236,18 +240,16 @@ template <class T>
 static void launch_few(const Epilogue &e, const TileRows &x, const TileRows &w, int C) {
     int row_tiles = ceil_div(e.R, T::ROWS), blocks = row_tiles * ceil_div(e.OC, T::COLUMNS);
     ALLOW_SHARED(SplitSums<T>::SHARED, few_rows_kernel<T>);
-    few_rows_kernel<T><<<blocks, T::THREADS, SplitSums<T>::SHARED, cuda.stream>>>(
-        e, x, w, C, row_tiles);
-    CUDA_CHECK_LAUNCH();
+    LAUNCH_DEPENDENT(blocks, T::THREADS, SplitSums<T>::SHARED, few_rows_kernel<T>, e, x, w, C,
+                     row_tiles);
 }
 
 template <class T>
 static void launch(const Epilogue &e, const TileRows &x, const TileRows &w, int C, int parts) {
     int row_tiles = ceil_div(e.R, T::ROWS), blocks = row_tiles * ceil_div(e.OC, T::COLUMNS);
     ALLOW_SHARED(SplitSums<T>::SHARED, parts_kernel<T>);
-    parts_kernel<T><<<dim3(blocks, parts), T::THREADS, SplitSums<T>::SHARED, cuda.stream>>>(
-        e, x, w, C, row_tiles, (float *)cuda.lt_workspace);
-    CUDA_CHECK_LAUNCH();
+    LAUNCH_DEPENDENT(dim3(blocks, parts), T::THREADS, SplitSums<T>::SHARED, parts_kernel<T>, e, x,
+                     w, C, row_tiles, (float *)cuda.lt_workspace);
 }
 
 /* The tiles for more than `above` rows, and the blocks that share one. */

@@ -33,7 +33,7 @@
    forward pass reads 2 and writes 2, with the residual sum 4 and 4; backward reads 6 and writes 2.
    The partial sums are 8 bytes per column and slice (RMS norm: 4), written and read: 4 MB, in the
    L2 cache. */
-#include "cuda_common.cuh"
+#include "dependent.cuh"
 
 enum {
     ROWS = 4,           /* forward: rows of a block, a warp each */
@@ -157,6 +157,7 @@ template <int HELD, bool LAYER, bool RESIDUAL, bool WHOLE>
 static __global__ void __launch_bounds__(ROWS * WARP) forward_kernel(struct Forward a) {
     enum { VECTORS = HELD / VEC, EARLY = WHOLE && HELD * sizeof(floatX) <= 128 };
     int n = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    await_previous();
     if (n >= a.N) return; /* the whole warp */
     size_t row = (size_t)n * a.C;
     float held[VECTORS][VEC], delta[VECTORS][VEC], sum = 0, squares = 0;
@@ -200,6 +201,7 @@ static __global__ void __launch_bounds__(LONG_THREADS) long_forward_kernel(struc
     int n = blockIdx.x, first = threadIdx.x * VEC;
     size_t row = (size_t)n * a.C;
     float held[VEC], delta[VEC], sum = 0, squares = 0, mean = 0;
+    await_previous();
     for (int c = first; c < a.C; c += STRIDE) {
         load_columns<WHOLE>(held, a.x + row + c, a.C - c);
         if (RESIDUAL) load_columns<WHOLE>(delta, a.delta + row + c, a.C - c);
@@ -232,16 +234,15 @@ static void launch_forward(const struct Forward &a) {
     enum { THREADS = ROWS * WARP };
     int blocks = ceil_div(a.N, ROWS);
     if (a.C <= 8 * WARP)
-        forward_kernel<8, LAYER, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
+        LAUNCH_DEPENDENT(blocks, THREADS, 0, forward_kernel<8, LAYER, RESIDUAL, WHOLE>, a);
     else if (a.C <= 16 * WARP)
-        forward_kernel<16, LAYER, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
+        LAUNCH_DEPENDENT(blocks, THREADS, 0, forward_kernel<16, LAYER, RESIDUAL, WHOLE>, a);
     else if (a.C <= 32 * WARP)
-        forward_kernel<32, LAYER, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
+        LAUNCH_DEPENDENT(blocks, THREADS, 0, forward_kernel<32, LAYER, RESIDUAL, WHOLE>, a);
     else if (a.C <= 64 * WARP)
-        forward_kernel<64, LAYER, RESIDUAL, WHOLE><<<blocks, THREADS, 0, cuda.stream>>>(a);
+        LAUNCH_DEPENDENT(blocks, THREADS, 0, forward_kernel<64, LAYER, RESIDUAL, WHOLE>, a);
     else
-        long_forward_kernel<LAYER, RESIDUAL, WHOLE><<<a.N, LONG_THREADS, 0, cuda.stream>>>(a);
-    CUDA_CHECK_LAUNCH();
+        LAUNCH_DEPENDENT(a.N, LONG_THREADS, 0, long_forward_kernel<LAYER, RESIDUAL, WHOLE>, a);
 }
 
 template <bool RESIDUAL>

@@ -25,7 +25,7 @@
    Bytes: forward reads and writes the heads once, 2 N (NH + NKV) HS elements, and with a norm
    writes them once more and reads them in backward, which otherwise moves the same. For 8192 tokens
    of Qwen3-0.6B (16 and 8 heads of 128) in bf16 that is 151 MB forward, 50 us at 3.0 TB/s. */
-#include "cuda_common.cuh"
+#include "dependent.cuh"
 
 enum {
     WARPS = 8,
@@ -142,6 +142,7 @@ static __device__ __forceinline__ float dot(const HeadPart &x, const HeadPart &y
 /* ---- forward -------------------------------------------------------------------------------- */
 
 template <bool NORM> static __global__ void __launch_bounds__(THREADS) forward_kernel(Turn t) {
+    await_previous();
     const size_t n = blockIdx.x;
     const int position = t.position[n];
     if (position < 0) return;
@@ -266,9 +267,8 @@ static void position_forward(floatX *qkv, const struct PositionSaved *saved, con
                              const struct Position *how, const struct Heads *heads, int N) {
     if (N == 0 || (how->q_weight == NULL && how->inv_freq == NULL)) return;
     struct Turn t = turn_of(qkv, saved, position, how, heads, N);
-    if (how->q_weight) forward_kernel<true><<<N, THREADS, 0, cuda.stream>>>(t);
-    else forward_kernel<false><<<N, THREADS, 0, cuda.stream>>>(t);
-    CUDA_CHECK_LAUNCH();
+    if (how->q_weight) LAUNCH_DEPENDENT(N, THREADS, 0, forward_kernel<true>, t);
+    else LAUNCH_DEPENDENT(N, THREADS, 0, forward_kernel<false>, t);
 }
 
 static void position_backward(floatX *dqkv, const struct PositionGradients *gradients,

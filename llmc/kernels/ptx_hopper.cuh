@@ -65,6 +65,10 @@
    when all blocks have called grid_dependency_launch() or ended; it must not touch what they write
    before grid_dependency_wait(), which returns when they have ended. Nothing below sm_90.
 
+   l2_prefetch: begins to bring bytes to the second cache level; address and number are multiples of
+   16. It reads nothing that a program could see, so it may come before what it fetches is written.
+   Nothing below sm_90.
+
    PTX ISA 8.x: "mbarrier", "cp.async.bulk.tensor", "wgmma", "Matrix Descriptor Format", "stmatrix",
    "setmaxnreg", "griddepcontrol", "barrier.cluster". */
 #pragma once
@@ -401,6 +405,16 @@ __device__ __forceinline__ void grid_dependency_wait() {
 __device__ __forceinline__ void grid_dependency_launch() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void l2_prefetch(const void *global, unsigned bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(
+                     __cvta_generic_to_global(global)),
+                 "r"(bytes));
+#else
+    (void)global, (void)bytes;
 #endif
 }
 

@@ -244,6 +244,8 @@ static __global__ void __launch_bounds__(T::THREADS, 2)
     TileProduct product = {E, W, NULL, first_row, tile * WORDS, C, shared};
     TileSums<T> sum;
     Counter *counters = (Counter *)(shared + T::SHARED);
+    if (first_row == 0) tile_prefetch_y<T>(product);
+    await_previous();
     tile_product_begin<T>(product);
     load_counters<T>(counters, first_row, sampling);
     tile_product(&sum, product);
@@ -273,6 +275,7 @@ static __global__ void __launch_bounds__(MERGE_WARPS * WARP)
                  int tiles) {
     __shared__ Draw of_warp[MERGE_WARPS];
     const int row = blockIdx.x, lane = threadIdx.x % WARP;
+    await_previous();
     const bool empty = position[row] < 0;
     Draw draw = draw_none();
     draws += (size_t)row * tiles;
@@ -297,9 +300,8 @@ static void launch(Draw *draws, const TileRows &E, const TileRows &W, const Samp
     int row_tiles = ceil_div(sampling.R, T::ROWS);
     int blocks = row_tiles * ceil_div(sampling.V, WORDS);
     ALLOW_SHARED(shared_bytes<T>(), sample_kernel<T>);
-    sample_kernel<T><<<blocks, T::THREADS, shared_bytes<T>(), cuda.stream>>>(
-        draws, E, W, sampling, C, row_tiles);
-    CUDA_CHECK_LAUNCH();
+    LAUNCH_DEPENDENT(blocks, T::THREADS, shared_bytes<T>(), sample_kernel<T>, draws, E, W,
+                     sampling, C, row_tiles);
 }
 
 static void head_sample(int *token, float *logp, float *entropy, const floatX *E,
@@ -316,14 +318,14 @@ static void head_sample(int *token, float *logp, float *entropy, const floatX *E
     if (R <= FewRows::ROWS) launch<FewRows>(draws, hidden, weight, sampling, C);
     else if (R <= SomeRows::ROWS) launch<SomeRows>(draws, hidden, weight, sampling, C);
     else launch<ManyRows>(draws, hidden, weight, sampling, C);
-    merge_kernel<<<R, MERGE_WARPS * WARP, 0, cuda.stream>>>(token, logp, entropy, draws,
-                                                            rows->position, ceil_div(V, WORDS));
-    CUDA_CHECK_LAUNCH();
+    LAUNCH_DEPENDENT(R, MERGE_WARPS * WARP, 0, merge_kernel, token, logp, entropy, draws,
+                     rows->position, ceil_div(V, WORDS));
 }
 
 /* ---- the next step --------------------------------------------------------------------------- */
 
 static __global__ void advance_kernel(int *next, int *position, const int *token, int R) {
+    await_previous();
     int i = blockIdx.x * ADVANCE_THREADS + threadIdx.x;
     if (i >= R || position[i] < 0) return;
     next[i] = token[i];
@@ -332,9 +334,8 @@ static __global__ void advance_kernel(int *next, int *position, const int *token
 
 static void decode_advance(const struct DecodeRows *rows, const int *token, int R) {
     if (R == 0) return;
-    advance_kernel<<<ceil_div(R, ADVANCE_THREADS), ADVANCE_THREADS, 0, cuda.stream>>>(
-        rows->token, rows->position, token, R);
-    CUDA_CHECK_LAUNCH();
+    LAUNCH_DEPENDENT(ceil_div(R, ADVANCE_THREADS), ADVANCE_THREADS, 0, advance_kernel, rows->token,
+                     rows->position, token, R);
 }
 
 static size_t workspace_bytes(const struct OpsShape *shape) {

@@ -1,7 +1,7 @@
 /* The exponentials of the activations, and SwiGLU's forward pass, which training (mlp.cu) and
    decoding (matmul_decode.cu) share, so that both compute the same bits. */
 #pragma once
-#include "cuda_common.cuh"
+#include "dependent.cuh"
 
 enum { ACTIVATION_THREADS = 256 };
 
@@ -26,6 +26,7 @@ static __device__ __forceinline__ float silu_gradient(float x) {
 /* act [N,F] = silu(gate) up; `whole`: rows of F may be read 16 bytes at a time. */
 static __global__ void __launch_bounds__(ACTIVATION_THREADS)
 swiglu_kernel(floatX *act, const floatX *pre, int N, int F, bool whole) {
+    await_previous();
     const int chunks = ceil_div(F, VEC);
     size_t index = (size_t)blockIdx.x * ACTIVATION_THREADS + threadIdx.x, n = index / chunks;
     if (n >= (size_t)N) return;
@@ -51,7 +52,6 @@ static bool both_aligned(const void *a, const void *b, size_t stride) {
 
 static void swiglu_forward(floatX *act, const floatX *pre, int N, int F) {
     if (N == 0 || F == 0) return;
-    swiglu_kernel<<<blocks_for(N, F), ACTIVATION_THREADS, 0, cuda.stream>>>(
-        act, pre, N, F, both_aligned(act, pre, F));
-    CUDA_CHECK_LAUNCH();
+    LAUNCH_DEPENDENT(blocks_for(N, F), ACTIVATION_THREADS, 0, swiglu_kernel, act, pre, N, F,
+                     both_aligned(act, pre, F));
 }

@@ -39,7 +39,7 @@
    128 x 128 tiles of 16-bit elements, mostly from L2. A warp with 64 x 64 sums reads 128 bytes of
    shared memory per mma (4096 flop), one with 64 x 32 sums 192. */
 #pragma once
-#include "cuda_common.cuh"
+#include "dependent.cuh"
 #include "ptx.cuh"
 
 enum {
@@ -233,6 +233,19 @@ static __device__ __forceinline__ void stage_copy(const TileProduct &p, int n) {
     stage_copy_x<T>(p, n);
     stage_copy_y<T>(p, n);
     cp_async_commit();
+}
+
+/* Brings the tile's rows of y, or as much of their beginnings as is worth it, to the second cache
+   level, for a kernel that must wait before it may read x. One lane of each warp: the instruction
+   takes uniform registers, so lanes would take turns. */
+template <class T> static __device__ __forceinline__ void tile_prefetch_y(const TileProduct &p) {
+    enum { MOST = 65536 / T::COLUMNS }; /* bytes of a row */
+    int bytes = min_int(MOST, (p.K - p.k_first) * (int)sizeof(floatX)) / CHUNK_BYTES * CHUNK_BYTES;
+    if (!p.y.aligned || bytes <= 0 || threadIdx.x % WARP > 0) return;
+    const unsigned char *data = (const unsigned char *)(p.y.data + p.k_first);
+    const int end = min_int(p.y.end - p.y_first, T::COLUMNS);
+    for (int i = threadIdx.x / WARP; i < end; i += T::THREADS / WARP)
+        l2_prefetch(data + (uint64_t)(unsigned)(p.y_first + i) * p.y.stride_bytes, (unsigned)bytes);
 }
 
 /* ---- products -------------------------------------------------------------------------------- */

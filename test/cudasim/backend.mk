@@ -73,6 +73,9 @@ SIM_MORE_sim := "$(BUILD)/test/test_lab sim" \
     "env CUDASIM=streams=$(o) $(BUILD)/test/test_trainer_ranks sim fp32 test_families" \
     "env CUDASIM=streams=$(o) $(BUILD)/test/test_comm sim bf16")
 
+# The kernels of a decode step one after the other, which overlap.
+SIM_MORE_sim-race := "$(BUILD)/test/test_model sim-race bf16 test_decode_equals_forward"
+
 define sim_test_rules
 $(1)-tests: $(BUILD)/backend_$(1).so $(BUILD)/lab_$(1).so
 	@sh test/run.sh -j $$$$(nproc) $$(SIM_MORE_$(1)) $$(call sim_commands,$(1)) \

@@ -119,4 +119,9 @@ inline void stmatrix_x4_trans(void *row, const uint32_t in[4], CUDASIM_HERE) {
 void grid_dependency_wait();
 void grid_dependency_launch();
 
+inline void l2_prefetch(const void *global, unsigned bytes) {
+    if (((uintptr_t)global | bytes) % 16)
+        cudasim::fail("l2_prefetch: %p or %u bytes not of whole 16", global, bytes);
+}
+
 #endif

@@ -197,11 +197,11 @@ cudaError_t set_function_attribute(const char *text, Function *, cudaFuncAttribu
 
 /* The emulator has code for every kernel. */
 struct cudaFuncAttributes {
-    int binaryVersion;
+    int binaryVersion, ptxVersion;
 };
 template <class Function>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, Function *) {
-    attributes->binaryVersion = 90;
+    attributes->binaryVersion = attributes->ptxVersion = 90;
     return cudaSuccess;
 }
 
