@@ -54,12 +54,12 @@ static __device__ __forceinline__ uint4 load_bits(const floatX *in, int left) {
     uint4 bits = make_uint4(0, 0, 0, 0);
     if (WHOLE) {
         if (left > 0) bits = *(const uint4 *)in;
-        return bits;
-    }
-    floatX element[VEC];
+    } else {
+        floatX element[VEC];
 #pragma unroll
-    for (int j = 0; j < VEC; j++) element[j] = j < left ? in[j] : from_f<floatX>(0);
-    memcpy(&bits, element, sizeof bits);
+        for (int j = 0; j < VEC; j++) element[j] = j < left ? in[j] : from_f<floatX>(0);
+        memcpy(&bits, element, sizeof bits);
+    }
     return bits;
 }
 
