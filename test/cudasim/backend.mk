@@ -54,7 +54,7 @@ lab_test = $(patsubst %/,%,$(dir $(1)))
 lab_ladder = $(firstword $(subst _, ,$(notdir $(1))))
 lab_commands = $(foreach t,$(LAB_TESTS),"$(call sim_command,$(1),$(call lab_test,$(t))) \
     $(1)/$(notdir $(t)) bf16 $(or $(LAB_PATTERN_$(dir $(t))$(call lab_ladder,$(t))),*)")
-SIM_ORDERS := order=descending order=random,seed=7,resident=3,streams=random
+SIM_ORDERS := order=descending,copies=early order=random,seed=7,resident=3,streams=random
 comma := ,
 # Of several ranks: the order between the two streams of each, in which an event may be missing.
 SIM_STREAMS := oldest newest $(patsubst %,random$(comma)seed=%,1 2 3 4 5 6 7 8 9 10)
