@@ -151,16 +151,17 @@ def new_gpt2():
 
 
 def torch_step(kind, count, length):
-    """kind: float32 or autocast (bf16)."""
+    """kind: float32, autocast (bf16), or default (bf16, and AdamW as it is without fused)."""
     import torch
     model = new_gpt2().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95),
-                                  weight_decay=0.1, fused=True)
+                                  weight_decay=0.1,
+                                  fused=kind != "default" or None)
     ids = torch.arange(count * (length + 1)).reshape(count, length + 1) * 7919 % 50257
 
     def turn():
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind != "float32"):
             logits = model(ids[:, :-1], use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
@@ -339,7 +340,8 @@ def head_contest(turns):
 def step_contest(turns, length):
     group = [ours("step", 4, length),
              theirs("PyTorch float32", "torch_step", "float32", 4, length),
-             theirs("PyTorch, bf16 autocast", "torch_step", "autocast", 4, length)]
+             theirs("PyTorch, bf16 autocast", "torch_step", "autocast", 4, length),
+             theirs("PyTorch, bf16 autocast, AdamW not fused", "torch_step", "default", 4, length)]
     return contest("step", "whole", f"GPT-2 124M, B 4 T {length}", group, turns)
 
 
