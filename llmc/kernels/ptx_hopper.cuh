@@ -8,7 +8,9 @@
        mbarrier_arrive(b)              releases what this thread did before
        mbarrier_arrive_expect(b, n)    arrives and announces n bytes of TMA loads for this phase
        mbarrier_wait(b, parity)        until the phase of this parity (0 for the first) has ended
-       mbarrier_arrive_cluster(b, r)   arrives at the barrier at the same place in block r's memory
+       mbarrier_arrive_cluster(b, r)   arrives at the barrier at the same place in block r's memory:
+                                       that this thread has read something. What it wrote is not
+                                       released to that block; cluster_arrive does that
 
    Clusters: blocks that run together and see each other's shared memory. Launched with
    cudaLaunchKernelEx and cudaLaunchAttributeClusterDimension.
@@ -120,18 +122,19 @@ __device__ __forceinline__ void mbarrier_arrive_cluster(uint64_t *barrier, unsig
     asm volatile("{\n"
                  ".reg .b32 there;\n"
                  "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
                  "}" ::"r"(hopper_shared_address(barrier)),
                  "r"(rank)
                  : "memory");
 }
 
-/* Acquires at the scope of the cluster, which costs a block by itself nothing. */
+/* At the scope of the block. At that of the cluster an arrival would wait for all of its thread's
+   stores (MEMBAR.ALL.GPU), and a wait would empty the first cache level (CCTL.IVALL). */
 __device__ __forceinline__ void mbarrier_wait(uint64_t *barrier, unsigned parity) {
     asm volatile("{\n"
                  ".reg .pred done;\n"
                  "WAIT:\n"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
                  "@done bra DONE;\n"
                  "bra WAIT;\n"
                  "DONE:\n"
