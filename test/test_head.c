@@ -144,7 +144,8 @@ static void reference_row(struct Problem *q, int i, double *z, double *p) {
         double a = q->size.inv_temperature * q->a[i], b = q->size.inv_temperature * q->b[i];
         double share = p[v], log_p = z[v];
         p[v] = a * ((v == y) - share) - b * share * (log_p + H);
-        size[v] = fabs(a) * ((v == y) + share) + fabs(b) * share * (H - log_p);
+        /* a logarithm in one instruction errs by 2^-22 even where it is 0 */
+        size[v] = fabs(a) * ((v == y) + share) + fabs(b) * share * (H - log_p + 1e-4);
     }
     double *dE_size = q->dE_size + (size_t)q->row[i] * C;
     for (int d = 0; d < C; d++) {

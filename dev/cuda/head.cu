@@ -10,5 +10,11 @@
         "memory of two chunks; 10 bytes a logit; rows without coefficients at 2 NVC of 6")  \
     ROW(cuda_head_forward, any_gpu,                                                         \
         "statistics of the tile in registers: what ships for scoring",                      \
-        "no logit is stored: 2 NVC and the inputs' bytes")
+        "no logit is stored: 2 NVC and the inputs' bytes")                                  \
+    ROW(head_hopper_forward, hopper,                                                        \
+        "scoring by TMA and wgmma: a warp copies, two groups multiply in turn, blocks in pairs", \
+        "statistics are reduced while the other group multiplies; fewer bytes from L2")     \
+    ROW(head_hopper_gradient, hopper,                                                       \
+        "learning: bf16 e^(z-m) is kept for logits, dz is rebuilt on its way into wgmma",   \
+        "6 bytes a logit instead of 18, and only the products touch it; longer chunks")
 LADDER(head, VERSIONS)

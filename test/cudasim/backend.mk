@@ -42,7 +42,7 @@ sim_commands = $(foreach d,$(SIM_BACKEND_$(1)),$(foreach t,$(SIM_TESTS),\
 # The laboratory's versions by the same tests: TEST/VERSION, in bf16 (dev/cuda/lab.h). Of a program
 # that tests other slots too, or takes long, only the tests whose names match the pattern of the
 # program and the ladder, which is the first word of the version's name.
-LAB_TESTS := head/head_materialised \
+LAB_TESTS := head/head_materialised head/head_hopper_forward head/head_hopper_gradient \
     attention/attention_naive attention/attention_tiled attention/attention_five \
     decode_ops/decode_naive decode_ops/decode_warp decode_ops/decode_tiles \
     decode_ops/sample_materialised decode_ops/sample_one_pass attention/decode_attention_naive
