@@ -44,6 +44,7 @@ sim_commands = $(foreach d,$(SIM_BACKEND_$(1)),$(foreach t,$(SIM_TESTS),\
 # program and the ladder, which is the first word of the version's name.
 LAB_TESTS := head/head_materialised head/head_hopper_forward head/head_hopper_gradient \
     attention/attention_naive attention/attention_tiled attention/attention_five \
+    attention/attention_hopper \
     decode_ops/decode_naive decode_ops/decode_warp decode_ops/decode_tiles \
     decode_ops/sample_materialised decode_ops/sample_one_pass attention/decode_attention_naive
 LAB_PATTERN_attention/attention := *training*
@@ -59,7 +60,6 @@ comma := ,
 # Of several ranks: the order between the two streams of each, in which an event may be missing.
 SIM_STREAMS := oldest newest $(patsubst %,random$(comma)seed=%,1 2 3 4 5 6 7 8 9 10)
 SIM_MORE_sim := "$(BUILD)/test/test_lab sim" \
-    "$(BUILD)/test/test_attention sim/attention_hopper bf16 *training*" \
     "$(BUILD)/test/test_world sim bf16" "$(BUILD)/test/test_trainer_ranks sim fp32" \
     "$(BUILD)/test/test_trainer_ranks sim bf16" \
     "$(BUILD)/test/test_trainer_ranks sim fp16 test_loss_scale" \
