@@ -71,6 +71,7 @@ check:
 	@CC="$(CC)" sh scripts/install_deps.sh --check
 	@sh scripts/check_style.sh
 	@sh test/test_run.sh
+	@sh test/test_machine_code.sh
 	@CC="$(CC)" sh test/test_flags.sh
 	@$(MAKE) --no-print-directory $(PARALLEL) programs
 	@$(MAKE) --no-print-directory tests
@@ -159,7 +160,7 @@ help:
 	@echo "make fuzz    random inputs for the readers of foreign files (clang; FUZZ_SECONDS=60 each)"
 	@echo "make bench   check and time every version of every operation (OP=head; doc/lab.md)"
 	@echo "make cuda    build backend_cuda.so (plain make does too, where there is nvcc)"
-	@echo "make ptxas   registers, spills, shared memory of its kernels"
+	@echo "make ptxas   registers, spills, shared memory of its kernels; fails where a hot one spills"
 	@echo "make sim     the CUDA kernels in the simulator; also sim-asan, sim-race, sim-train"
 	@echo "make clean   remove what was built"
 	@echo "CC=clang, CFLAGS=..., BUILD=folder change how it is built."

@@ -3,7 +3,8 @@
 #
 #   cuda    backend_cuda.so beside ./train (needs nvcc 12 or newer); STRICT=1: warnings are errors
 #   lab     build/lab_cuda.so: the backend with the versions of dev/cuda (dev/cuda/lab.h)
-#   ptxas   registers, spills, stack and shared memory of its kernels
+#   ptxas   registers, spills, stack and shared memory of its kernels and of those of dev/cuda;
+#           fails if one spills that is not named as cold (scripts/ptxas.sh)
 
 BUILD ?= build
 CUDA_FOLDER := llmc/kernels
@@ -34,14 +35,24 @@ CUDA_GENCODE = $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)
 
 NVCC_FLAGS = -std=c++17 -O3 -lineinfo $(if $(STRICT),-Werror all-warnings) -DBACKEND_NAME='"cuda"' \
     -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra -Xptxas -v $(CUDA_GENCODE)
-CUDA_LIBRARIES = $(dir $(realpath $(shell command -v $(NVCC))))../lib64
+
+# cuBLASLt: the toolkit's, or where pip put it, beside its link without a number or without one.
+CUDA_ROOT = $(patsubst %/bin/,%,$(dir $(realpath $(shell command -v $(NVCC)))))
+PYTHON_PACKAGES = $(shell python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+    2>/dev/null)
+CUBLASLT_AT = $(CUDA_ROOT)/lib64 $(CUDA_ROOT)/targets/*/lib /usr/lib/*-linux-gnu \
+    $(PYTHON_PACKAGES)/nvidia/*/lib
+CUBLASLT ?= $(firstword $(foreach d,$(CUBLASLT_AT),\
+    $(wildcard $(d)/libcublasLt.so $(d)/libcublasLt.so.1[0-9])))
 
 CUDA_OBJECTS := \
     $(foreach t,$(CUDA_DTYPES),$(CUDA_TYPED:$(CUDA_FOLDER)/%.cu=$(BUILD)/cuda/$(t)/%.o)) \
     $(CUDA_ONCE:$(CUDA_FOLDER)/%.cu=$(BUILD)/cuda/once/%.o)
 
+# LAB_DTYPES="bf16": only in that type.
+LAB_DTYPES ?= $(CUDA_DTYPES)
 LAB_OBJECTS := \
-    $(foreach t,$(CUDA_DTYPES),$(LAB_TYPED:$(LAB_FOLDER)/%.cu=$(BUILD)/cuda/$(t)/lab/%.o)) \
+    $(foreach t,$(LAB_DTYPES),$(LAB_TYPED:$(LAB_FOLDER)/%.cu=$(BUILD)/cuda/$(t)/lab/%.o)) \
     $(LAB_ONCE:$(LAB_FOLDER)/%.cu=$(BUILD)/cuda/once/lab/%.o)
 
 # $(1) element type, $(2) folder of the objects below its own, $(3) folder of the sources
@@ -69,14 +80,14 @@ LAB_PLUGIN := $(BUILD)/lab_cuda.so
 $(CUDA_PLUGIN): $(CUDA_OBJECTS)
 $(LAB_PLUGIN): $(CUDA_OBJECTS) $(LAB_OBJECTS)
 $(CUDA_PLUGIN) $(LAB_PLUGIN):
-	$(NVCC) -shared $(CUDA_GENCODE) -o $@ $^ -lcublasLt -ldl \
-	    -Xlinker -rpath,$(CUDA_LIBRARIES)
+	$(NVCC) -shared $(CUDA_GENCODE) -o $@ $^ $(if $(CUBLASLT),-Xlinker $(CUBLASLT) \
+	    -Xlinker -rpath$(comma)$(patsubst %/,%,$(dir $(CUBLASLT))),-lcublasLt) -ldl
 cuda: $(CUDA_PLUGIN)
 lab: $(LAB_PLUGIN)
 .PHONY: cuda lab ptxas
 
 # What the assembler said of each kernel is kept beside its object.
-ptxas: $(CUDA_PLUGIN)
-	@sh scripts/ptxas.sh $(CUDA_OBJECTS:%=%.ptxas)
+ptxas: $(CUDA_OBJECTS) $(LAB_OBJECTS)
+	@sh scripts/ptxas.sh $(CUDA_OBJECTS:%=%.ptxas) $(LAB_OBJECTS:%=%.ptxas)
 
 -include $(wildcard $(BUILD)/cuda/*/*.d $(BUILD)/cuda/*/lab/*.d)

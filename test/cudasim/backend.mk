@@ -21,7 +21,11 @@ SIM_BACKEND_sim-race := fp32 bf16
 $(foreach m,$(SIM_MODES),$(eval \
     $(call sim_plugin_rules,$(m),backend,$(SIM_BACKEND_$(m)),$(CUDA_TYPED),$(CUDA_ONCE))))
 
-$(foreach m,$(SIM_MODES),$(eval $(call sim_plugin_rules,$(m),lab,$(SIM_BACKEND_$(m)),\
+# The laboratory's versions are tested in bf16 alone there: they are compiled in it alone.
+SIM_LAB_sim := $(SIM_BACKEND_sim)
+SIM_LAB_sim-asan := bf16
+SIM_LAB_sim-race := bf16
+$(foreach m,$(SIM_MODES),$(eval $(call sim_plugin_rules,$(m),lab,$(SIM_LAB_$(m)),\
     $(CUDA_TYPED) $(LAB_TYPED),$(CUDA_ONCE) $(LAB_ONCE))))
 
 .PHONY: sim-backends sim-labs
@@ -60,6 +64,10 @@ comma := ,
 # Of several ranks: the order between the two streams of each, in which an event may be missing.
 SIM_STREAMS := oldest newest $(patsubst %,random$(comma)seed=%,1 2 3 4 5 6 7 8 9 10)
 SIM_MORE_sim := "$(BUILD)/test/test_lab sim" \
+    "$(BUILD)/test/test_attention sim/attention_hopper bf16 *training*" \
+    "$(BUILD)/test/test_ops_dense sim/norm_thread bf16 *norm*" \
+    "$(BUILD)/test/test_ops_dense sim/norm_block bf16 *norm*" \
+    "$(BUILD)/test/test_adamw sim/adamw_element bf16" \
     "$(BUILD)/test/test_world sim bf16" "$(BUILD)/test/test_trainer_ranks sim fp32" \
     "$(BUILD)/test/test_trainer_ranks sim bf16" \
     "$(BUILD)/test/test_trainer_ranks sim fp16 test_loss_scale" \
