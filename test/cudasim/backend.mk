@@ -64,7 +64,6 @@ comma := ,
 # Of several ranks: the order between the two streams of each, in which an event may be missing.
 SIM_STREAMS := oldest newest $(patsubst %,random$(comma)seed=%,1 2 3 4 5 6 7 8 9 10)
 SIM_MORE_sim := "$(BUILD)/test/test_lab sim" \
-    "$(BUILD)/test/test_attention sim/attention_hopper bf16 *training*" \
     "$(BUILD)/test/test_ops_dense sim/norm_thread bf16 *norm*" \
     "$(BUILD)/test/test_ops_dense sim/norm_block bf16 *norm*" \
     "$(BUILD)/test/test_adamw sim/adamw_element bf16" \
