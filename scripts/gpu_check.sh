@@ -5,14 +5,16 @@
 # the CPU, runs the benchmarks, and prints a short table last. Exit code 1 if any test failed.
 #
 # Needs the CUDA toolkit and the project's libraries (packages carried in .deps/ are unpacked for
-# this run, nothing is installed); works without .git. Logs: build/gpu_check/. BACKEND sim runs most
-# of the same steps on the simulator: that checks this script, not a GPU.
+# this run, nothing is installed); works without .git. Table and logs: build/gpu_check/, or OUT=DIR
+# (without blanks). BACKEND sim runs most of the same steps on the simulator: that checks this
+# script, not a GPU.
 set -u
 cd "$(dirname "$0")/.."
 backend=${1:-cuda}
-logs=build/gpu_check
+logs=${OUT:-build/gpu_check}
+unset OUT
 table=$logs/table
-mkdir -p $logs
+mkdir -p $logs build/gpu_check
 : >$table
 begun=$(date +%s)
 failed=0
