@@ -1,8 +1,10 @@
 #!/bin/sh
 # gpu_check.sh [BACKEND]: everything there is to know about this tree on a machine with a GPU, in
-# one call of under nine minutes: builds, runs every test of the kernels on the device in each
-# element type, the small ones under compute-sanitizer, trains the built-in task on the GPU beside
-# the CPU, runs the benchmarks, and prints a short table last. Exit code 1 if any test failed.
+# one call of under nine minutes, what is worth most first: builds, runs every test of the kernels
+# on the device in each element type, trains the built-in task on the GPU beside the CPU, checks and
+# times what ships and the laboratory's versions (doc/lab.md), others' kernels where they are
+# installed (dev/bench/peers.py), small tests under compute-sanitizer; prints a short table last.
+# Exit code 1 if a test failed or a version is wrong.
 #
 # Needs the CUDA toolkit and the project's libraries (packages carried in .deps/ are unpacked for
 # this run, nothing is installed); works without .git. Table and logs: build/gpu_check/, or OUT=DIR
@@ -16,6 +18,7 @@ unset OUT
 table=$logs/table
 mkdir -p $logs build/gpu_check
 : >$table
+: >$logs/bench.log
 begun=$(date +%s)
 failed=0
 jobs=$(nproc)
@@ -54,7 +57,7 @@ if [ "$backend" = cuda ]; then
     card=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1)
     row "GPU" "$(echo "$card" | head -n 1)"
     nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
-    plugin="-f llmc/kernels/cuda.mk NVCC=$nvcc cuda lab"
+    plugin="-f llmc/kernels/cuda.mk NVCC=$nvcc LAB_DTYPES=bf16 cuda lab"
     row "toolkit" "$($nvcc --version | sed -n 's/^Cuda compilation tools, //p')"
 else
     plugin="-f test/cudasim/backend.mk build/backend_$backend.so build/lab_$backend.so"
@@ -98,16 +101,20 @@ run_test() {
     fi
     total=$((total + good))
 }
-for dtype in fp32 bf16 fp16; do
+# kernels DTYPE: every test of the kernels.
+kernels() {
     total=0 before=$failed
-    for t in $kernel_tests; do run_test "$t" $dtype; done
-    row "tests on the device, $dtype" "$total passed, $((failed - before)) programs failed"
-done
-total=0 before=$failed
-run_test test_model fp32
-run_test test_comm fp32
-[ "$backend" = cuda ] && run_test test_backends '*'
-row "model, communication, program" "$total passed, $((failed - before)) programs failed"
+    for t in $kernel_tests; do run_test "$t" "$1"; done
+    row "tests on the device, $1" "$total passed, $((failed - before)) programs failed"
+}
+# The program on the device: it and the CPU's draw the same tokens.
+whole() {
+    total=0 before=$failed
+    run_test test_model fp32
+    run_test test_comm fp32
+    [ "$backend" = cuda ] && run_test test_backends '*'
+    row "model, communication, program" "$total passed, $((failed - before)) programs failed"
+}
 
 # ---- the built-in task ----
 # train_row NAME OPTIONS...: the last evaluation and the speed of a short run.
@@ -137,18 +144,57 @@ train_row() {
         row "train $name" "FAILED"
     fi
 }
+
+# ---- benchmarks: what ships and the ladders, checked and timed; others' kernels ----
+# bench SECONDS OPS: a table that is cut off keeps what was measured.
+bench() {
+    left 20 "benchmarks $2" || return
+    echo "---- $2" >>$logs/bench.log
+    timeout -k 5 "$(most "$1")" build/bench OP="$2" BACKEND="$backend" DTYPE=bf16 TIME=lab \
+        OUT=$logs >>$logs/bench.log 2>&1
+    case $? in
+    0) row "benchmarks $2" "all versions agree" ;;
+    *)
+        if grep -q '^WRONG' $logs/bench.log || ! grep -q '^stopped' $logs/bench.log; then
+            failed=$((failed + 1))
+            row "benchmarks $2" "FAILED, see $logs/bench.log"
+        else
+            row "benchmarks $2" "not finished in time"
+        fi
+        ;;
+    esac
+}
+peers() { # SECONDS OP SHAPES
+    python=$(command -v python3) && "$python" -c 'import torch' 2>/dev/null || {
+        row "peers $2" "not run: no Python with PyTorch"
+        return
+    }
+    left 30 "peers $2" || return
+    echo "---- peers, $2" >>$logs/bench.log
+    timeout "$(most "$1")" "$python" dev/bench/peers.py OP="$2" SHAPES="$3" PEER_SECONDS=30 \
+        OUT=$logs >>$logs/bench.log 2>&1
+    case $? in
+    0) row "peers $2" "see $logs/bench.log" ;;
+    *) row "peers $2" "not whole, see $logs/bench.log" ;;
+    esac
+}
+
+# ---- the order: what is worth most comes first -----
+kernels bf16
+train_row "$backend-bf16" --backend "$backend" --dtype bf16
+bench 110 head
+bench 60 step,generate
+kernels fp32
+whole
+bench 110 decode,attention,matmul
+if [ "$backend" = cuda ]; then peers 70 head 2; fi
+bench 40 sample,norm,adamw
+kernels fp16
 train_row cpu --backend cpu
-for dtype in fp32 bf16 fp16; do
+for dtype in fp32 fp16; do
     train_row "$backend-$dtype" --backend "$backend" --dtype $dtype
 done
-
-# ---- benchmarks ----
-if left 30 benchmarks; then
-    timeout "$(most 150)" build/bench BACKEND="$backend" DTYPE=bf16 TIME=lab OUT=$logs \
-        >$logs/bench.log 2>&1
-    status=$?
-    [ $status = 0 ] || { failed=$((failed + 1)); row "benchmarks" "FAILED (exit $status)"; }
-fi
+if [ "$backend" = cuda ]; then peers 40 attention 1; fi
 
 # ---- compute-sanitizer, on small shapes ----
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)

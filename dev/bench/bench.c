@@ -13,10 +13,12 @@
    TIME     what is timed: the CPU's slots or the laboratory's versions. Default: lab on CUDA,
             else cpu. In the simulator lab only shows that it works, on small shapes
 
-   Exit code 0 if all versions agree with the reference, 1 if one does not, 2 for bad input. */
+   Exit code 0 if all versions agree with the reference, 1 if one does not, 2 for bad input. Stopped
+   by SIGTERM or SIGINT it still writes what it has (exit code 1). */
 #include "bench.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,6 +91,15 @@ static void make_folder(const char *path) {
 
 /* ---- processes: one opens one plug-in, with one element type --------------------------------- */
 
+static volatile sig_atomic_t stopped;
+static void stop(int number) { (void)number, stopped = 1; }
+
+/* Without SA_RESTART: waiting for a process ends. */
+static void catch_stops(void) {
+    struct sigaction action = {.sa_handler = stop};
+    sigaction(SIGTERM, &action, NULL), sigaction(SIGINT, &action, NULL);
+}
+
 struct Job {
     const struct Operation *op;   /* or NULL: */
     const char *whole;            /* one of whole.c's */
@@ -101,6 +112,7 @@ static pid_t start(const struct Job *job) {
     pid_t child = fork();
     if (child < 0) die_machine("cannot start a process");
     if (child > 0) return child;
+    signal(SIGTERM, SIG_DFL), signal(SIGINT, SIG_DFL);
     bool good = job->run(job);
     fflush(stdout);
     _exit(good ? 0 : 3);
@@ -109,8 +121,11 @@ static pid_t start(const struct Job *job) {
 /* True if it ended well; false if a version is wrong or crashed. */
 static bool finish(pid_t child) {
     int status;
-    while (waitpid(child, &status, 0) < 0)
+    while (waitpid(child, &status, 0) < 0) {
         if (errno != EINTR) die_machine("cannot wait for a process");
+        if (stopped) kill(child, SIGKILL);
+    }
+    if (stopped) return false;
     if (WIFEXITED(status) && (WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == 3))
         return WEXITSTATUS(status) == 0;
     if (WIFEXITED(status)) exit(WEXITSTATUS(status));   /* it has said what is wrong */
@@ -212,6 +227,7 @@ int main(int argc, char **argv) {
                       "generate task monitors", name);
     if (asked.hidden) hidden_open(asked.hidden);
     make_folder(asked.out);
+    catch_stops();
     choose_backend();
     bool good = true;
     for (char *list = check_strdup(asked.op), *name; (name = strsep(&list, ",")) != NULL;) {
@@ -219,10 +235,12 @@ int main(int argc, char **argv) {
                           .dtype = asked.dtype ? asked.dtype : "bf16", .run = run_time};
         bool right = job.op ? check(job.op) : true;
         good &= right;
-        good &= finish(start(&job));
+        if (!stopped) good &= finish(start(&job));
         table_print(name);
+        if (stopped) break;
         if (!right) printf("\n%s: a version is WRONG, see above\n", name);
     }
+    if (stopped) puts("\nstopped: the table has what was measured until then");
     table_save(asked.out);
     return good ? 0 : 1;
 }
