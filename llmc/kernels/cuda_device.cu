@@ -139,7 +139,7 @@ static void device_fetch(int number, const void *in, size_t bytes) {
     if (bytes > fetches[number].room) {
         CUDA_CHECK(cudaEventSynchronize(fetches[number].done));
         CUDA_CHECK(cudaFreeHost(fetches[number].data));
-        fetches[number].room = bytes > LEAST ? bytes : LEAST;
+        fetches[number].room = bytes > LEAST ? bytes : (size_t)LEAST;
         CUDA_CHECK(cudaMallocHost(&fetches[number].data, fetches[number].room));
     }
     CUDA_CHECK(cudaMemcpyAsync(fetches[number].data, in, bytes, cudaMemcpyDeviceToHost,
