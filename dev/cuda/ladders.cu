@@ -7,7 +7,8 @@
     ADD(norm)        \
     ADD(adamw)       \
     ADD(sample)      \
-    ADD(decode)
+    ADD(decode)      \
+    ADD(matmul)
 
 #define DECLARE(name) extern const struct Ladder PER_TYPE(ladder_##name);
 LADDERS(DECLARE)

@@ -50,6 +50,8 @@
        wgmma_rs<T, N, TRANS_B>(d, a, b, accumulate)   a in 4 registers of pairs, as ptx.cuh's mma:
                                    rows t % 32 / 4 and + 8 of the warp's 16, columns 2 (t % 4), then
                                    both at columns + 8
+                                   A warpgroup's number comes from __shfl_sync(.., threadIdx.x
+                                   / 128, 0), so that descriptors stay in uniform registers
        wgmma_fence()               before the first product, and after registers were touched
        wgmma_commit(), wgmma_wait<n>()   groups, as of cp.async. Until then d, a's registers and the
                                    tiles belong to the product

@@ -50,11 +50,13 @@ LAB_TESTS := head/head_materialised head/head_hopper_forward head/head_hopper_gr
     attention/attention_naive attention/attention_tiled attention/attention_five \
     attention/attention_hopper \
     decode_ops/decode_naive decode_ops/decode_warp decode_ops/decode_tiles \
-    decode_ops/sample_materialised decode_ops/sample_one_pass attention/decode_attention_naive
+    decode_ops/sample_materialised decode_ops/sample_one_pass attention/decode_attention_naive \
+    ops_dense/matmul_mma ops_dense/matmul_hopper
 LAB_PATTERN_attention/attention := *training*
 LAB_PATTERN_attention/decode := test_decode
 LAB_PATTERN_decode_ops/decode := test_matmul
 LAB_PATTERN_decode_ops/sample := test_sample_*
+LAB_PATTERN_ops_dense/matmul := test_matmul
 lab_test = $(patsubst %/,%,$(dir $(1)))
 lab_ladder = $(firstword $(subst _, ,$(notdir $(1))))
 lab_commands = $(foreach t,$(LAB_TESTS),"$(call sim_command,$(1),$(call lab_test,$(t))) \

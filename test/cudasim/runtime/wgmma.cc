@@ -19,6 +19,7 @@ struct Product {
     float *d[WARPGROUP];
     uint32_t registers[WARPGROUP][4];
     uint64_t hash; /* of the operands in shared memory, at the issue */
+    unsigned reader; /* the thread for which they were read then */
     uintptr_t pc;
 };
 
@@ -220,7 +221,7 @@ static void do_issue(void **payload) {
     Warpgroup &w = current_warpgroup();
     const IssuePayload *first = (const IssuePayload *)payload[0];
     Product product{first->shape, first->a, first->b, first->accumulate, w.group, {}, {}, 0,
-                    first->pc};
+                    current->index, first->pc};
     for (int t = 0; t < WARPGROUP; t++) {
         const IssuePayload *p = (const IssuePayload *)payload[t];
         if (!(p->shape == first->shape) || p->a != first->a || p->b != first->b ||
@@ -246,17 +247,18 @@ static void do_commit(void **) { current_warpgroup().group++; }
 static void do_wait(void **payload) {
     Warpgroup &w = current_warpgroup();
     int groups_left = *(const int *)payload[0];
+    const Block *block = current->block;
     size_t done = 0;
     while (done < w.products.size() && w.products[done].group < w.group - groups_left) {
         const Product &product = w.products[done++];
         if (check_operands(product) != product.hash)
             fail("wgmma: a tile changed while a product was reading it");
         multiply(*find_accumulator(w, product.d), product);
+        race_release(&w, block->slot, product.reader);
     }
     w.products.erase(w.products.begin(), w.products.begin() + (long)done);
     deliver(w);
     /* The reads were those of the whole warpgroup: any of its threads may now hand the tile on. */
-    const Block *block = current->block;
     unsigned first = current->index / WARPGROUP * WARPGROUP;
     race_release(&w, block->slot, current->index);
     for (unsigned t = 0; t < WARPGROUP; t++) race_acquire(&w, block->slot, first + t);
