@@ -118,6 +118,13 @@ static void make_data(struct Problem *p) {
     p->workspace = new_workspace_of("head", &shape);
 }
 
+/* Of the version that takes log p from the rounded e^(z-m) again, by an instruction that errs by
+   2^-22 even where the logarithm is 0: what that adds to the size of a term. */
+static double of_logarithm(void) {
+    const struct KernelFile *last = ops->num_files ? ops->files[ops->num_files - 1] : NULL;
+    return last && strcmp(last->name, "head_hopper_gradient") == 0 ? 1e-4 : 0;
+}
+
 /* The definition, for one row: statistics, dz, and both gradients added. z, p: scratch [V]. */
 static void reference_row(struct Problem *q, int i, double *z, double *p) {
     int C = q->size.C, V = q->size.V, y = q->target[i];
@@ -144,8 +151,7 @@ static void reference_row(struct Problem *q, int i, double *z, double *p) {
         double a = q->size.inv_temperature * q->a[i], b = q->size.inv_temperature * q->b[i];
         double share = p[v], log_p = z[v];
         p[v] = a * ((v == y) - share) - b * share * (log_p + H);
-        /* a logarithm in one instruction errs by 2^-22 even where it is 0 */
-        size[v] = fabs(a) * ((v == y) + share) + fabs(b) * share * (H - log_p + 1e-4);
+        size[v] = fabs(a) * ((v == y) + share) + fabs(b) * share * (H - log_p + of_logarithm());
     }
     double *dE_size = q->dE_size + (size_t)q->row[i] * C;
     for (int d = 0; d < C; d++) {
