@@ -130,7 +130,7 @@ five_kernel(floatX *dqkv, float *parts, const floatX *dout, const floatX *qkv, c
     const floatX *key = qkv + vector_at(tile.start, heads, batch.NH + g, batch.HS);
     floatX *k = (floatX *)shared, *v = k + OWN * PITCH, *stages = v + OWN * PITCH;
     floatX *ds = stages + 4 * STREAM * PITCH;
-    parts += ((size_t)tile_number<OWN>(batch, tile) * batch.N + tile.start) * batch.NH * HSP;
+    const size_t before = (size_t)tile_number<OWN>(batch, tile) * batch.N + tile.start;
 
     load_keys<OWN, HSP>(k, key, tile.first, tile, batch);
     load_queries<STREAM, HSP>(stages, qkv, dout, lse, delta, batch, tile, g * group, tile.first);
@@ -161,7 +161,7 @@ five_kernel(floatX *dqkv, float *parts, const floatX *dout, const floatX *qkv, c
         __syncthreads();
         /* Keys of the warps that have stored their ds. */
         int keys = min_int(min_int(tile.T, first + STREAM) - tile.first, OWN);
-        write_parts<STREAM, HSP>(parts + ((size_t)first * batch.NH + h) * HSP, ds, k,
+        write_parts<STREAM, HSP>(parts + ((before + first) * batch.NH + h) * HSP, ds, k,
                                  ceil_div(keys, 16 * M) * 16 * M, tile.queries - first, batch.NH);
     }
     __syncthreads(); /* the results go where other warps read keys */

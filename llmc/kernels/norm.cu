@@ -152,9 +152,12 @@ static __device__ __forceinline__ float sum_of(const float *row) {
 /* HELD: floats of the row in each lane's registers, C <= 32 HELD. Weight and bias are loaded with
    the row, before the first store, past which the compiler may move no load: a decode step has few
    rows, and waits for memory once instead of twice. Where registers are short (float rows of more
-   than 1024 channels, rows that are not aligned) they are loaded when they are needed. */
+   than 1024 channels, rows that are not aligned) they are loaded when they are needed. Two blocks
+   of a multiprocessor have 8 rows under way, which keeps memory busy; left without that number the
+   assembler aims at more blocks than the registers allow, and spills a few. */
 template <int HELD, bool LAYER, bool RESIDUAL, bool WHOLE>
-static __global__ void __launch_bounds__(ROWS * WARP) forward_kernel(struct Forward a) {
+static __global__ void __launch_bounds__(ROWS * WARP, 2)
+forward_kernel(struct Forward a) {
     enum { VECTORS = HELD / VEC, EARLY = WHOLE && HELD * sizeof(floatX) <= 128 };
     int n = blockIdx.x * ROWS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     await_previous();
