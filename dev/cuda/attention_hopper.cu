@@ -32,13 +32,15 @@ template <int HS> struct HopperShared {
 
 #ifdef HOPPER_CODE
 
+/* In float32 no kernel is made of what follows, which is why some of it is said to be unused. */
+
 /* The keys of a block's queries, in tiles: first the prompt's, then the row's own. */
 struct Keys {
     int prompt, own, prompt_tiles, tiles; /* first tokens; how many tiles */
     int P, T;                             /* keys of the prompt, of the row */
 };
 
-static __device__ __forceinline__ struct Keys keys_of(const struct Tile tile) {
+[[maybe_unused]] static __device__ __forceinline__ struct Keys keys_of(const struct Tile tile) {
     struct Keys x;
     x.P = tile.P, x.T = tile.T - tile.P;
     x.prompt = tile.start + tile.away, x.own = tile.start + tile.P;
@@ -47,7 +49,7 @@ static __device__ __forceinline__ struct Keys keys_of(const struct Tile tile) {
     return x;
 }
 
-static __device__ __forceinline__ int keys_token(const struct Keys x, int t) {
+[[maybe_unused]] static __device__ __forceinline__ int keys_token(const struct Keys x, int t) {
     return t < x.prompt_tiles ? x.prompt + t * KEYS : x.own + (t - x.prompt_tiles) * KEYS;
 }
 
@@ -132,7 +134,7 @@ static __device__ __forceinline__ void start_sums(float out[1][HS / 8][4],
 }
 
 /* Lanes of a warp have all read what lies in a stage. */
-static __device__ __forceinline__ void release(uint64_t *empty) {
+[[maybe_unused]] static __device__ __forceinline__ void release(uint64_t *empty) {
     __syncwarp();
     if (threadIdx.x % WARP == 0) mbarrier_arrive(empty);
 }
@@ -149,8 +151,9 @@ static __device__ __forceinline__ void pack_scores(uint32_t p[KEYS / 16][4],
 }
 
 /* Masks what the warp's queries, from position `own` of the row on, do not see of tile t. */
-static __device__ __forceinline__ void mask_tile(float s[1][KEYS / 8][4], const struct Keys keys,
-                                                 int t, int own) {
+[[maybe_unused]] static __device__ __forceinline__ void mask_tile(float s[1][KEYS / 8][4],
+                                                                  const struct Keys keys, int t,
+                                                                  int own) {
     if (t >= keys.prompt_tiles) {
         const int first = (t - keys.prompt_tiles) * KEYS;
         if (first + KEYS - 1 > own) mask_later<1, KEYS / 8, false>(s, own - first);
