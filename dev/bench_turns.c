@@ -1,9 +1,9 @@
 /* What other programs do too, one turn for every line of standard input: so that a program can time
    ours and theirs in turns (dev/bench/peers_cpu.py).
 
-       build/bench_turns head N C V           logp and entropy, forward and backward
-       build/bench_turns step B T             a training step of GPT-2 124M
-       build/bench_turns decode BATCH TOKENS  so many completions of so many tokens, GPT-2 124M
+       build/bench_turns head N C V [DTYPE]           logp and entropy, forward and backward
+       build/bench_turns step B T [DTYPE]             a training step of GPT-2 124M
+       build/bench_turns decode BATCH TOKENS [DTYPE]  so many completions of so many tokens of it
 
    Each line is answered by one of three numbers: the seconds of the turn, those of the processors
    (of all threads; on a shared machine they say more), and the bytes that the process has held at
@@ -155,15 +155,18 @@ int main(int argc, char **argv) {
     int numbers[3] = {0}, c;
     launch_prepare(argv);
     launch_threads(0);
-    ops = ops_open("cpu", "auto", 0);
-    for (int i = 0; i < argc - 2 && i < 3; i++) numbers[i] = atoi(argv[i + 2]);
+    int words = argc;
+    bool typed = argc > 2 && (argv[argc - 1][0] < '0' || argv[argc - 1][0] > '9');
+    if (typed) words--;
+    ops = ops_open("cpu", typed ? argv[words] : "auto", 0);
+    for (int i = 0; i < words - 2 && i < 3; i++) numbers[i] = atoi(argv[i + 2]);
     for (size_t i = 0; argc > 1 && i < sizeof turns / sizeof *turns; i++) {
-        int given = argc - 2;
+        int given = words - 2;
         bool good = strcmp(argv[1], turns[i].name) == 0 && given == turns[i].numbers;
         for (int k = 0; k < turns[i].numbers; k++) good &= numbers[k] > 0;
         if (good) turn = turns[i].open(numbers);
     }
-    if (!turn.run) die_input("give head N C V, step B T, or decode BATCH TOKENS");
+    if (!turn.run) die_input("give head N C V, step B T, or decode BATCH TOKENS; and a dtype");
     while ((c = getchar()) != EOF) {
         if (c != '\n') continue;
         double begin = seconds(), processors = processor_seconds();

@@ -280,6 +280,8 @@ struct Ops {
     const char *name;     /* "cpu", "cuda", ... */
     const char *device;   /* the GPU's name, for messages; "" on the CPU */
     const char *dtype;    /* "fp32", "bf16", "fp16": what floatX is */
+    const char *products; /* what the operands of matrix products are: the same, but on the CPU it
+                             may be bf16 where floatX is float (set by ops_open) */
     size_t element_size;  /* sizeof(floatX) */
     int vocabulary_multiple;  /* Vp must be a multiple of this */
     int decode_multiple;  /* decode steps are filled up with empty rows to a multiple of this, so

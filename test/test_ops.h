@@ -34,8 +34,15 @@ static inline float *put_floats(const float *host, size_t n) {
     return put_bytes(host, n * sizeof *host);
 }
 
-/* Uploads as floatX; host then holds what was kept. */
+/* Uploads as floatX; host then holds what was kept. Where products round their operands to less
+   than is stored (cpu bf16), what is kept is what they would see. */
 static inline floatX *put_x(float *host, size_t n) {
+    for (size_t i = 0; i < n && ops->products != ops->dtype; i++) {
+        int exponent;
+        if (!isfinite(host[i])) continue;
+        frexpf(host[i], &exponent);
+        host[i] = ldexpf(nearbyintf(ldexpf(host[i], 8 - exponent)), exponent - 8);
+    }
     floatX *memory = new_memory(n * ops->element_size);
     float *wide = put_floats(host, n);
     ops->from_float(memory, wide, n);
@@ -145,8 +152,8 @@ static inline void release_all(void) {
 
 /* Half the distance from 1 to the next floatX: the relative error of one rounding. */
 static inline double rounding_unit(void) {
-    return strcmp(ops->dtype, "bf16") == 0   ? 0x1p-8
-           : strcmp(ops->dtype, "fp16") == 0 ? 0x1p-11
+    return strcmp(ops->products, "bf16") == 0   ? 0x1p-8
+           : strcmp(ops->products, "fp16") == 0 ? 0x1p-11
                                              : 0x1p-24;
 }
 

@@ -99,9 +99,9 @@ static void test_conversion(void **state) {
     put_x(kept, n);
     assert_true(kept[0] == INFINITY && kept[1] == 0 && signbit(kept[1]) && isnan(kept[3]));
     /* half-way in bf16: to even; a number of fp16 and fp32 */
-    assert_true(kept[2] == (strcmp(ops->dtype, "bf16") == 0 ? 1 : 1 + 0x1p-8f));
+    assert_true(kept[2] == (strcmp(ops->products, "bf16") == 0 ? 1 : 1 + 0x1p-8f));
     for (size_t i = 4; i < n; i++) {
-        double limit = strcmp(ops->dtype, "fp32") == 0 ? 0 : rounding_unit() * fabs(host[i]);
+        double limit = strcmp(ops->products, "fp32") == 0 ? 0 : rounding_unit() * fabs(host[i]);
         assert_true(fabs((double)kept[i] - host[i]) <= limit + 1e-7);
     }
     free(host), free(kept);

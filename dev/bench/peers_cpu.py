@@ -2,13 +2,17 @@
 
     pip install -r dev/bench/requirements.txt
     make build/bench_turns
-    python dev/bench/peers_cpu.py [OP=head,step,decode] [TURNS=7] [LENGTH=64] [OUT=DIR]
+    python dev/bench/peers_cpu.py [OP=head,step,decode] [DTYPE=fp32,bf16] [TURNS=7] [LENGTH=64]
+                                  [OUT=DIR]
 
     head    N 1024, C 768, V 50257, float32: log-probability and entropy of each target, and the
             gradients of a loss that uses both. Peers that have no entropy compute cross-entropy.
     step    GPT-2 124M, random weights, 4 sequences of LENGTH tokens: forward, backward, clipping,
             AdamW.
     decode  GPT-2 124M, random weights, 1, 8 and 32 completions of 48 tokens, sampled.
+
+bf16: ours with --dtype bf16, PyTorch's autocast (for decode its weights in bf16, which is faster),
+llama.cpp with a bf16 file.
 
 Each contestant is a process that makes its inputs and then takes turns with the others, so that a
 disturbance by other work hits all of them; the ratios are medians of those within a turn. Two
@@ -29,6 +33,7 @@ from peers_common import arguments, die, percentile, print_table, save, three, v
 PROCESSORS = len(os.sched_getaffinity(0))
 THREADS = int(os.environ.get("OMP_NUM_THREADS", PROCESSORS))   # of each contestant
 TOKENS = 48
+TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 # ---- a contestant: a process that answers a line with seconds, processors' seconds, bytes --------
 
@@ -85,12 +90,12 @@ def environment():
             "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "critical"}
 
 
-def ours(op, *numbers):
+def ours(op, dtype, *numbers):
     """The only place that knows our program."""
     program = os.path.join("build", "bench_turns")
     if not os.path.exists(program):
         die(f"there is no {program}: make {program}, and start this in the repository's root")
-    return Contestant("policy.c", [program, op] + [str(n) for n in numbers])
+    return Contestant("policy.c", [program, op] + [str(n) for n in numbers] + [dtype])
 
 
 def theirs(name, function, *numbers):
@@ -171,10 +176,10 @@ def torch_step(kind, count, length):
     return turn
 
 
-def torch_decode(batch, tokens):
+def torch_decode(dtype, batch, tokens):
     """transformers' generate, sampling from the whole distribution."""
     import torch
-    model = new_gpt2().eval()
+    model = new_gpt2().eval().to(getattr(torch, TORCH_DTYPES[dtype]))
     prompt = torch.tensor([[4, 12]]).repeat(batch, 1)
     mask = torch.ones_like(prompt)
 
@@ -188,10 +193,10 @@ def torch_decode(batch, tokens):
     return turn
 
 
-def torch_loop(batch, tokens):
+def torch_loop(dtype, batch, tokens):
     """The same without generate: the model, its cache and multinomial, nothing else."""
     import torch
-    model = new_gpt2().eval()
+    model = new_gpt2().eval().to(getattr(torch, TORCH_DTYPES[dtype]))
     prompt = torch.tensor([[4, 12]]).repeat(batch, 1)
 
     def turn():
@@ -200,7 +205,7 @@ def torch_loop(batch, tokens):
             for _ in range(tokens):
                 out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
                 cache = out.past_key_values
-                ids = torch.multinomial(torch.softmax(out.logits[:, -1], -1), 1)
+                ids = torch.multinomial(torch.softmax(out.logits[:, -1].float(), -1), 1)
 
     return turn
 
@@ -210,8 +215,8 @@ def torch_loop(batch, tokens):
 L, C, F, NH, V, T = 12, 768, 3072, 12, 50257, 1024
 
 
-def write_gguf(path):
-    """GPT-2 124M in float32 with random weights, without a vocabulary."""
+def write_gguf(path, dtype):
+    """GPT-2 124M with random weights, without a vocabulary; bf16: its matrices."""
     import gguf
     import numpy
     writer = gguf.GGUFWriter(path, "gpt2")
@@ -227,7 +232,11 @@ def write_gguf(path):
 
     def add(name, *shape):
         x = noise.standard_normal(shape, numpy.float32) * numpy.float32(0.02)
-        writer.add_tensor(name, 1 + x if "norm.weight" in name else x)
+        if dtype == "bf16" and len(shape) == 2 and name != "position_embd.weight":
+            narrow = gguf.GGMLQuantizationType.BF16
+            writer.add_tensor(name, gguf.quantize(x, narrow), raw_dtype=narrow)
+        else:
+            writer.add_tensor(name, 1 + x if "norm.weight" in name else x)
 
     add("token_embd.weight", V, C)
     add("position_embd.weight", T, C)
@@ -302,7 +311,7 @@ PREPARE = {"torch_head": torch_head, "torch_step": torch_step, "torch_decode": t
            "torch_loop": torch_loop, "llama_decode": llama_decode}
 
 
-def contest(op, slot, shape, contestants, turns):
+def contest(op, slot, shape, dtype, contestants, turns):
     """Rows of all, ours first."""
     for _ in range(turns + 1):   # the first turn is not counted
         contestants = [c for c in contestants if c.turn()]
@@ -312,7 +321,7 @@ def contest(op, slot, shape, contestants, turns):
         mine = contestants[0].turns[1:]
         low, middle, high = three(seconds)
         rows.append({
-            "op": op, "slot": slot, "version": c.name, "backend": "cpu", "dtype": "fp32",
+            "op": op, "slot": slot, "version": c.name, "backend": "cpu", "dtype": dtype,
             "shape": shape, "warm_p20_ms": 1e3 * low, "warm_p50_ms": 1e3 * middle,
             "warm_p80_ms": 1e3 * high, "processor_ms": 1e3 * percentile(processors, 0.5),
             "over_ours": percentile([a / b[0] for a, b in zip(seconds, mine)], 0.5),
@@ -320,7 +329,7 @@ def contest(op, slot, shape, contestants, turns):
             "extra_mib": max(peaks) / 2 ** 20})
     for c in contestants:
         c.close()
-    print(f"\n{op}: {shape}, {turns} turns")
+    print(f"\n{op}, {dtype}: {shape}, {turns} turns")
     print_table(rows, [("version", "version"), ("warm_p20_ms", "ms 20 %"), ("warm_p50_ms", "50 %"),
                        ("warm_p80_ms", "80 %"), ("processor_ms", "processors' ms"),
                        ("over_ours", "over ours"), ("over_ours_processor", "by processors"),
@@ -328,34 +337,53 @@ def contest(op, slot, shape, contestants, turns):
     return rows
 
 
-def head_contest(turns):
+HEADS = {"fp32": [("eager", "PyTorch eager"), ("compiled", "PyTorch compiled"),
+                  ("cross_entropy", "PyTorch cross-entropy alone"),
+                  ("linear_cross_entropy", "PyTorch linear_cross_entropy, chunked")],
+         "bf16": [("autocast", "PyTorch eager, autocast")]}
+STEPS = {"fp32": [("float32", "PyTorch")],
+         "bf16": [("autocast", "PyTorch, autocast"),
+                  ("default", "PyTorch, autocast, AdamW not fused")]}
+
+
+def head_contest(turns, dtype):
     shape = (1024, 768, 50257)
-    peers = [("eager", "PyTorch eager"), ("autocast", "PyTorch eager, bf16 autocast"),
-             ("compiled", "PyTorch compiled"), ("cross_entropy", "PyTorch cross-entropy alone"),
-             ("linear_cross_entropy", "PyTorch linear_cross_entropy, chunked")]
-    group = [ours("head", *shape)] + [theirs(n, "torch_head", k, *shape) for k, n in peers]
-    return contest("head", "head_forward_backward", "{}x{}x{}".format(*shape), group, turns)
+    group = [ours("head", dtype, *shape)]
+    group += [theirs(n, "torch_head", k, *shape) for k, n in HEADS[dtype]]
+    return contest("head", "head_forward_backward", "{}x{}x{}".format(*shape), dtype, group, turns)
 
 
-def step_contest(turns, length):
-    group = [ours("step", 4, length),
-             theirs("PyTorch float32", "torch_step", "float32", 4, length),
-             theirs("PyTorch, bf16 autocast", "torch_step", "autocast", 4, length),
-             theirs("PyTorch, bf16 autocast, AdamW not fused", "torch_step", "default", 4, length)]
-    return contest("step", "whole", f"GPT-2 124M, B 4 T {length}", group, turns)
+def step_contest(turns, dtype, length):
+    group = [ours("step", dtype, 4, length)]
+    group += [theirs(n, "torch_step", k, 4, length) for k, n in STEPS[dtype]]
+    return contest("step", "whole", f"GPT-2 124M, B 4 T {length}", dtype, group, turns)
 
 
-def decode_contest(turns, batch, gguf):
-    group = [ours("decode", batch, TOKENS),
-             theirs("PyTorch generate", "torch_decode", batch, TOKENS),
-             theirs("PyTorch, a bare loop", "torch_loop", batch, TOKENS)]
+def decode_contest(turns, dtype, batch, gguf):
+    group = [ours("decode", dtype, batch, TOKENS),
+             theirs("PyTorch generate", "torch_decode", dtype, batch, TOKENS),
+             theirs("PyTorch, a bare loop", "torch_loop", dtype, batch, TOKENS)]
     if gguf:
         group += [theirs("llama.cpp", "llama_decode", "sampled", gguf, batch, TOKENS),
                   theirs("llama.cpp, no sampling", "llama_decode", "products", gguf, batch, TOKENS)]
-    rows = contest("generate", "whole", f"GPT-2 124M, batch {batch} x {TOKENS}", group, turns)
+    rows = contest("generate", "whole", f"GPT-2 124M, batch {batch} x {TOKENS}", dtype, group, turns)
     for row in rows:
         row["tokens_per_second"] = 1e3 * batch * TOKENS / row["warm_p50_ms"]
     print("tokens/s: " + ", ".join(f"{r['version']} {r['tokens_per_second']:.0f}" for r in rows))
+    return rows
+
+
+def decode_contests(turns, dtype, known):
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        gguf = os.path.join(folder, "gpt2.gguf")
+        if "llama-cpp-python" in known and "gguf" in known:
+            write_gguf(gguf, dtype)
+        else:
+            print("absent: llama.cpp (pip install llama-cpp-python gguf)")
+            gguf = None
+        for batch in (1, 8, 32):
+            rows += decode_contest(turns, dtype, batch, gguf)
     return rows
 
 
@@ -364,30 +392,25 @@ def main():
         numbers = [int(a) if a.isdigit() else a for a in sys.argv[3:]]
         serve(PREPARE[sys.argv[2]], *numbers)
         return
-    asked = arguments(sys.argv[1:], OP="head,step,decode", TURNS=7, LENGTH=64,
+    asked = arguments(sys.argv[1:], OP="head,step,decode", DTYPE="fp32,bf16", TURNS=7, LENGTH=64,
                       OUT="build/bench-results")
-    ops, rows = asked["OP"].split(","), []
+    ops, dtypes, rows = asked["OP"].split(","), asked["DTYPE"].split(","), []
     known = versions(["torch", "transformers", "llama-cpp-python", "gguf"])
     if not set(ops) <= {"head", "step", "decode"}:
         die(f"OP={asked['OP']}: it is of head, step, decode")
+    if not set(dtypes) <= set(TORCH_DTYPES):
+        die(f"DTYPE={asked['DTYPE']}: it is of fp32, bf16")
     for package in ("torch", "transformers"):
         if package not in known:
             die(f"{package} is absent: pip install -r dev/bench/requirements.txt")
     print(f"{THREADS} threads; " + ", ".join(f"{p} {v}" for p, v in known.items()))
-    if "head" in ops:
-        rows += head_contest(asked["TURNS"])
-    if "step" in ops:
-        rows += step_contest(asked["TURNS"], asked["LENGTH"])
-    if "decode" in ops:
-        with tempfile.TemporaryDirectory() as folder:
-            gguf = os.path.join(folder, "gpt2.gguf")
-            if "llama-cpp-python" in known and "gguf" in known:
-                write_gguf(gguf)
-            else:
-                print("absent: llama.cpp (pip install llama-cpp-python gguf)")
-                gguf = None
-            for batch in (1, 8, 32):
-                rows += decode_contest(asked["TURNS"], batch, gguf)
+    for dtype in dtypes:
+        if "head" in ops:
+            rows += head_contest(asked["TURNS"], dtype)
+        if "step" in ops:
+            rows += step_contest(asked["TURNS"], dtype, asked["LENGTH"])
+        if "decode" in ops:
+            rows += decode_contests(asked["TURNS"], dtype, known)
     save(asked["OUT"], "peers-cpu", rows, {"threads": THREADS, "versions": known})
 
 

@@ -11,6 +11,7 @@
 #include "../base/console.h"
 #include "../base/files.h"
 #include "backend.h"
+#include "gemm_bf16.h"
 
 /* ---- plug-ins -------------------------------------------------------------------------------- */
 
@@ -79,10 +80,16 @@ const struct Ops *ops_open(const char *name, const char *dtype, int device) {
         if (text[0]) say("backend   cpu; not cuda: %s", text);
         cpu = true;
     }
-    if (cpu && strcmp(dtype, "auto") != 0 && strcmp(dtype, "fp32") != 0)
-        die_input("the CPU backend computes in fp32, not %s; leave --dtype out, or use --backend "
-                  "cuda", dtype);
-    if (cpu) cpu_fill(&ops);
+    if (cpu && strcmp(dtype, "fp16") == 0)
+        die_input("the CPU backend has no fp16; leave --dtype out, take --dtype bf16 (for its "
+                  "matrix products), or use --backend cuda");
+    bool bf16 = cpu && strcmp(dtype, "bf16") == 0;
+    if (bf16 && !gemm_bf16_is_fast())
+        warn("--dtype bf16: this program was compiled for a processor that has no instruction for "
+             "it (AVX512_BF16); products are rounded as they would be there, but slower than in "
+             "float32");
+    if (cpu) cpu_fill(&ops, bf16);
+    else ops.products = ops.dtype;
     if (ops_missing(&ops, text, sizeof text))
         die_machine("backend %s is incomplete: nothing fills %s", ops.name, text);
     return &ops;
@@ -140,7 +147,7 @@ void backend_meeting(const char *name, void *id) {
     char why[1024];
     struct Ops ops;
     if (strcmp(name, "cpu") == 0) {
-        cpu_fill(&ops);
+        cpu_fill(&ops, false);
         ops.comm_id(id, NULL);
         return;
     }

@@ -12,7 +12,8 @@
              "sim-asan", "sim-race"), or "auto": cuda where its plug-in opens, else cpu, with one
              line saying why if there is a plug-in
      device  its number among the machine's GPUs; the CPU and the simulator have one, whatever it is
-     dtype   "fp32", "bf16", "fp16", or "auto": bf16 on CUDA, fp32 on the CPU
+     dtype   "fp32", "bf16", "fp16", or "auto": bf16 on CUDA, fp32 on the CPU. On the CPU bf16 is
+             what the operands of products are rounded to; all that is stored is float32
 
    A plug-in is backend_NAME.so beside the program or in its build folder. die_input for an unknown
    name or a dtype that the backend does not have; die_machine, saying why, for one that was asked
@@ -33,7 +34,8 @@ void backend_device_id(const char *name, int device, char out[64]);
 void backend_meeting(const char *name, void *id);
 void backend_meeting_over(const char *name, const void *id);
 
-/* The CPU's, by its list of files (cpu_backend.c). */
-void cpu_fill(struct Ops *ops);
+/* The CPU's, by its list of files (cpu_backend.c). bf16_products: --dtype bf16 (gemm_bf16.h); it
+   holds for the process. */
+void cpu_fill(struct Ops *ops, bool bf16_products);
 
 #endif

@@ -1,7 +1,7 @@
 /* What the CPU kernels share: the storage type, one-thread matrix products, the split of work over
    threads.
 
-   Every product is a ONE-THREAD OpenBLAS call on a block, made inside our own parallel region (the
+   Every product is a ONE-THREAD call, OpenBLAS's or with --dtype bf16 ours, on a block, made inside our own parallel region (the
    OpenMP flavour of OpenBLAS is serial there by itself; in a team of one it is so only if
    omp_get_max_threads says one too, which launch_threads sees to). So bias, GELU and the like run
    on a block while it is still in cache, and only one thread pool exists. openblas_set_num_threads
@@ -18,7 +18,12 @@
 #include <string.h>
 #include "../base/check.h"
 #include "../ops.h"
+#include "gemm_bf16.h"
 #include "vmath.h"
+
+/* --dtype bf16: the products below, and those of decoding, round their operands to bf16
+   (gemm_bf16.h). Attention's own are float32 all the same. Set before a weight is packed. */
+extern bool cpu_bf16_products;
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int max_int(int a, int b) { return a > b ? a : b; }
@@ -42,6 +47,29 @@ static inline void gemm_tn(float *out, int ldo, const float *a, int lda, const f
                            int M, int N, int K, float alpha, float beta) {
     cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, M, N, K, alpha, a, lda, b, ldb, beta, out,
                 ldo);
+}
+
+/* The same three of the layers and the head, with operands as --dtype says; out is written, or
+   added to if `add`. */
+static inline void product_nt(float *out, int ldo, const float *a, int lda, const float *b, int ldb,
+                              int M, int N, int K, float alpha, bool add) {
+    struct Operand left = {a, lda, true}, right = {b, ldb, true};
+    if (cpu_bf16_products) gemm_bf16(out, ldo, left, right, M, N, K, alpha, add);
+    else gemm_nt(out, ldo, a, lda, b, ldb, M, N, K, alpha, add);
+}
+
+static inline void product_nn(float *out, int ldo, const float *a, int lda, const float *b, int ldb,
+                              int M, int N, int K, float alpha, bool add) {
+    struct Operand left = {a, lda, true}, right = {b, ldb, false};
+    if (cpu_bf16_products) gemm_bf16(out, ldo, left, right, M, N, K, alpha, add);
+    else gemm_nn(out, ldo, a, lda, b, ldb, M, N, K, alpha, add);
+}
+
+static inline void product_tn(float *out, int ldo, const float *a, int lda, const float *b, int ldb,
+                              int M, int N, int K, float alpha, bool add) {
+    struct Operand left = {a, lda, false}, right = {b, ldb, false};
+    if (cpu_bf16_products) gemm_bf16(out, ldo, left, right, M, N, K, alpha, add);
+    else gemm_tn(out, ldo, a, lda, b, ldb, M, N, K, alpha, add);
 }
 
 /* Part `part` of `parts` of the n items: [*begin, *end), whole units (the last one ragged) so that

@@ -27,10 +27,14 @@ static size_t workspace_size(const struct OpsShape *shape) {
     return kernel_files_workspace(files, NUM_FILES, shape);
 }
 
-void cpu_fill(struct Ops *ops) {
+bool cpu_bf16_products;
+
+void cpu_fill(struct Ops *ops, bool bf16_products) {
+    cpu_bf16_products = bf16_products;
     ops->name = "cpu";
     ops->device = "";
     ops->dtype = "fp32";
+    ops->products = bf16_products ? "bf16" : ops->dtype;
     ops->element_size = sizeof(floatX);
     ops->vocabulary_multiple = 1;
     ops->decode_multiple = 1;

@@ -94,8 +94,8 @@ static void tile_forward(struct Chunk *c, float *z, const float *W, int tile, in
                          float inv_temperature) {
     int C = c->C, column = tile * TILE, columns = tile_columns(c, tile);
     float weight[TILE];
-    gemm_nt(z, c->stride, c->hidden + (size_t)first * C, C, W + (size_t)column * C, C, rows,
-            columns, C, inv_temperature, 0);
+    product_nt(z, c->stride, c->hidden + (size_t)first * C, C, W + (size_t)column * C, C, rows,
+               columns, C, inv_temperature, false);
     for (int i = first; i < first + rows; i++, z += c->stride) {
         c->states[(size_t)tile * c->rows + i] = row_state(weight, z, columns);
         int y = c->target[i] - column;
@@ -189,8 +189,8 @@ static void part_backward(struct Chunk *c, const float *W, int block, int part,
     for (int t = begin; t < end; t++) {
         for (int i = first; i < first + rows; i++)
             row_dlogits(tile_row(c, t, i), c, t, c->from[i], inv_temperature);
-        gemm_nn(dhidden, C, tile_row(c, t, first), c->stride, W + (size_t)t * TILE * C, C, rows,
-                C, tile_columns(c, t), 1, t > begin);
+        product_nn(dhidden, C, tile_row(c, t, first), c->stride, W + (size_t)t * TILE * C, C, rows,
+                   C, tile_columns(c, t), 1, t > begin);
     }
 }
 
@@ -216,8 +216,8 @@ static void chunk_backward(struct Chunk *c, float *dE, float *dW, const float *W
                 part_backward(c, W, b, part, inv_temperature);
         #pragma omp for schedule(dynamic) nowait
         for (int t = 0; t < tiles; t++)
-            gemm_tn(dW + (size_t)t * TILE * C, C, tile_row(c, t, 0), c->stride, c->hidden, C,
-                    tile_columns(c, t), C, c->live, 1, 1);
+            product_tn(dW + (size_t)t * TILE * C, C, tile_row(c, t, 0), c->stride, c->hidden, C,
+                       tile_columns(c, t), C, c->live, 1, true);
         #pragma omp for schedule(static)
         for (int i = 0; i < c->live; i++) add_parts(dE + (size_t)row[c->from[i]] * C, c, i);
     }

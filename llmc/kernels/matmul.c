@@ -3,8 +3,8 @@
        out = x w^T + bias          out [N,OC], x [N,C], w [OC,C]
        dx  = dout w                dw += dout^T x,   dbias += sum_n dout_n
 
-   Each thread makes one tile of each result with a one-thread product (cpu.h). OpenBLAS accumulates
-   onto what is in the result, so the bias is written there first and costs nothing. */
+   Each thread makes one tile of each result with a one-thread product (cpu.h). Products can be added
+   to what is in the result, so the bias is written there first and costs nothing. */
 #include "cpu.h"
 
 struct Tile cpu_linear_forward(floatX *out, const floatX *x, const floatX *w, const floatX *bias,
@@ -14,8 +14,8 @@ struct Tile cpu_linear_forward(floatX *out, const floatX *x, const floatX *w, co
     floatX *corner = out + (size_t)t.row * OC + t.column;
     for (int n = 0; n < t.rows && bias; n++)
         memcpy(corner + (size_t)n * OC, bias + t.column, (size_t)t.columns * sizeof *bias);
-    gemm_nt(corner, OC, x + (size_t)t.row * C, C, w + (size_t)t.column * C, C, t.rows, t.columns, C,
-            1.0f, bias ? 1.0f : 0.0f);
+    product_nt(corner, OC, x + (size_t)t.row * C, C, w + (size_t)t.column * C, C, t.rows, t.columns, C,
+               1.0f, bias != NULL);
     return t;
 }
 
@@ -23,8 +23,8 @@ struct Tile cpu_linear_backward_input(floatX *dx, const floatX *dout, const floa
                                       int OC) {
     struct Tile t = thread_tile(N, C);
     if (t.rows == 0 || t.columns == 0) return t;
-    gemm_nn(dx + (size_t)t.row * C + t.column, C, dout + (size_t)t.row * OC, OC, w + t.column, C,
-            t.rows, t.columns, OC, 1.0f, 0.0f);
+    product_nn(dx + (size_t)t.row * C + t.column, C, dout + (size_t)t.row * OC, OC, w + t.column, C,
+               t.rows, t.columns, OC, 1.0f, false);
     return t;
 }
 
@@ -47,8 +47,8 @@ void cpu_linear_backward_weight(float *dw, float *dbias, const floatX *dout, con
     struct Tile t = thread_tile(OC, C);
     if (t.rows == 0 || t.columns == 0) return;
     if (dbias && t.column == 0) add_column_sums(dbias, dout, t.row, t.row + t.rows, N, OC);
-    gemm_tn(dw + (size_t)t.row * C + t.column, C, dout + t.row, OC, x + t.column, C, t.rows,
-            t.columns, N, 1.0f, 1.0f);
+    product_tn(dw + (size_t)t.row * C + t.column, C, dout + t.row, OC, x + t.column, C, t.rows,
+               t.columns, N, 1.0f, true);
 }
 
 static void matmul_forward(floatX *out, const floatX *x, const floatX *w, const floatX *bias, int N,

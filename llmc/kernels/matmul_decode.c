@@ -42,8 +42,8 @@ static inline __attribute__((always_inline)) void product_of(int rows, float *ou
     }
 }
 
-void packed_product(float *out, int ldo, const float *x, int ldx, const float *block, int rows,
-                    int C) {
+static void float_product(float *out, int ldo, const float *x, int ldx, const float *block,
+                          int rows, int C) {
 #define CASE(n) case n: product_of(n, out, ldo, x, ldx, block, C); break
     switch (rows) {
         CASE(1); CASE(2); CASE(3); CASE(4); CASE(5); CASE(6); CASE(7);
@@ -52,24 +52,54 @@ void packed_product(float *out, int ldo, const float *x, int ldx, const float *b
 #undef CASE
 }
 
+/* The same by pairs of bf16; x is rounded a piece at a time, which stays in the first cache. */
+static void pair_product(float *out, int ldo, const float *x, int ldx, const uint32_t *block,
+                         int rows, int C) {
+    enum { PIECE = 512, LD = PIECE / 2 + 16 };
+    _Alignas(64) uint32_t pairs[PACKED_ROWS * LD];
+    for (int k = 0; k < C; k += PIECE) {
+        int depth = min_int(PIECE, C - k);
+        pairs_of_rows(pairs, LD, x + k, ldx, rows, depth);
+        pairs_product(out, ldo, pairs, LD, block + (size_t)k / 2 * PACKED_COLUMNS, rows,
+                      (depth + 1) / 2, 1, k > 0);
+    }
+}
+
+size_t packed_block_bytes(int C) {
+    size_t stream = cpu_bf16_products ? ((size_t)C + 1) / 2 : (size_t)C;
+    return stream * PACKED_COLUMNS * sizeof(float);
+}
+
+void packed_product(float *out, int ldo, const float *x, int ldx, const void *packed, int block,
+                    int rows, int C) {
+    const void *at = (const char *)packed + (size_t)block * packed_block_bytes(C);
+    if (cpu_bf16_products) pair_product(out, ldo, x, ldx, at, rows, C);
+    else float_product(out, ldo, x, ldx, at, rows, C);
+}
+
 static size_t matmul_packed_size(int C, int OC) {
     size_t blocks = ((size_t)OC + PACKED_COLUMNS - 1) / PACKED_COLUMNS;
-    return blocks * PACKED_COLUMNS * C * sizeof(float);
+    return blocks * packed_block_bytes(C);
+}
+
+/* A block of C x 32 floats: of 32 rows of w, of which `columns` exist. */
+static void pack_floats(float *block, const float *rows, int columns, int C) {
+    /* 16 values, one cache line, of each row at a time */
+    for (int first = 0; first < C; first += 16)
+        for (int j = 0; j < PACKED_COLUMNS; j++)
+            for (int k = first; k < min_int(first + 16, C); k++)
+                block[(size_t)k * PACKED_COLUMNS + j] = j < columns ? rows[(size_t)j * C + k] : 0;
 }
 
 static void matmul_pack(void *packed, const floatX *w, int C, int OC) {
     int blocks = (OC + PACKED_COLUMNS - 1) / PACKED_COLUMNS;
     #pragma omp parallel for schedule(static)
     for (int b = 0; b < blocks; b++) {
-        float *block = (float *)packed + (size_t)b * C * PACKED_COLUMNS;
+        void *block = (char *)packed + (size_t)b * packed_block_bytes(C);
         int columns = min_int(PACKED_COLUMNS, OC - b * PACKED_COLUMNS);
         const float *rows = w + (size_t)b * PACKED_COLUMNS * C;
-        /* 16 values, one cache line, of each row at a time */
-        for (int first = 0; first < C; first += 16)
-            for (int j = 0; j < PACKED_COLUMNS; j++)
-                for (int k = first; k < min_int(first + 16, C); k++)
-                    block[(size_t)k * PACKED_COLUMNS + j] =
-                        j < columns ? rows[(size_t)j * C + k] : 0;
+        if (cpu_bf16_products) pairs_of_panel(block, (struct Operand){rows, C, true}, columns, C);
+        else pack_floats(block, rows, columns, C);
     }
 }
 
@@ -93,8 +123,7 @@ static void multiply(floatX *out, const floatX *x, const void *packed, const flo
             _Alignas(64) float sums[PACKED_ROWS * PACKED_COLUMNS];
             int first = packed_first_row(R, part), rows = packed_first_row(R, part + 1) - first;
             int column = b * PACKED_COLUMNS, columns = min_int(PACKED_COLUMNS, OC - column);
-            packed_product(sums, PACKED_COLUMNS, x + (size_t)first * C, C,
-                           (const float *)packed + (size_t)column * C, rows, C);
+            packed_product(sums, PACKED_COLUMNS, x + (size_t)first * C, C, packed, b, rows, C);
             for (int r = 0; r < rows; r++)
                 finish_row(out + (size_t)(first + r) * OC + column, sums + r * PACKED_COLUMNS,
                            bias ? bias + column : NULL, columns, gelu);

@@ -69,8 +69,8 @@ static void swiglu_backward(floatX *dpre, const floatX *dout, const floatX *pre,
     int C = mlp->C, F = mlp->F, P = 2 * F;
     struct Tile t = thread_tile(N, F);
     if (t.rows == 0 || t.columns == 0) return;
-    gemm_nn(dpre + (size_t)t.row * P + F + t.column, P, dout + (size_t)t.row * C, C,
-            mlp->w2 + t.column, F, t.rows, t.columns, C, 1.0f, 0.0f);
+    product_nn(dpre + (size_t)t.row * P + F + t.column, P, dout + (size_t)t.row * C, C,
+               mlp->w2 + t.column, F, t.rows, t.columns, C, 1.0f, false);
     for (int n = t.row; n < t.row + t.rows; n++) {
         const floatX *gate = pre + (size_t)n * P + t.column, *up = gate + F;
         floatX *dgate = dpre + (size_t)n * P + t.column, *dup = dgate + F;

@@ -3,6 +3,9 @@
 
        packed [ceil(OC / 32)][C][32]     zeros beyond OC; a block is one contiguous stream
 
+   With --dtype bf16 it is [ceil(OC / 32)][(C + 1) / 2][32] pairs of bf16 (gemm_bf16.h), half the
+   bytes, and rows are rounded as they are read.
+
    Each output element is ONE chain of fused multiply-adds over k = 0 .. C-1, whatever the number of
    rows. So a row's bits depend on that row and the weights only. */
 #ifndef LLMC_KERNELS_PACKED_H
@@ -13,10 +16,13 @@
 
 enum { PACKED_COLUMNS = 32, PACKED_ROWS = 13 };
 
-/* out [rows,32] = x [rows,C] times one block [C,32]; rows in 1 .. PACKED_ROWS; ldo, ldx: row
-   strides. block is aligned to 64 bytes. */
-void packed_product(float *out, int ldo, const float *x, int ldx, const float *block, int rows,
-                    int C);
+/* Bytes of a block. */
+size_t packed_block_bytes(int C);
+
+/* out [rows,32] = x [rows,C] times block number `block` of packed; rows in 1 .. PACKED_ROWS; ldo,
+   ldx: row strides. packed is aligned to 64 bytes. */
+void packed_product(float *out, int ldo, const float *x, int ldx, const void *packed, int block,
+                    int rows, int C);
 
 /* `rows` rows are cut into as few parts of at most PACKED_ROWS as possible, and as even as possible
    (14 rows: 7 + 7; a part of a single row would cost a pass like any other). How many, and where

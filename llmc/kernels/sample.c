@@ -92,7 +92,7 @@ static struct Draw draw_from_tile(const float *z, int n, int first, const uint32
 }
 
 /* Partial draws of one tile for the rows of group `group`; draws [R][tiles]. */
-static void draw_tile(struct Draw *draws, const float *E, const float *packed,
+static void draw_tile(struct Draw *draws, const float *E, const void *packed,
                       const struct DecodeRows *rows, const uint32_t key[2], int tile, int group,
                       const struct Head *head, int R) {
     _Alignas(64) float z[GROUP * TILE];
@@ -104,8 +104,7 @@ static void draw_tile(struct Draw *draws, const float *E, const float *packed,
         for (int p = part; p < end; p++) {
             int row = packed_first_row(R, p), count = packed_first_row(R, p + 1) - row;
             packed_product(z + (row - row_begin) * TILE + b * PACKED_COLUMNS, TILE,
-                           E + (size_t)row * C, C,
-                           packed + ((size_t)first + b * PACKED_COLUMNS) * C, count, C);
+                           E + (size_t)row * C, C, packed, first / PACKED_COLUMNS + b, count, C);
         }
     bool greedy = head->inv_temperature == 0;
     for (int i = row_begin; i < row_end; i++) {

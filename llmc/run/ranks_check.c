@@ -62,7 +62,7 @@ static void describe(struct Text *text, const struct Ranks *ranks, const struct 
     add(text, "host", check_host());
     add(text, "device", device);
     text_format(text, "program\t%08x\n", sum_of_program());
-    add(text, "backend", ops->name), add(text, "dtype", ops->dtype);
+    add(text, "backend", ops->name), add(text, "dtype", ops->products);
     if (model) add_model(text, model);
     else add_options(text, o);
 }

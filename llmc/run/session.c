@@ -47,7 +47,8 @@ static void note_settings(struct Session *s) {
     s->progress.ranks = world_size(&s->world);
     snprintf(s->progress.dtype, sizeof s->progress.dtype, "%s", s->ops->dtype);
     snprintf(s->progress.backend, sizeof s->progress.backend, "%s", s->ops->name);
-    snprintf(s->progress.blas, sizeof s->progress.blas, "%s", launch_blas_name());
+    snprintf(s->progress.blas, sizeof s->progress.blas, "%s%s", launch_blas_name(),
+             s->ops->products == s->ops->dtype ? "" : " bf16");
     session_note_task(s);
     s->progress.threads = s->threads;
     if (s->place.resumed) compare_settings(&before, &s->progress);
@@ -291,7 +292,7 @@ void session_open(struct Session *s, const struct Ranks *ranks, int argc, char *
     choose(s, ranks, argc, argv);
     if (!s->ops) open_backend(s, ranks);
     s->scores_old = strcmp(s->options.old_logp, "auto") == 0
-                        ? strcmp(s->ops->dtype, "fp32") != 0
+                        ? strcmp(s->ops->products, "fp32") != 0
                         : strcmp(s->options.old_logp, "scored") == 0;
     bool built_in = !s->plan.data && !s->shape_only;
     int longest = built_in ? memory_longest_prompt(s) + memory_longest_completion(s, 0) - 1 : 0;
