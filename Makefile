@@ -209,11 +209,14 @@ fuzzers: $(FUZZERS:%=$(BUILD)/fuzz_%)
 $(BUILD)/fuzz_%: $(BUILD)/test/fuzz/fuzz_%.o $(LIBRARY)
 	$(COMPILE) -fsanitize=fuzzer $^ $(LIBS) -o $@
 
-# Runs every test program on the CPU and counts their tests; fails if any does. (test_backends
-# compares another backend with it.)
+# Runs every test program on the CPU and counts their tests; fails if any does. Those of operations
+# that are products run again with --dtype bf16. (test_backends compares another backend with it.)
+BF16_TESTS := ops_basics ops_dense ops_variants head decode_ops prefill matmul_choices cache
 tests: programs
 	@sh test/run.sh -j $(TESTS_AT_ONCE) \
-	    $(LONGEST) $(filter-out %/test_backends $(LONGEST),$(TESTS))
+	    $(LONGEST) $(filter-out %/test_backends $(LONGEST),$(TESTS)) \
+	    $(foreach t,$(BF16_TESTS),"$(BUILD)/test/test_$(t) cpu bf16") \
+	    "$(BUILD)/test/test_backends cpu test_same_tokens_bf16"
 programs: $(TRAIN) $(TESTS)
 
 # Compiles every file without writing objects; a warning is an error.

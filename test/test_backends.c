@@ -175,10 +175,15 @@ static void check_narrow(const char *dtype, double rounding) {
     compare_log(ours, theirs, "metrics.jsonl", 1, narrow_bound(rounding));
 }
 
-static void test_same_tokens_narrow(void **state) {
+static void test_same_tokens_bf16(void **state) {
     (void)state;
     run_reference();
     check_narrow("bf16", 0x1p-8);
+}
+
+static void test_same_tokens_fp16(void **state) {
+    (void)state;
+    run_reference();
     check_narrow("fp16", 0x1p-11);
 }
 
@@ -348,8 +353,8 @@ int main(int argc, char **argv) {
     if (argc > 1) backend = argv[1];
     if (argc > 2) cmocka_set_test_filter(argv[2]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_tokens_fp32),   cmocka_unit_test(test_same_tokens_narrow),
-        cmocka_unit_test(test_loss_scale),
+        cmocka_unit_test(test_same_tokens_fp32),   cmocka_unit_test(test_same_tokens_bf16),
+        cmocka_unit_test(test_same_tokens_fp16),   cmocka_unit_test(test_loss_scale),
         cmocka_unit_test(test_first_rollout_fp32), cmocka_unit_test(test_resume),
         cmocka_unit_test(test_resume_timed),       cmocka_unit_test(test_recompute),
         cmocka_unit_test(test_orders),

@@ -1,6 +1,9 @@
 /* Products of bf16 operands (llmc/kernels/gemm_bf16.h) against double, in every order of the
-   operands, on shapes larger than each block and ragged in all three directions. */
+   operands, on shapes larger than each block and ragged in all three directions. And that every
+   slot with products uses them when --dtype bf16 is asked for. (That those slots are right in it,
+   the tests of operations say, which run with it too.) */
 #include "test.h"
+#include "../llmc/kernels/backends.h"
 #include "../llmc/kernels/gemm_bf16.h"
 
 /* The nearest number with 8 bits, ties to even: by its exponent, not by its bits. */
@@ -137,11 +140,88 @@ static void test_rounding(void **state) {
     assert_true((pairs[3] & 0x7fff) > 0x7f80 && pairs[3] >> 16 == 0);
 }
 
+/* ---- the slots ------------------------------------------------------------------------------- */
+
+enum { N = 20, C = 50, F = 45, V = 70 };
+
+/* What is multiplied; w1 [2F,C], w2 [C,F], W [V,C]. */
+struct Inputs {
+    float x[N * C], act[N * F], dout[N * C], w1[2 * F * C], w2[C * F], W[V * C];
+};
+
+/* What comes of it. */
+struct Results {
+    float out[N * C], dx[N * F], dw[C * F], decoded[N * C];         /* of act and w2 */
+    float mlp_dx[N * C], dw1[2 * F * C], dw2[C * F];                /* of the feed-forward block */
+    float logp[N], scored[N], entropy[N], dE[N * C], dW[V * C];     /* of x and W */
+};
+
+static void coefficients(void *context, int first, int rows, const struct HeadStats *stats,
+                         float *dlogp, float *dentropy) {
+    (void)context, (void)stats;
+    for (int i = 0; i < rows; i++) dlogp[i] = -1, dentropy[i] = 0.1f * (float)(first + i);
+}
+
+static void run_head(const struct Ops *ops, struct Results *r, const struct Inputs *in,
+                     void *workspace) {
+    int row[N], target[N];
+    for (int i = 0; i < N; i++) row[i] = i, target[i] = i * 3;
+    struct HeadTokens tokens = {row, target, N, N};
+    struct Head head = {C, V, V, 1};
+    struct HeadStats stats = {.logp = r->logp, .entropy = r->entropy};
+    struct HeadStats scored = {.logp = r->scored};
+    ops->head_forward(&scored, (const void *)in->x, (const void *)in->W, &tokens, &head, workspace);
+    ops->head_forward_backward(&stats, (void *)r->dE, r->dW, (const void *)in->x,
+                               (const void *)in->W, &tokens, &head, coefficients, NULL, workspace);
+}
+
+static void run_slots(const struct Ops *ops, struct Results *r, const struct Inputs *in) {
+    static float dpre[2 * N * F], pre[2 * N * F];
+    const struct OpsShape shape = {.N = N, .C = C, .F = F, .NH = 1, .NKV = 1, .HS = C, .V = V,
+                                   .Vp = V, .max_T = N, .R = N, .max_length = N};
+    const struct Mlp mlp = {.activation = SWIGLU, .w1 = (const void *)in->w1,
+                            .w2 = (const void *)in->w2, .C = C, .F = F};
+    const struct MlpGradients gradients = {.dw1 = r->dw1, .dw2 = r->dw2};
+    void *workspace = ops->alloc(ops->workspace_size(&shape));
+    void *packed = ops->alloc(ops->matmul_packed_size(F, C));
+    memset(r, 0, sizeof *r);
+    fill_normal(pre, 2 * N * F, 1, 9);
+    const void *act = in->act, *w2 = in->w2, *dout = in->dout;
+    ops->matmul_forward((void *)r->out, act, w2, NULL, N, F, C);
+    ops->matmul_backward((void *)r->dx, r->dw, NULL, dout, act, w2, N, F, C, workspace);
+    ops->matmul_pack(packed, w2, F, C);
+    ops->matmul_decode((void *)r->decoded, act, packed, NULL, N, F, C);
+    ops->mlp_backward((void *)r->mlp_dx, &gradients, (void *)dpre, dout, (const void *)in->x,
+                      (const void *)pre, act, &mlp, N, workspace);
+    run_head(ops, r, in, workspace);
+    ops->free(packed), ops->free(workspace);
+}
+
+/* Rounding an operand beforehand changes no bit of what comes out of any slot, but would if one
+   took it as it is. */
+static void test_slots_round(void **state) {
+    (void)state;
+    const struct Ops *ops = ops_open("cpu", "bf16", 0);
+    static struct Inputs in, rounded;
+    static struct Results plain, again;
+    float *const numbers = (float *)&in, *const kept = (float *)&rounded;
+    size_t begin = 0, sizes[] = {N * C, N * F, N * C, 2 * F * C, C * F, V * C};
+    fill_normal(numbers, sizeof in / sizeof(float), 0.5f, 8);
+    run_slots(ops, &plain, &in);
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; begin += sizes[s++]) {
+        rounded = in;
+        for (size_t i = begin; i < begin + sizes[s]; i++) kept[i] = (float)bf16(numbers[i]);
+        run_slots(ops, &again, &rounded);
+        assert_memory_equal(&plain, &again, sizeof plain);
+    }
+    assert_memory_equal(plain.logp, plain.scored, sizeof plain.logp);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_products),   cmocka_unit_test(test_nothing_to_sum),
         cmocka_unit_test(test_rows_alone), cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_rounding),
+        cmocka_unit_test(test_rounding),   cmocka_unit_test(test_slots_round),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
