@@ -366,7 +366,8 @@ def decode_contest(turns, dtype, batch, gguf):
     if gguf:
         group += [theirs("llama.cpp", "llama_decode", "sampled", gguf, batch, TOKENS),
                   theirs("llama.cpp, no sampling", "llama_decode", "products", gguf, batch, TOKENS)]
-    rows = contest("generate", "whole", f"GPT-2 124M, batch {batch} x {TOKENS}", dtype, group, turns)
+    shape = f"GPT-2 124M, batch {batch} x {TOKENS}"
+    rows = contest("generate", "whole", shape, dtype, group, turns)
     for row in rows:
         row["tokens_per_second"] = 1e3 * batch * TOKENS / row["warm_p50_ms"]
     print("tokens/s: " + ", ".join(f"{r['version']} {r['tokens_per_second']:.0f}" for r in rows))

@@ -1,11 +1,11 @@
 /* What the CPU kernels share: the storage type, one-thread matrix products, the split of work over
    threads.
 
-   Every product is a ONE-THREAD call, OpenBLAS's or with --dtype bf16 ours, on a block, made inside our own parallel region (the
-   OpenMP flavour of OpenBLAS is serial there by itself; in a team of one it is so only if
-   omp_get_max_threads says one too, which launch_threads sees to). So bias, GELU and the like run
-   on a block while it is still in cache, and only one thread pool exists. openblas_set_num_threads
-   is never called: it would also change OpenMP's count. */
+   Every product is a ONE-THREAD call, OpenBLAS's or with --dtype bf16 ours, on a block, made inside
+   our own parallel region (the OpenMP flavour of OpenBLAS is serial there by itself; in a team of
+   one it is so only if omp_get_max_threads says one too, which launch_threads sees to). So bias,
+   GELU and the like run on a block while it is still in cache, and only one thread pool exists.
+   openblas_set_num_threads is never called: it would also change OpenMP's count. */
 #ifndef LLMC_KERNELS_CPU_H
 #define LLMC_KERNELS_CPU_H
 

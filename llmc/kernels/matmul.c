@@ -3,8 +3,8 @@
        out = x w^T + bias          out [N,OC], x [N,C], w [OC,C]
        dx  = dout w                dw += dout^T x,   dbias += sum_n dout_n
 
-   Each thread makes one tile of each result with a one-thread product (cpu.h). Products can be added
-   to what is in the result, so the bias is written there first and costs nothing. */
+   Each thread makes one tile of each result with a one-thread product (cpu.h). It can be added to
+   what is in the result, so the bias is written there first and costs nothing. */
 #include "cpu.h"
 
 struct Tile cpu_linear_forward(floatX *out, const floatX *x, const floatX *w, const floatX *bias,
@@ -14,8 +14,8 @@ struct Tile cpu_linear_forward(floatX *out, const floatX *x, const floatX *w, co
     floatX *corner = out + (size_t)t.row * OC + t.column;
     for (int n = 0; n < t.rows && bias; n++)
         memcpy(corner + (size_t)n * OC, bias + t.column, (size_t)t.columns * sizeof *bias);
-    product_nt(corner, OC, x + (size_t)t.row * C, C, w + (size_t)t.column * C, C, t.rows, t.columns, C,
-               1.0f, bias != NULL);
+    product_nt(corner, OC, x + (size_t)t.row * C, C, w + (size_t)t.column * C, C, t.rows,
+               t.columns, C, 1.0f, bias != NULL);
     return t;
 }
 

@@ -84,7 +84,8 @@ void describe_session(const struct Session *s) {
             s->ops->device, (long long)s->progress.threads);
     else
         say("machine   backend %s %s%s, %lld threads, OpenBLAS %s", s->ops->name, s->ops->dtype,
-            s->ops->products == s->ops->dtype ? "" : " with bf16 products", (long long)s->progress.threads, launch_blas_name());
+            s->ops->products == s->ops->dtype ? "" : " with bf16 products",
+            (long long)s->progress.threads, launch_blas_name());
     describe_batch(s);
     describe_ranks(s);
     if (strcmp(o->lr_schedule, "constant") != 0)
