@@ -211,7 +211,7 @@ $(BUILD)/fuzz_%: $(BUILD)/test/fuzz/fuzz_%.o $(LIBRARY)
 
 # Runs every test program on the CPU and counts their tests; fails if any does. Those of operations
 # that are products run again with --dtype bf16. (test_backends compares another backend with it.)
-BF16_TESTS := ops_basics ops_dense ops_variants head decode_ops prefill matmul_choices cache
+BF16_TESTS := ops_dense ops_variants head decode_ops matmul_choices cache model sampler environment
 tests: programs
 	@sh test/run.sh -j $(TESTS_AT_ONCE) \
 	    $(LONGEST) $(filter-out %/test_backends $(LONGEST),$(TESTS)) \

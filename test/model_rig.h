@@ -28,11 +28,11 @@ struct Rig {
     float *dlogp, *dentropy, *logp, *entropy;
 };
 
-static inline bool is_narrow(const struct Ops *ops) { return strcmp(ops->dtype, "fp32") != 0; }
+static inline bool is_narrow(const struct Ops *ops) { return strcmp(ops->products, "fp32") != 0; }
 
 /* Half the distance from 1 to the next element. */
 static inline double rounding_of(const struct Ops *ops) {
-    return strcmp(ops->dtype, "bf16") == 0 ? 0x1p-8 : 0x1p-11;
+    return strcmp(ops->products, "bf16") == 0 ? 0x1p-8 : 0x1p-11;
 }
 
 /* The references in double and the files of other programs are compared with float32 only. How the

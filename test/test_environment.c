@@ -365,7 +365,7 @@ static double gumbel(const struct RolloutRequest *request, int i, int position, 
 
 /* Every token that the model drew behind whatever stands there is the largest of log p + noise. */
 static void check_against_training(float temperature) {
-    double bound = strcmp(ops->dtype, "fp32") == 0 ? 1e-4 : 0.15;
+    double bound = strcmp(ops->products, "fp32") == 0 ? 1e-4 : 0.15;
     struct Rig rig;
     rig_open(&rig, 7, sampler_least_pages(LONGEST_PROMPT, MAX_TOKENS) + 1, true);
     struct Rollout r = generate(&rig, &at_leisure, temperature);

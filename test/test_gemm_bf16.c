@@ -1,7 +1,8 @@
 /* Products of bf16 operands (llmc/kernels/gemm_bf16.h) against double, in every order of the
-   operands, on shapes larger than each block and ragged in all three directions. And that every
-   slot with products uses them when --dtype bf16 is asked for. (That those slots are right in it,
-   the tests of operations say, which run with it too.) */
+   operands, on shapes larger than each block and ragged in all three directions. And that the slots
+   with products use them when --dtype bf16 is asked for. (That those slots are right in it, the
+   tests of operations say, which run with it too; head_sample multiplies by matmul_decode's
+   function.) */
 #include "test.h"
 #include "../llmc/kernels/backends.h"
 #include "../llmc/kernels/gemm_bf16.h"
@@ -152,7 +153,8 @@ struct Inputs {
 /* What comes of it. */
 struct Results {
     float out[N * C], dx[N * F], dw[C * F], decoded[N * C];         /* of act and w2 */
-    float mlp_dx[N * C], dw1[2 * F * C], dw2[C * F];                /* of the feed-forward block */
+    float mlp[N * C], mlp_dx[N * C], dw1[2 * F * C], dw2[C * F];    /* of the feed-forward block */
+    float mlp_decoded[N * C];
     float logp[N], scored[N], entropy[N], dE[N * C], dW[V * C];     /* of x and W */
 };
 
@@ -176,7 +178,7 @@ static void run_head(const struct Ops *ops, struct Results *r, const struct Inpu
 }
 
 static void run_slots(const struct Ops *ops, struct Results *r, const struct Inputs *in) {
-    static float dpre[2 * N * F], pre[2 * N * F];
+    static float dpre[2 * N * F], pre[2 * N * F], scratch[3 * N * F];
     const struct OpsShape shape = {.N = N, .C = C, .F = F, .NH = 1, .NKV = 1, .HS = C, .V = V,
                                    .Vp = V, .max_T = N, .R = N, .max_length = N};
     const struct Mlp mlp = {.activation = SWIGLU, .w1 = (const void *)in->w1,
@@ -184,6 +186,7 @@ static void run_slots(const struct Ops *ops, struct Results *r, const struct Inp
     const struct MlpGradients gradients = {.dw1 = r->dw1, .dw2 = r->dw2};
     void *workspace = ops->alloc(ops->workspace_size(&shape));
     void *packed = ops->alloc(ops->matmul_packed_size(F, C));
+    void *packed_w1 = ops->alloc(ops->matmul_packed_size(C, 2 * F));
     memset(r, 0, sizeof *r);
     fill_normal(pre, 2 * N * F, 1, 9);
     const void *act = in->act, *w2 = in->w2, *dout = in->dout;
@@ -193,8 +196,13 @@ static void run_slots(const struct Ops *ops, struct Results *r, const struct Inp
     ops->matmul_decode((void *)r->decoded, act, packed, NULL, N, F, C);
     ops->mlp_backward((void *)r->mlp_dx, &gradients, (void *)dpre, dout, (const void *)in->x,
                       (const void *)pre, act, &mlp, N, workspace);
+    ops->mlp_forward((void *)r->mlp, (void *)scratch, (void *)(scratch + 2 * N * F),
+                     (const void *)in->x, &mlp, N);
+    ops->matmul_pack(packed_w1, mlp.w1, C, 2 * F);
+    ops->mlp_decode((void *)r->mlp_decoded, (void *)scratch, (void *)(scratch + 2 * N * F),
+                    (const void *)in->x, packed_w1, packed, &mlp, N);
     run_head(ops, r, in, workspace);
-    ops->free(packed), ops->free(workspace);
+    ops->free(packed_w1), ops->free(packed), ops->free(workspace);
 }
 
 /* Rounding an operand beforehand changes no bit of what comes out of any slot, but would if one

@@ -287,7 +287,7 @@ static void output_free(struct Output out) { free(out.stats), free(out.dE), free
    size z errs by a few roundings of its terms; or, where tensor cores cut off the sum of each 8
    products instead of rounding it, by up to C/8 such errors of 2^-23. */
 static double stats_bound(const struct Problem *p) {
-    bool narrow = strcmp(ops->dtype, "fp32") != 0;
+    bool narrow = strcmp(ops->products, "fp32") != 0;
     double logit = narrow ? fmax(4 * 0x1p-24, p->size.C * 0x1p-26) : 4 * 0x1p-24;
     return 5e-6 + (p->size.data == EXACT ? 0 : logit * p->largest_logit);
 }

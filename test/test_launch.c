@@ -106,7 +106,9 @@ static void test_second_signal_ends(void **state) {
         pid_t child = start("--quiet --warm-start 1 --prompts 8192 --group 64 --eval-every 0 "
                             "--run twice --overwrite");   /* one step is minutes */
         RUN_OK("while ! test -s twice/warm_start.jsonl; do sleep 0.01; done");
-        pause_for(1000000);   /* between the two there is a moment in which one signal suffices */
+        RUN_OK("begun() { cut -d ' ' -f 14 /proc/%d/stat; }; first=$(begun); "
+               "while test $(($(begun) - first)) -lt 100; do sleep 0.01; done",
+               (int)child);   /* a second of work later it is in the step */
         kill(child, numbers[i]);
         pause_for(300000);
         assert_int_equal(waitpid(child, NULL, WNOHANG), 0);   /* the first waits for the step */

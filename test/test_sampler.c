@@ -123,7 +123,7 @@ static double gumbel(const struct RolloutRequest *request, int p, int sample, in
 /* Every token is the largest of log p + noise, and its logp and entropy are the training path's.
    The two paths add in different orders: 1e-4 in float32. */
 static void check_against_training(float temperature) {
-    double bound = strcmp(ops->dtype, "fp32") == 0 ? 1e-4 : 0.15;
+    double bound = strcmp(ops->products, "fp32") == 0 ? 1e-4 : 0.15;
     struct Prompts prompts = make_prompts(in_order);
     struct RolloutRequest request = make_request(&prompts, temperature);
     struct Rollout rollout = generate(1, &request);

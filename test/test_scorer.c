@@ -337,7 +337,7 @@ static void test_requests(void **state) {
    whatever its process goes through. */
 static void test_conversations(void **state) {
     (void)state;
-    static const char *const text[] = {"more 1", "= 2", "die-once d", "more 4", "hang", "garbage",
+    static const char *const text[] = {"more 1", "= 2", "die-once", "more 4", "hang", "garbage",
                                        "more 7", "die", "twice 3", "more 10", "= -1", "more 12"};
     enum { ITEMS = sizeof text / sizeof *text, ROUNDS = 30 };
     static struct { bool there, goes_on; float score; char says[32]; } got[ITEMS * ROUNDS];
@@ -345,9 +345,10 @@ static void test_conversations(void **state) {
     int there = 0;
     scorer_begin(s);
     for (int i = 0; i < ITEMS * ROUNDS; i++) {
-        char copy[32];   /* what is asked need not stay */
+        char copy[128];   /* what is asked need not stay */
         bool hard = i >= ITEMS && (i % ITEMS == 4 || i % ITEMS == 7);   /* once is enough */
         snprintf(copy, sizeof copy, "%s", hard ? "= 9" : text[i % ITEMS]);
+        if (i % ITEMS == 2) snprintf(copy, sizeof copy, "die-once %s/died", place);
         struct Turn turn = {"assistant", copy, strlen(copy)};
         struct Completion c = {.example = &plain, .text = copy, .length = strlen(copy),
                                .ended = true, .turn = &turn, .num_turns = 1};

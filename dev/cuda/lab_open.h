@@ -41,7 +41,7 @@ static inline bool lab_open(struct Lab *lab, const char *name, const char *dtype
                                  : open(&lab->ops, sizeof lab->ops, dtype, 0, &host);
     if (!problem && !(lab->ladders = ladders(dtype, &lab->count)))
         problem = "it was built without this dtype";
-    lab->ops.products = lab->ops.dtype;
+    if (!problem) lab->ops.products = lab->ops.dtype;
     if (!problem) lab->device = device();
     if (problem) snprintf(why, capacity, "%s: %s", path, problem);
     return problem == NULL;

@@ -81,13 +81,15 @@ const struct Ops *ops_open(const char *name, const char *dtype, int device) {
         cpu = true;
     }
     if (cpu && strcmp(dtype, "fp16") == 0)
-        die_input("the CPU backend has no fp16; leave --dtype out, take --dtype bf16 (for its "
-                  "matrix products), or use --backend cuda");
+        die_input("the CPU backend has no fp16; take --dtype fp32, --dtype bf16 (for its matrix "
+                  "products), or --backend cuda");
     bool bf16 = cpu && strcmp(dtype, "bf16") == 0;
-    if (bf16 && !gemm_bf16_is_fast())
+    static bool said;
+    if (bf16 && !gemm_bf16_is_fast() && !said)
         warn("--dtype bf16: this program was compiled for a processor that has no instruction for "
              "it (AVX512_BF16); products are rounded as they would be there, but slower than in "
              "float32");
+    said |= bf16;
     if (cpu) cpu_fill(&ops, bf16);
     else ops.products = ops.dtype;
     if (ops_missing(&ops, text, sizeof text))

@@ -1,11 +1,11 @@
-/* Matrix products of the CPU backend whose operands are rounded to bf16 and whose sums are float32
-   (--matmul-precision bf16), as tensor cores have them and as PyTorch's autocast does.
+/* Matrix products of the CPU backend whose operands are rounded to bf16 and whose sums and results
+   are float32 (--dtype bf16).
 
    A number is rounded to nearest, ties to even. Two that follow each other along the summed index
    are a PAIR in 32 bits, the first in the low half; a missing second one is 0. What AVX512_BF16
-   does in one instruction, two products a lane, plain C does elsewhere in the same order: no
-   faster than float32, but the same numbers, up to those below 1.2e-38, which the instruction
-   takes for 0. A sum's order depends on K only.
+   does in one instruction, two products a lane, plain C does elsewhere in the same order: slower
+   than float32, but the same numbers, up to those below 1.2e-38, which the instruction takes for
+   0. The order of a function's sums depends on K only.
 
    A PANEL is 32 columns of a right operand, [pairs][32], aligned to 64 bytes: a block of packed.h.
    At most 13 rows at a time are multiplied with it: their sums are 26 vector registers. */

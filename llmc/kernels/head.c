@@ -145,9 +145,9 @@ static bool is_live(const struct Chunk *c, int i) {
 
 /* Chooses the rows of the gradient's products, and brings their hidden states to the front.
    A chunk of one block leaves out rows without coefficients: each sum loses only terms that were
-   exactly 0. A longer chunk's sums are made of pieces whose borders would move, and that would
-   change bits. There such rows stay as zeros, hidden states too, because 0 times what is not finite
-   is not 0. */
+   exactly 0 (of bf16 products others then become pairs, which may change a rounding). A longer
+   chunk's sums are made of pieces whose borders would move, and that would change bits. There such
+   rows stay as zeros, hidden states too, because 0 times what is not finite is not 0. */
 static void choose_live(struct Chunk *c) {
     size_t bytes = c->C * sizeof *c->hidden;
     bool all = c->rows > BLOCK;

@@ -11,11 +11,25 @@
 #include "cpu.h"
 #include "packed.h"
 
-/* Sixteen floats, in whatever registers the machine has; the compiler splits them where needed. */
+/* Sixteen floats, in whatever registers the machine has. */
 typedef float vec16 __attribute__((vector_size(64), may_alias));
 typedef float vec16_unaligned __attribute__((vector_size(64), may_alias, aligned(4)));
 
-/* packed_product for a row count known at compile time, so that the sums are registers. One
+/* *sum += x w. Where the machine has no such vectors gcc takes them apart, and one number at a time
+   is then thirty times slower; so there it is a loop, with the same bits. */
+static inline void multiply_add(vec16 *sum, float x, const vec16 *w) {
+#ifdef __AVX512F__
+    *sum += x * *w;
+#else
+    typedef float __attribute__((may_alias)) number;
+    number *to = (number *)sum;
+    const number *from = (const number *)w;
+    #pragma omp simd
+    for (int i = 0; i < 16; i++) to[i] += x * from[i];
+#endif
+}
+
+/* float_product for a row count known at compile time, so that the sums are registers. One
    template for all counts: the same operations in the same order, hence the same bits. */
 static inline __attribute__((always_inline)) void product_of(int rows, float *out, int ldo,
                                                              const float *x, int ldx,
@@ -30,8 +44,8 @@ static inline __attribute__((always_inline)) void product_of(int rows, float *ou
         __builtin_prefetch((const float *)w + AHEAD + 16);
         #pragma GCC unroll 13
         for (int r = 0; r < rows; r++) {
-            left[r] += x[(size_t)r * ldx + k] * w[0];
-            right[r] += x[(size_t)r * ldx + k] * w[1];
+            multiply_add(&left[r], x[(size_t)r * ldx + k], &w[0]);
+            multiply_add(&right[r], x[(size_t)r * ldx + k], &w[1]);
         }
     }
     #pragma GCC unroll 13

@@ -6,8 +6,9 @@
    With --dtype bf16 it is [ceil(OC / 32)][(C + 1) / 2][32] pairs of bf16 (gemm_bf16.h), half the
    bytes, and rows are rounded as they are read.
 
-   Each output element is ONE chain of fused multiply-adds over k = 0 .. C-1, whatever the number of
-   rows. So a row's bits depend on that row and the weights only. */
+   Each output element is ONE chain of fused multiply-adds over k = 0 .. C-1 (of bf16: a chain for
+   each 512 of them, added up in order), whatever the number of rows. So a row's bits depend on
+   that row and the weights only. */
 #ifndef LLMC_KERNELS_PACKED_H
 #define LLMC_KERNELS_PACKED_H
 

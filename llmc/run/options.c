@@ -191,7 +191,7 @@ static const struct Option rows[] = {
          "auto cpu cuda sim sim-asan sim-race", MACHINE, FREE | EVAL | SCORE,
          "what computes; auto = cuda where there is a GPU, else cpu"),
     WORD("dtype", dtype, "auto", "auto bf16 fp16 fp32", MACHINE, FREE | EVAL | SCORE,
-         "of weights and activations (on the CPU: of products); auto = bf16 on a GPU"),
+         "GPU: of weights and activations, auto = bf16; CPU: of products, auto = fp32"),
     WORD("recompute", recompute, "none", "none mlp layer", MACHINE, FREE,
          "what backward computes again instead of keeping it in memory"),
     WORD("matmul", matmul, "timed", "timed first", MACHINE, FREE,

@@ -48,7 +48,7 @@ static void note_settings(struct Session *s) {
     snprintf(s->progress.dtype, sizeof s->progress.dtype, "%s", s->ops->dtype);
     snprintf(s->progress.backend, sizeof s->progress.backend, "%s", s->ops->name);
     snprintf(s->progress.blas, sizeof s->progress.blas, "%s%s", launch_blas_name(),
-             s->ops->products == s->ops->dtype ? "" : " bf16");
+             s->ops->products == s->ops->dtype ? "" : " bf16 products");
     session_note_task(s);
     s->progress.threads = s->threads;
     if (s->place.resumed) compare_settings(&before, &s->progress);
