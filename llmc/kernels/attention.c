@@ -259,14 +259,10 @@ static void score_keys(float *s, const float *q, const float *k, int count, int 
     int j = 0, whole = HS / 16 * 16;
     for (; j + 4 <= count; j += 4) {
         const float *key = k + (size_t)j * HS;
-        Lanes sum[4] = {{0}}, a, b;
-        for (int i = 0; i < whole; i += 16) {
-            memcpy(&a, q + i, sizeof a);
+        struct Lanes sum[4] = {0};
+        for (int i = 0; i < whole; i += VM_LANES) {
             #pragma GCC unroll 4
-            for (int u = 0; u < 4; u++) {
-                memcpy(&b, key + u * HS + i, sizeof b);
-                sum[u] += a * b;
-            }
+            for (int u = 0; u < 4; u++) lanes_add_products(&sum[u], q + i, key + u * HS + i);
         }
         #pragma GCC unroll 4
         for (int u = 0; u < 4; u++) s[j + u] = lanes_sum(&sum[u]);

@@ -101,31 +101,46 @@ static inline float vm_silu_gradient(float x) {
     return s * (1.0f + x * (1.0f - s));
 }
 
-/* 16 partial sums side by side: one AVX-512 register, two of AVX2, four of SSE or NEON. */
-typedef float Lanes __attribute__((vector_size(64)));
+/* 16 partial sums side by side, in vectors as long as the machine has them: gcc takes longer ones
+   apart, and one number at a time is ten times slower. */
+#if defined(__AVX512F__)
+#define LANE_BYTES 64
+#elif defined(__AVX__)
+#define LANE_BYTES 32
+#else
+#define LANE_BYTES 16
+#endif
+typedef float LaneVector __attribute__((vector_size(LANE_BYTES)));
+enum { VM_LANES = 16, LANE_FLOATS = LANE_BYTES / 4, LANE_PARTS = VM_LANES / LANE_FLOATS };
+
+struct Lanes {
+    LaneVector part[LANE_PARTS];
+};
 
 /* a tree: 16 lanes to 8, to 4, to 1 */
-static inline float lanes_sum(const Lanes *lanes) {
-    typedef float Half __attribute__((vector_size(32)));
-    typedef float Quarter __attribute__((vector_size(16)));
-    Half halves[2];
-    memcpy(halves, lanes, sizeof halves);
-    Half half = halves[0] + halves[1];
-    Quarter quarters[2];
-    memcpy(quarters, &half, sizeof quarters);
-    Quarter quarter = quarters[0] + quarters[1];
-    return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+static inline float lanes_sum(const struct Lanes *lanes) {
+    float sum[VM_LANES];
+    memcpy(sum, lanes, sizeof sum);
+    for (int width = VM_LANES / 2; width > 2; width /= 2)
+        for (int l = 0; l < width; l++) sum[l] += sum[l + width];
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+/* Each lane += its product of a [16] and b [16]. */
+static inline void lanes_add_products(struct Lanes *lanes, const float *a, const float *b) {
+    LaneVector x, y;
+    for (int p = 0; p < LANE_PARTS; p++) {
+        memcpy(&x, a + p * LANE_FLOATS, sizeof x);
+        memcpy(&y, b + p * LANE_FLOATS, sizeof y);
+        lanes->part[p] += x * y;
+    }
 }
 
 /* sum_i a_i b_i */
 static inline float vm_dot(const float *a, const float *b, int n) {
-    Lanes lanes = {0}, x, y;
+    struct Lanes lanes = {0};
     int i = 0;
-    for (; i + 16 <= n; i += 16) {
-        memcpy(&x, a + i, sizeof x);
-        memcpy(&y, b + i, sizeof y);
-        lanes += x * y;
-    }
+    for (; i + VM_LANES <= n; i += VM_LANES) lanes_add_products(&lanes, a + i, b + i);
     float tail = 0;
     for (; i < n; i++) tail += a[i] * b[i];
     return lanes_sum(&lanes) + tail;
@@ -133,12 +148,14 @@ static inline float vm_dot(const float *a, const float *b, int n) {
 
 /* sum_i a_i */
 static inline float vm_sum(const float *a, int n) {
-    Lanes lanes = {0}, x;
+    struct Lanes lanes = {0};
+    LaneVector x;
     int i = 0;
-    for (; i + 16 <= n; i += 16) {
-        memcpy(&x, a + i, sizeof x);
-        lanes += x;
-    }
+    for (; i + VM_LANES <= n; i += VM_LANES)
+        for (int p = 0; p < LANE_PARTS; p++) {
+            memcpy(&x, a + i + p * LANE_FLOATS, sizeof x);
+            lanes.part[p] += x;
+        }
     float tail = 0;
     for (; i < n; i++) tail += a[i];
     return lanes_sum(&lanes) + tail;
@@ -146,17 +163,19 @@ static inline float vm_sum(const float *a, int n) {
 
 /* max_i a_i, -inf if n is 0; NaN are ignored. (A plain maximum stays scalar in clang.) */
 static inline float vm_max(const float *a, int n) {
-    typedef int32_t Mask __attribute__((vector_size(64)));
-    Lanes best = (Lanes){0} - INFINITY, x;
+    typedef int32_t Mask __attribute__((vector_size(LANE_BYTES)));
+    LaneVector best[LANE_PARTS], x;
     int i = 0;
-    for (; i + 16 <= n; i += 16) {
-        memcpy(&x, a + i, sizeof x);
-        Mask larger = x > best;
-        best = (Lanes)(((Mask)x & larger) | ((Mask)best & ~larger));
-    }
-    float max = -INFINITY, lane[16];
-    memcpy(lane, &best, sizeof lane);
-    for (int l = 0; l < 16; l++) max = lane[l] > max ? lane[l] : max;
+    for (int p = 0; p < LANE_PARTS; p++) best[p] = (LaneVector){0} - INFINITY;
+    for (; i + VM_LANES <= n; i += VM_LANES)
+        for (int p = 0; p < LANE_PARTS; p++) {
+            memcpy(&x, a + i + p * LANE_FLOATS, sizeof x);
+            Mask larger = x > best[p];
+            best[p] = (LaneVector)(((Mask)x & larger) | ((Mask)best[p] & ~larger));
+        }
+    float max = -INFINITY, lane[VM_LANES];
+    memcpy(lane, best, sizeof lane);
+    for (int l = 0; l < VM_LANES; l++) max = lane[l] > max ? lane[l] : max;
     for (; i < n; i++) max = a[i] > max ? a[i] : max;
     return max;
 }
