@@ -172,6 +172,7 @@ static int make_place(void **state) {
     static const char *const launchers[] = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK",
                                             "SLURM_PROCID", "POLICYC_MEETING"};
     for (size_t i = 0; i < sizeof launchers / sizeof *launchers; i++) unsetenv(launchers[i]);
+    signal(SIGHUP, SIG_DFL);   /* under nohup programs would ignore it, and tests wait for ever */
     snprintf(beside, sizeof beside, "%.4000s", dirname(dirname(self)));   /* the build folder */
     snprintf(train, sizeof train, "%s/train", beside);
     if (access(train, X_OK) != 0) snprintf(train, sizeof train, "%s/../train", beside);

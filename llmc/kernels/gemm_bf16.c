@@ -8,6 +8,8 @@
 
    Packing rounds: a weight that is multiplied here has no bf16 copy besides. */
 #include "gemm_bf16.h"
+#include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include "../base/check.h"
 #ifdef __AVX512BF16__
@@ -283,10 +285,19 @@ struct Packing {
     uint32_t panels[WIDTH * DEPTH / 2];
 };
 
+static pthread_key_t packing_key;   /* its destructor frees what a thread that ends had */
+static void make_packing_key(void) {
+    if (pthread_key_create(&packing_key, free) != 0) die_machine("no more thread keys");
+}
+
 static struct Packing *packing(void) {
-    static _Thread_local char *memory;
-    if (!memory) memory = check_alloc(1, sizeof(struct Packing) + 63, "packing for bf16 products");
-    return (struct Packing *)(((uintptr_t)memory + 63) / 64 * 64);
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    static _Thread_local struct Packing *place;
+    if (place) return place;
+    pthread_once(&once, make_packing_key);
+    char *memory = check_alloc(1, sizeof *place + 63, "packing for bf16 products");
+    pthread_setspecific(packing_key, memory);
+    return place = (struct Packing *)(((uintptr_t)memory + 63) / 64 * 64);
 }
 
 void gemm_bf16(float *out, int ldo, struct Operand a, struct Operand b, int M, int N, int K,
