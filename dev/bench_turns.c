@@ -2,6 +2,7 @@
    ours and theirs in turns (dev/bench/peers_cpu.py).
 
        build/bench_turns head N C V [DTYPE]           logp and entropy, forward and backward
+       build/bench_turns matmul N C OC [DTYPE]        a linear layer, forward and backward
        build/bench_turns step B T [DTYPE]             a training step of GPT-2 124M
        build/bench_turns decode BATCH TOKENS [DTYPE]  so many completions of so many tokens of it
 
@@ -100,6 +101,20 @@ static void head_open(struct HeadTurn *h, int N, int C, int V) {
     ops->fill_zero(h->dW, VC * sizeof(float));
 }
 
+/* ---- a linear layer -------------------------------------------------------------------------- */
+
+struct MatmulTurn {
+    int N, C, OC;
+    floatX *x, *w, *out, *dx;
+    float *dw;
+};
+
+static void matmul_turn(void *context) {
+    struct MatmulTurn *m = context;
+    ops->matmul_forward(m->out, m->x, m->w, NULL, m->N, m->C, m->OC);
+    ops->matmul_backward(m->dx, m->dw, NULL, m->out, m->x, m->w, m->N, m->C, m->OC, NULL);
+}
+
 /* ---- what is asked for ----------------------------------------------------------------------- */
 
 struct Contest {
@@ -126,6 +141,19 @@ static struct Contest open_head(const int *n) {
     return (struct Contest){head_turn, &head};
 }
 
+/* dw stays what a turn leaves: values do not change the time. */
+static struct Contest open_matmul(const int *n) {
+    static struct MatmulTurn m;
+    size_t N = (size_t)n[0], C = (size_t)n[1], OC = (size_t)n[2];
+    m = (struct MatmulTurn){.N = n[0], .C = n[1], .OC = n[2], .x = noise(N * C, 1, 1),
+                            .w = noise(OC * C, 1 / sqrtf((float)C), 2)};
+    count_memory();
+    m.out = ops->alloc(N * OC * ops->element_size), m.dx = ops->alloc(N * C * ops->element_size);
+    m.dw = ops->alloc(OC * C * sizeof(float));
+    ops->fill_zero(m.dw, OC * C * sizeof(float));
+    return (struct Contest){matmul_turn, &m};
+}
+
 static struct Contest open_step(const int *n) {
     static struct StepTurn step;
     step.prompts = n[0] * n[1];
@@ -150,7 +178,8 @@ int main(int argc, char **argv) {
         const char *name;
         int numbers;
         struct Contest (*open)(const int *numbers);
-    } turns[] = {{"head", 3, open_head}, {"step", 2, open_step}, {"decode", 2, open_decode}};
+    } turns[] = {{"head", 3, open_head}, {"matmul", 3, open_matmul}, {"step", 2, open_step},
+                 {"decode", 2, open_decode}};
     struct Contest turn = {NULL, NULL};
     int numbers[3] = {0}, c;
     launch_prepare(argv);
@@ -166,7 +195,8 @@ int main(int argc, char **argv) {
         for (int k = 0; k < turns[i].numbers; k++) good &= numbers[k] > 0;
         if (good) turn = turns[i].open(numbers);
     }
-    if (!turn.run) die_input("give head N C V, step B T, or decode BATCH TOKENS; and a dtype");
+    if (!turn.run) die_input("give head N C V, matmul N C OC, step B T, or decode BATCH TOKENS; "
+                              "and a dtype");
     while ((c = getchar()) != EOF) {
         if (c != '\n') continue;
         double begin = seconds(), processors = processor_seconds();

@@ -21,8 +21,9 @@
 #include "gemm_bf16.h"
 #include "vmath.h"
 
-/* --dtype bf16: the products below, and those of decoding, round their operands to bf16
-   (gemm_bf16.h). Attention's own are float32 all the same. Set before a weight is packed. */
+/* --dtype bf16: product_nt, product_nn and product_tn below, and decoding, round their operands
+   to bf16 (gemm_bf16.h). Attention's own products, gemm_*, are float32 all the same. Set before a
+   weight is packed. */
 extern bool cpu_bf16_products;
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }

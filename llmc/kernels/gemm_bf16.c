@@ -76,9 +76,8 @@ static inline void transpose(pairs16 s[SIDE]) {
             a[i + j + 4] = _mm512_shuffle_i32x4(b[i + j], b[i + j + 4], 0xdd);
         }
     for (int j = 0; j < 8; j++) {
-        int lane = j % 4 + j / 4 * 4;
-        s[lane] = (pairs16)_mm512_shuffle_i32x4(a[j], a[j + 8], 0x88);
-        s[lane + 8] = (pairs16)_mm512_shuffle_i32x4(a[j], a[j + 8], 0xdd);
+        s[j] = (pairs16)_mm512_shuffle_i32x4(a[j], a[j + 8], 0x88);
+        s[j + 8] = (pairs16)_mm512_shuffle_i32x4(a[j], a[j + 8], 0xdd);
     }
 }
 
@@ -151,18 +150,24 @@ void pairs_of_rows(uint32_t *to, int ld, const float *x, int stride, int rows, i
     }
 }
 
+/* The operand from item i and number k on. */
+static struct Operand operand_at(struct Operand x, int i, int k) {
+    x.x += x.along ? (size_t)i * x.stride + k : (size_t)k * x.stride + i;
+    return x;
+}
+
 /* Where items [i, i + 16) and k [k, k + 32) of x begin; what is beyond `items` and K is 0. */
 static struct Operand square_at(float copy[2 * SIDE * SIDE], struct Operand x, int i, int k,
                                 int items, int K) {
-    const float *from = x.x + (x.along ? (size_t)i * x.stride + k : (size_t)k * x.stride + i);
-    int rows = least(SIDE, items - i), numbers = least(2 * SIDE, K - k), across = SIDE;
-    if (rows == SIDE && numbers == 2 * SIDE) return (struct Operand){from, x.stride, x.along};
-    if (x.along) across = 2 * SIDE;
+    const struct Operand at = operand_at(x, i, k);
+    int there = least(SIDE, items - i), numbers = least(2 * SIDE, K - k);
+    if (there == SIDE && numbers == 2 * SIDE) return at;
+    int rows = x.along ? there : numbers, columns = x.along ? numbers : there;
+    int stride = x.along ? 2 * SIDE : SIDE;
     memset(copy, 0, 2 * SIDE * SIDE * sizeof *copy);
-    for (int r = 0; r < (x.along ? rows : numbers); r++)
-        memcpy(copy + r * across, from + (size_t)r * x.stride,
-               (size_t)(x.along ? numbers : rows) * sizeof *copy);
-    return (struct Operand){copy, across, x.along};
+    for (int r = 0; r < rows; r++)
+        memcpy(copy + r * stride, at.x + (size_t)r * x.stride, (size_t)columns * sizeof *copy);
+    return (struct Operand){copy, stride, x.along};
 }
 
 /* s = that square: s[item] lane pair if `by_item`, else s[pair] lane item. */
@@ -268,12 +273,6 @@ static void multiply(float *out, int ldo, const uint32_t *rows, const uint32_t *
         }
 }
 
-/* The operand from item i and number k on. */
-static struct Operand from(struct Operand x, int i, int k) {
-    x.x += x.along ? (size_t)i * x.stride + k : (size_t)k * x.stride + i;
-    return x;
-}
-
 static void clear(float *out, int ldo, int M, int N) {
     for (int i = 0; i < M; i++) memset(out + (size_t)i * ldo, 0, (size_t)N * sizeof *out);
 }
@@ -309,11 +308,11 @@ void gemm_bf16(float *out, int ldo, struct Operand a, struct Operand b, int M, i
         for (int n = 0; n < N; n += WIDTH) {
             int width = least(WIDTH, N - n);
             for (int j = 0; j < width; j += PACKED_COLUMNS)
-                pairs_of_panel(panels + j * (DEPTH / 2), from(b, n + j, k),
+                pairs_of_panel(panels + j * (DEPTH / 2), operand_at(b, n + j, k),
                                least(PACKED_COLUMNS, width - j), depth);
             for (int m = 0; m < M; m += HEIGHT) {
                 int height = least(HEIGHT, M - m);
-                pack_items(rows, from(a, m, k), height, depth);
+                pack_items(rows, operand_at(a, m, k), height, depth);
                 multiply(out + (size_t)m * ldo + n, ldo, rows, panels, height, width, pairs, alpha,
                          add || k > 0);
             }
